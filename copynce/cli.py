@@ -1,0 +1,253 @@
+"""The command line: ``copynce demo | train | eval``, each also under torchrun (``torchrun -m copynce.cli train ...``)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import omegaconf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from copynce import __version__
+from copynce.training.config import ConfigError, TrainConfig, load_config
+
+#: Exit status for an input that the user can mend.
+BAD_INPUT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Settings of ``copynce eval``."""
+
+    dataset: str = omegaconf.MISSING
+    """Folder in the form of DISC21, or with references.csv, query_NAME.csv and gt_NAME.json."""
+    split: str = "dev"
+    """Which queries: a NAME of the folder; DISC21 has val (dev set I), dev (dev set II), test (phase 2)."""
+    lists: str | None = None
+    """Folder of DISC21's id lists and ground truth; none: the dataset's own folder."""
+    out: str | None = None
+    """Where predictions.csv and metrics.json go; none: RUN/eval-SPLIT, or eval-SPLIT beside a weights file."""
+    score_normalization: bool = False
+    """Also score with the training pictures' similarities subtracted (uap_sn, rp90_sn)."""
+    batch_size: int = 64
+    k: int = 10
+    """Predictions per query."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 2
+    """DALI's CPU threads."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 2 for an input that the user can mend."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted; a training continues with the same command", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        print(f"copynce {options.command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def _is_expected(error: Exception) -> bool:
+    """Errors whose message is for the user: bad data, settings, runs and files. Anything else is ours: a traceback."""
+    from copynce.data import DataError
+    from copynce.training import RunError, TrainingError
+
+    return isinstance(error, (ConfigError, DataError, RunError, TrainingError, OSError))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="copynce", description="Find the picture that a picture copies, and the pixels that were copied."
+    )
+    parser.add_argument("--version", action="version", version=f"copynce {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="train and judge a small descriptor in a few minutes, with a report",
+        description="Make pictures (or take yours), train a small descriptor, evaluate it before and after on edited copies "
+        "and distractors that it never saw, and write metrics.json, loss.png and report.html.",
+    )
+    demo.add_argument("--data", type=Path, metavar="FOLDER", help="your own pictures instead of made ones")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder of the results (default: %(default)s)")
+    demo.add_argument("--steps", type=int, default=None, help="training steps (default: what fits into about 3 minutes)")
+    demo.add_argument("--seed", type=int, default=0, help="of pictures, edits and weights (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser(
+        "train",
+        help="train a descriptor",
+        description="Train a descriptor on a CSV (uuid,path) or a folder of pictures. Continues by itself where it stopped.",
+        epilog=_settings_help(TrainConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", nargs="?", help="YAML file of settings")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="uAP, RP90, mAP and recall of a trained descriptor",
+        description="Extract descriptors, search exactly, write predictions.csv (ISC2021) and metrics.json.",
+        epilog=_settings_help(EvalConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("run_folder", metavar="RUN", help="a run, one of its checkpoints, or a weights file")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
+    evaluate.set_defaults(run=_eval)
+    return parser
+
+
+def _settings_help(kind: type) -> str:
+    """The settings of a config class as text: name, default, sentence."""
+    lines = ["settings:"]
+
+    def walk(cls: Any, prefix: str) -> None:
+        sentences = _field_sentences(cls)
+        for f in fields(cls):
+            inner = f.default_factory
+            if isinstance(inner, type) and is_dataclass(inner):
+                walk(inner, f"{prefix}{f.name}.")
+                continue
+            default = f.default if f.default is not MISSING else {}
+            shown = "required" if default == omegaconf.MISSING else f"default {default}"
+            lines.append(f"  {prefix}{f.name} ({shown})")
+            if sentences.get(f.name):
+                lines.extend(textwrap.wrap(sentences[f.name], 100, initial_indent="      ", subsequent_indent="      "))
+
+    walk(kind, "")
+    return "\n".join(lines)
+
+
+def _field_sentences(kind: type) -> dict[str, str]:
+    """The string that stands under each field of a dataclass, which Python itself does not keep."""
+    import ast
+    import inspect
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for field_node, text_node in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field_node, ast.AnnAssign)
+            and isinstance(field_node.target, ast.Name)
+            and isinstance(text_node, ast.Expr)
+            and isinstance(text_node.value, ast.Constant)
+        ):
+            found[field_node.target.id] = " ".join(str(text_node.value.value).split())
+    return found
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from copynce.demo import run_demo
+
+    metrics = run_demo(options.out, data=options.data, steps=options.steps, seed=options.seed)
+    _print_metrics(
+        f"held-out copies, {metrics['queries']} queries, {metrics['references']} references",
+        {"before": metrics["before"], "after": metrics["after"]},
+    )
+    print(f"report: {options.out / 'report.html'}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from copynce.training import train
+
+    overrides = list(options.overrides)
+    path = options.config
+    if path is not None and "=" in path:  # no file, settings only
+        overrides.insert(0, path)
+        path = None
+    checkpoint = train(load_config(TrainConfig, path, overrides))
+    print(f"checkpoint: {checkpoint}")
+
+
+def _eval(options: argparse.Namespace) -> None:
+    import torch
+
+    from copynce.data import open_dataset
+    from copynce.evaluation import evaluate_descriptor
+    from copynce.models import load_checkpoint
+    from copynce.training import find_model
+
+    config = load_config(EvalConfig, None, options.overrides)
+    weights = find_model(options.run_folder)
+    folder = Path(options.run_folder)
+    out = Path(config.out) if config.out else (folder if folder.is_dir() else folder.parent) / f"eval-{config.split}"
+    split = open_dataset(config.dataset, config.split, lists=config.lists)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with progress_bars() as report:
+        metrics = evaluate_descriptor(
+            load_checkpoint(weights),
+            split,
+            out,
+            batch_size=config.batch_size,
+            device=device,
+            k=config.k,
+            score_normalization=config.score_normalization,
+            progress=report,
+            threads=config.threads,
+        )
+    _print_metrics(f"{config.dataset} {config.split}", {str(weights): metrics})
+    print(f"predictions and metrics: {out}")
+
+
+class progress_bars:  # noqa: N801 - used like a function
+    """A context whose value is called as ``report(role, done, total)`` and draws one bar per role on stderr."""
+
+    def __enter__(self) -> progress_bars:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._bar.start()
+        return self
+
+    def __call__(self, role: str, done: int, total: int) -> None:
+        if role not in self._tasks:
+            self._tasks[role] = self._bar.add_task(f"{role} descriptors", total=total)
+        self._bar.update(self._tasks[role], completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+_SHOWN = (("uap", "uAP"), ("rp90", "RP90"), ("map", "mAP"), ("recall_at_1", "recall@1"), ("uap_sn", "uAP + SN"), ("rp90_sn", "RP90 + SN"))
+
+
+def _print_metrics(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    shown = [(key, name) for key, name in _SHOWN if any(key in row for row in rows.values())]
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for _, name in shown:
+        table.add_column(name, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *[f"{row[key]:.4f}" for key, _ in shown])
+        skipped = sum(row.get(f"skipped_{role}", 0) for role in ("queries", "references", "training"))
+        if skipped:
+            print(f"{skipped} broken pictures were skipped; skipped.jsonl lists them", file=sys.stderr)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

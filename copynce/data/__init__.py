@@ -1,0 +1,19 @@
+"""Manifests, evaluation sets and the list of broken pictures."""
+
+from copynce.data.files import atomic_text
+from copynce.data.layouts import EvaluationSplit, GroundTruth, open_dataset, read_ground_truth
+from copynce.data.manifest import PICTURE_SUFFIXES, DataError, Manifest, read_manifest
+from copynce.data.quarantine import Quarantine
+
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "DataError",
+    "EvaluationSplit",
+    "GroundTruth",
+    "Manifest",
+    "Quarantine",
+    "atomic_text",
+    "open_dataset",
+    "read_ground_truth",
+    "read_manifest",
+]

@@ -1,0 +1,222 @@
+"""Evaluation sets on disk: queries, references, training pictures and the ground truth that joins them.
+
+Two layouts are known.
+
+Lists: a folder with `references.csv`, one `query_NAME.csv` and `gt_NAME.json` (or `gt_NAME.csv`) per split NAME, and
+maybe `train.csv`. Splits `part1` and `part2` together are also the split `dev`.
+
+DISC21: the folders `query_images`, `reference_images` and maybe `training_images`, with the ground truth files of the
+2021 Image Similarity Challenge beside them or in a folder of their own. Mind the names: `val` is its development set I
+(Q00000-Q24999), `dev` its development set II (Q25000-Q49999, where papers report), `test` its phase 2 (Q50000-Q99999).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from copynce.data.manifest import DataError, Manifest, read_manifest, read_rows
+
+GroundTruth = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class EvaluationSplit:
+    """What one evaluation needs.
+
+    queries, references: pictures to search with, and in. training: pictures for score normalisation, None if the data
+    set has none. ground_truth: uuids of the references that each query copies, empty for a distractor; every query is
+    a key, every reference in it is one of `references`.
+    """
+
+    name: str
+    queries: Manifest
+    references: Manifest
+    training: Manifest | None
+    ground_truth: GroundTruth
+
+
+@dataclass(frozen=True)
+class _Disc21Split:
+    first: int  # query numbers, both ends included
+    last: int
+    query_list: str
+    ground_truths: tuple[str, ...]  # file names, the first one found is read
+
+
+_DISC21 = {
+    "val": _Disc21Split(
+        0,
+        24_999,
+        "isc_25k_matching_val_set_query.csv",
+        ("isc_25k_matching_val_set_gt.json", "isc_public_ground_truth.csv", "public_ground_truth.csv"),
+    ),
+    "dev": _Disc21Split(25_000, 49_999, "isc_25k_matching_dev_set_query.csv", ("isc_25k_matching_dev_set_gt.json",)),
+    "test": _Disc21Split(50_000, 99_999, "isc_matching_test_set_query.csv", ("isc_matching_test_set_gt.json",)),
+}
+
+
+def open_dataset(
+    root: str | os.PathLike[str], split: str, *, lists: str | os.PathLike[str] | None = None
+) -> EvaluationSplit:
+    """The split `split` of the data set in the folder `root` (see this module's text for the two layouts).
+
+    lists: folder with the query list and ground truth of a DISC21 split; `root` by default.
+    Raises DataError if the folder has neither layout, has no such split (the message lists those it has), or if
+    pictures, lists and ground truth do not fit together.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected an evaluation set")
+    if (root / "query_images").is_dir():
+        return _open_disc21(root, split, root if lists is None else Path(lists))
+    if (root / "references.csv").is_file():
+        if lists is not None:
+            raise ValueError(f"lists is for the DISC21 layout, but {root} holds its own lists")
+        return _open_lists(root, split)
+    raise DataError(
+        f"{root}: not an evaluation set; expected references.csv with query_NAME.csv and gt_NAME.json, "
+        "or the folders query_images and reference_images"
+    )
+
+
+def _open_lists(root: Path, split: str) -> EvaluationSplit:
+    parts = {name: (name,) for name in sorted(p.stem.removeprefix("query_") for p in root.glob("query_*.csv"))}
+    available: dict[str, tuple[str, ...]] = dict(parts)
+    if {"part1", "part2"} <= parts.keys():
+        available.setdefault("dev", ("part1", "part2"))
+    _check_split(root, split, list(available))
+
+    uuids: list[str] = []
+    paths: list[Path] = []
+    ground_truth: GroundTruth = {}
+    for part in available[split]:
+        queries = read_manifest(root / f"query_{part}.csv")
+        repeated = set(uuids).intersection(queries.uuids)
+        if repeated:
+            raise DataError(f"{root}: query {min(repeated)!r} is in more than one part of split {split!r}")
+        uuids += queries.uuids
+        paths += queries.paths
+        ground_truth |= read_ground_truth(_first_file(root, (f"gt_{part}.json", f"gt_{part}.csv")))
+    train = root / "train.csv"
+    return _checked_split(
+        EvaluationSplit(
+            name=split,
+            queries=Manifest(uuids, paths, root),
+            references=read_manifest(root / "references.csv"),
+            training=read_manifest(train) if train.is_file() else None,
+            ground_truth=ground_truth,
+        )
+    )
+
+
+def _open_disc21(root: Path, split: str, lists: Path) -> EvaluationSplit:
+    _check_split(root, split, list(_DISC21))
+    facts = _DISC21[split]
+    query_list = lists / facts.query_list
+    if query_list.is_file():
+        queries = read_manifest(query_list, root=root)
+    else:
+        pictures = read_manifest(root / "query_images")
+        position = {uuid: i for i, uuid in enumerate(pictures.uuids)}
+        wanted = [f"Q{number:05d}" for number in range(facts.first, facts.last + 1)]
+        absent = [uuid for uuid in wanted if uuid not in position]
+        if absent:
+            raise DataError(
+                f"{root / 'query_images'}: {len(absent)} of the {len(wanted)} queries of split {split!r} are missing, "
+                f"the first is {absent[0]}; a list {facts.query_list} would choose fewer"
+            )
+        queries = pictures.select(position[uuid] for uuid in wanted)
+    training = root / "training_images"
+    return _checked_split(
+        EvaluationSplit(
+            name=split,
+            queries=queries,
+            references=read_manifest(root / "reference_images"),
+            training=read_manifest(training) if training.is_dir() else None,
+            ground_truth=read_ground_truth(_first_file(lists, facts.ground_truths)),
+        )
+    )
+
+
+def _check_split(root: Path, split: str, available: list[str]) -> None:
+    if split not in available:
+        raise DataError(f"{root}: no split {split!r}; available: {', '.join(available) or 'none'}")
+
+
+def _first_file(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: no ground truth; expected {' or '.join(names)}")
+
+
+def _checked_split(split: EvaluationSplit) -> EvaluationSplit:
+    """`split` with every query a key of the ground truth; DataError if the ground truth speaks of absent pictures."""
+    queries, references = set(split.queries.uuids), set(split.references.uuids)
+    strange = [query for query in split.ground_truth if query not in queries]
+    if strange:
+        raise DataError(
+            f"split {split.name!r}: {len(strange)} queries of the ground truth are not in the query list, "
+            f"the first is {strange[0]!r}"
+        )
+    absent = [r for found in split.ground_truth.values() for r in found if r not in references]
+    if absent:
+        raise DataError(
+            f"split {split.name!r}: {len(absent)} references of the ground truth are not among the "
+            f"{len(references)} reference pictures, the first is {absent[0]!r}"
+        )
+    # A list of positives only is complete as well: the other queries copy nothing.
+    complete = {query: split.ground_truth.get(query, []) for query in split.queries.uuids}
+    return EvaluationSplit(split.name, split.queries, split.references, split.training, complete)
+
+
+def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
+    """{query: [references]} of a JSON object of that form, or of a CSV `query_id,reference_id`.
+
+    In the CSV the header is optional, the second field is empty for a distractor, and a query with several references
+    has a line for each. Raises DataError where the file has another form.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a ground truth in JSON or CSV")
+    return _read_ground_truth_json(path) if path.suffix.lower() == ".json" else _read_ground_truth_csv(path)
+
+
+def _read_ground_truth_json(path: Path) -> GroundTruth:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+            raise DataError(f"{path}: query {repeated!r} is given twice")
+        return content
+
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=unique)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object {{query: [references]}}, got a {type(content).__name__}")
+    for query, references in content.items():
+        if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
+            raise DataError(f"{path}: query {query!r} must have a list of reference uuids, got {references!r}")
+    return content
+
+
+def _read_ground_truth_csv(path: Path) -> GroundTruth:
+    ground_truth: GroundTruth = {}
+    for line, row in read_rows(path):
+        fields = [field.strip() for field in row]
+        if line == 1 and fields == ["query_id", "reference_id"]:
+            continue
+        if len(fields) != 2 or not fields[0]:
+            raise DataError(f"{path}, line {line}: expected query_id,reference_id, got {row}")
+        references = ground_truth.setdefault(fields[0], [])
+        if fields[1]:
+            references.append(fields[1])
+    if not ground_truth:
+        raise DataError(f"{path}: the file is empty; expected lines query_id,reference_id")
+    return ground_truth

@@ -1,0 +1,67 @@
+"""Predictions as files: the CSV of the 2021 Image Similarity Challenge, `query_id,reference_id,score`."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copynce.data import DataError, atomic_text
+from copynce.data.manifest import read_rows
+from copynce.evaluation.metrics import Predictions, PredictionsLike, as_predictions
+
+_HEADER = ["query_id", "reference_id", "score"]
+
+
+def ranked_predictions(
+    query_uuids: Sequence[str],
+    reference_uuids: Sequence[str],
+    scores: NDArray[np.floating],
+    indices: NDArray[np.integer],
+) -> Predictions:
+    """The predictions of a search: row i of `scores` and `indices` [Nq, k] belongs to `query_uuids[i]`."""
+    return Predictions(
+        np.repeat(np.asarray(query_uuids, dtype=object), scores.shape[1]),
+        np.asarray(reference_uuids, dtype=object)[indices.ravel()],
+        scores.ravel().astype(np.float64),
+    )
+
+
+def write_predictions(path: str | os.PathLike[str], predictions: PredictionsLike) -> None:
+    """Writes `predictions` to the CSV `path`, which appears only when it is complete.
+
+    Scores keep all digits (the challenge's own writer keeps six decimals, which makes ties): reading the file gives
+    the same metrics to the last digit.
+    """
+    queries, references, scores = as_predictions(predictions)
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_HEADER)
+        writer.writerows(zip(queries.tolist(), references.tolist(), map(repr, scores.tolist()), strict=True))
+
+
+def read_predictions(path: str | os.PathLike[str]) -> Predictions:
+    """The predictions of the CSV `path`; the header is optional. Raises DataError naming the line that is malformed."""
+    path = Path(path)
+    queries: list[str] = []
+    references: list[str] = []
+    scores: list[float] = []
+    for line, row in read_rows(path):
+        if line == 1 and [field.strip() for field in row] == _HEADER:
+            continue
+        try:
+            query, reference, text = row
+            score = float(text)
+        except ValueError as error:
+            raise DataError(f"{path}, line {line}: expected query_id,reference_id,score, got {row}") from error
+        if not math.isfinite(score):
+            raise DataError(f"{path}, line {line}: the score must be finite, got {text}")
+        queries.append(query)
+        references.append(reference)
+        scores.append(score)
+    return Predictions(np.array(queries, object), np.array(references, object), np.array(scores, np.float64))

@@ -1,0 +1,134 @@
+"""Losses on the descriptors of a batch of pairs: InfoNCE and KoLeo, with columns gathered from all ranks.
+
+Shapes: B pairs of this rank, W ranks of the default process group, D dimensions. Rows are this rank's 2B features,
+queries then references; columns are the 2BW features of all ranks in rank order. Features are normalised here; all is
+computed in float32 (float64 if the features are). Every rank must hold the same number of pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+Gather = Literal["differentiable", "local_gradient", "none"]
+
+INITIAL_LOG_SCALE = 3.2
+"""Initial value of InfoNCE's learnable log scale: exp(3.2) = 24.53, temperature 0.0408."""
+
+_OWN_COSINE = -1.0  # a feature's cosine to itself: the least possible, yet kept in the denominator
+_SMALLEST_SQUARED_DISTANCE = 1e-6
+
+
+def info_nce(query: Tensor, reference: Tensor, log_scale: Tensor, *, gather: Gather = "differentiable") -> Tensor:
+    """InfoNCE over all features: ``mean_i -log(exp(s c_i+) / sum_j exp(s c_ij))``, ``s = exp(log_scale)``, a scalar.
+
+    Query i's positive is reference i and the other way round; a feature's cosine to itself is set to -1, not removed.
+
+    Args:
+        query: [B, D] floating point, B at least 1.
+        reference: [B, D], same dtype and device.
+        log_scale: scalar tensor, usually a parameter that starts at ``INITIAL_LOG_SCALE``.
+        gather: where a process group is initialised, "differentiable" takes all ranks' features as columns and sends
+            gradients back to them, so that averaged gradients equal those of one large batch; "local_gradient" treats
+            the other ranks' features as constants, as the released code does; "none" uses this rank's features only.
+
+    Raises:
+        TypeError: an argument is no tensor or of the wrong dtype.
+        ValueError: shapes disagree or gather is unknown.
+
+    >>> features = torch.eye(2)  # rows see cosines -1, 0, 1, 0 at scale 1
+    >>> float(info_nce(features, features, torch.tensor(0.0)))
+    0.626...
+    """
+    _check(query, reference, gather)
+    if not isinstance(log_scale, Tensor) or log_scale.ndim != 0 or not log_scale.is_floating_point():
+        raise TypeError(f"log_scale must be a floating scalar tensor, got {_describe(log_scale)}")
+    cosines, own, positive = _cosines(query, reference, gather)
+    logits = cosines.scatter(1, own[:, None], _OWN_COSINE) * log_scale.to(cosines.dtype).exp()
+    return F.cross_entropy(logits, positive)
+
+
+def koleo(query: Tensor, reference: Tensor, *, gather: Gather = "differentiable") -> Tensor:
+    """KoLeo: ``-mean_i log sqrt(max(2 - 2 max_j c_ij, 1e-6))``, j any column but i and its positive; a scalar.
+
+    Arguments and errors as in ``info_nce``; a single pair has no other feature and is a ValueError.
+
+    >>> float(koleo(torch.eye(2), torch.eye(2)))  # nearest others at distance sqrt(2)
+    -0.346...
+    """
+    _check(query, reference, gather)
+    cosines, own, positive = _cosines(query, reference, gather)
+    if cosines.shape[1] == 2:
+        raise ValueError("koleo needs at least 2 pairs over all ranks: a single pair has no neighbours to leave")
+    excluded = torch.stack((own, positive), 1)
+    nearest = cosines.scatter(1, excluded, -torch.inf).max(1).values
+    return -(2 - 2 * nearest).clamp_min(_SMALLEST_SQUARED_DISTANCE).log().mean() / 2
+
+
+def _cosines(query: Tensor, reference: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines [2B, 2BW] of this rank's features to all, and each row's own and positive column, int64 [2B]."""
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    with torch.autocast(query.device.type, enabled=False):
+        local = F.normalize(torch.cat((query, reference)).to(dtype), dim=-1)
+        rows = len(local)
+        columns, rank = local, 0
+        if gather != "none" and dist.is_available() and dist.is_initialized():
+            rank = dist.get_rank()
+            columns = _GatherRanks.apply(local) if gather == "differentiable" else _gather_constants(local, rank)
+        cosines = local @ columns.T
+    own = torch.arange(rows, device=local.device)
+    return cosines, own + rank * rows, (own + rows // 2) % rows + rank * rows
+
+
+class _GatherRanks(torch.autograd.Function):
+    """Features of all ranks in rank order; backward sums over ranks what each rank's loss asks of a feature."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        ctx.rows = len(local)
+        return torch.cat(_all_gather(local))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.rows
+        return total[start : start + ctx.rows]
+
+
+def _gather_constants(local: Tensor, rank: int) -> Tensor:
+    """Features of all ranks in rank order, constants but for this rank's own."""
+    features = _all_gather(local.detach())
+    features[rank] = local
+    return torch.cat(features)
+
+
+def _all_gather(local: Tensor) -> list[Tensor]:
+    features = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(features, local.contiguous())
+    return features
+
+
+def _check(query: Tensor, reference: Tensor, gather: str) -> None:
+    for name, tensor in (("query", query), ("reference", reference)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if query.ndim != 2 or query.shape != reference.shape or 0 in query.shape:
+        raise ValueError(
+            "query and reference must be descriptors of one shape [B, D] with B and D at least 1, "
+            f"got {list(query.shape)} and {list(reference.shape)}"
+        )
+    if not query.is_floating_point() or query.dtype != reference.dtype:
+        raise TypeError(f"query and reference must share one floating dtype, got {query.dtype} and {reference.dtype}")
+    if query.device != reference.device:
+        raise ValueError(f"query and reference must be on one device, got {query.device} and {reference.device}")
+    if gather not in ("differentiable", "local_gradient", "none"):
+        raise ValueError(f"gather must be 'differentiable', 'local_gradient' or 'none', got {gather!r}")
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

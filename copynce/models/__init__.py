@@ -1,0 +1,22 @@
+"""Vision transformers that turn pictures into descriptors and patch tokens, and their files."""
+
+from __future__ import annotations
+
+from copynce.models.checkpoints import (
+    load_backbone,
+    load_checkpoint,
+    read_checkpoint_metadata,
+    save_checkpoint,
+)
+from copynce.models.descriptor import Descriptor, DescriptorConfig, build_descriptor, param_groups
+
+__all__ = [
+    "Descriptor",
+    "DescriptorConfig",
+    "build_descriptor",
+    "load_backbone",
+    "load_checkpoint",
+    "param_groups",
+    "read_checkpoint_metadata",
+    "save_checkpoint",
+]

@@ -1,0 +1,301 @@
+"""The descriptor: a vision transformer, its class token made into one unit vector per picture.
+
+    image [B, 3, S, S] -> patch embedding -> N pre-norm blocks -> class token -> linear (no bias)
+                       -> BatchNorm -> L2 normalisation = descriptor [B, dim]
+                                    -> raw output of one block, class token removed = patch tokens [B, L, C]
+
+`B` pictures, `S` side in pixels, `L = (S / patch_size) ** 2` patches in row-major order, `C` channels of the
+encoder. The names in the state dict are those of the method's released checkpoints: `encoder.*` as in timm's
+`VisionTransformer` but without a final norm, `heads.linear_head.fc1.weight`, `heads.linear_head.bn.*`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+RELEASED_NORM_EPS = 1e-4
+"""LayerNorm epsilon that the released models were trained and evaluated with (DINO itself: 1e-6)."""
+
+_OWN_OPTIONS = ("img_size", "in_chans", "num_classes", "global_pool", "class_token", "final_norm", "norm_layer",
+                "drop_path_rate", "fc_norm", "device", "dtype")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DescriptorConfig:
+    """What a descriptor is built from; stored beside its weights so that a checkpoint rebuilds itself."""
+
+    backbone: str = "vit_small_patch16_224"
+    """timm name of a vision transformer with a class token."""
+    backbone_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of timm's `VisionTransformer` that differ from the named model: `embed_dim`, `depth`, `num_heads`..."""
+    img_size: int = 224
+    """Side of the square input in pixels, a multiple of the patch size."""
+    head: Literal["linear_bn", "cls"] = "linear_bn"
+    """`linear_bn`: the released head. `cls`: the class token after the backbone's own final norm, nothing to train
+    beyond the backbone; for judging a pretrained backbone as it is."""
+    dim: int = 512
+    """Length of the descriptor; with `head="cls"` the encoder's width instead, and this is not used."""
+    tokens_block: int = -1
+    """Block whose raw output gives the patch tokens, counted from 0; negative counts from the end."""
+    norm_eps: float | None = None
+    """LayerNorm epsilon; None: 1e-4 for `linear_bn` (released models), the backbone's own for `cls`."""
+    freeze_patch_embed: bool = True
+    """Whether the patch embedding keeps its weights in training (released models: yes)."""
+    drop_path: float = 0.0
+    """Largest stochastic-depth rate, of the last block, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if self.head not in ("linear_bn", "cls"):
+            raise ValueError(f"head must be 'linear_bn' or 'cls', got {self.head!r}")
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1, got {self.dim}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
+        if self.norm_eps is not None and not self.norm_eps > 0.0:
+            raise ValueError(f"norm_eps must be positive, got {self.norm_eps}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `DescriptorConfig(**d)` reverses it."""
+        return {**dataclasses.asdict(self), "backbone_options": dict(self.backbone_options)}
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over the ranks whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """`BatchNorm1d` whose batch is that of all ranks: PyTorch's `SyncBatchNorm` refuses CPU tensors.
+
+    x [B, dim] float32 -> [B, dim]. One process: exactly `BatchNorm1d`. Several: mean and variance over the rows of
+    all ranks, which may hold different numbers of rows; gradients flow through them to every rank. Evaluation uses
+    the running statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.training and distributed and torch.distributed.get_world_size() > 1):
+            if self.training and x.shape[0] < 2:
+                raise ValueError(f"training needs at least 2 pictures a side for its BatchNorm, got {x.shape[0]}")
+            return super().forward(x)
+        # Two sums, not one of squares: E[x^2] - E[x]^2 loses digits where the mean is large.
+        totals = _AllReduceSum.apply(torch.cat([x.sum(0), x.new_full((1,), float(x.shape[0]))]))
+        count = totals[-1].detach()
+        mean = totals[:-1] / count
+        var = _AllReduceSum.apply((x - mean).square().sum(0)) / count
+        with torch.no_grad():
+            assert self.running_mean is not None, "made with running statistics"
+            assert self.running_var is not None, "made with running statistics"
+            assert self.num_batches_tracked is not None, "made with running statistics"
+            assert self.momentum is not None, "made with a fixed momentum"
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
+        return (x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+
+
+class LinearHead(nn.Module):
+    """Class token [B, C] -> linear without bias -> BatchNorm -> unit vector [B, dim], in float32."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, dim, bias=False)
+        self.bn = BatchNorm(dim)
+        nn.init.xavier_normal_(self.fc1.weight)
+
+    def forward(self, cls_token: Tensor) -> Tensor:
+        with torch.autocast(cls_token.device.type, enabled=False):
+            return F.normalize(self.bn(self.fc1(cls_token.float())), dim=-1)
+
+
+class Descriptor(nn.Module):
+    """A picture's descriptor and patch tokens; see the module's text. Built by `build_descriptor`.
+
+    Attributes: `config`, `img_size` (pixels), `patch_size` (pixels), `grid` (patches a side), `dim` (length of the
+    descriptor), `channels` (of the patch tokens), `tokens_block` (from 0).
+    """
+
+    def __init__(self, config: DescriptorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _build_encoder(config)
+        depth = len(self.encoder.blocks)
+        if not -depth <= config.tokens_block < depth:
+            raise ValueError(
+                f"tokens_block must lie in [{-depth}, {depth - 1}] for the {depth} blocks of {config.backbone!r}, "
+                f"got {config.tokens_block}"
+            )
+        self.tokens_block = config.tokens_block % depth
+        self.img_size = config.img_size
+        self.patch_size = int(self.encoder.patch_embed.patch_size[0])
+        self.grid = config.img_size // self.patch_size
+        self.channels = int(self.encoder.embed_dim)
+        self.heads = nn.ModuleDict()
+        if config.head == "linear_bn":
+            self.heads["linear_head"] = LinearHead(self.channels, config.dim)
+            self.dim = config.dim
+        else:
+            self.dim = self.channels
+        if config.freeze_patch_embed:
+            self.encoder.patch_embed.requires_grad_(False)
+
+    def forward(self, images: Tensor, sides: int = 1) -> tuple[Tensor, Tensor]:
+        """Descriptors [B, dim], float32 of length 1, and patch tokens [B, L, C] of block `tokens_block`.
+
+        images: float [B, 3, S, S], normalised, S = `img_size`. sides: number of equal parts of the batch that pass
+        the head one after the other, so that its BatchNorm takes the statistics of each by itself; a training step on
+        pairs runs the encoder once, `model(torch.cat([query, reference]), sides=2)`, and splits both results with
+        `.chunk(2)`. Without effect in evaluation. Patch tokens are the residual stream itself, no norm, prefix
+        tokens removed, in the encoder's dtype. Raises ValueError on another shape or a batch not divisible by sides.
+        """
+        expected = (3, self.img_size, self.img_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must be [B, 3, {self.img_size}, {self.img_size}] for this model, got {list(images.shape)}"
+            )
+        if sides < 1 or images.shape[0] % sides:
+            raise ValueError(f"sides must divide the batch of {images.shape[0]} pictures, got {sides}")
+        last = len(self.encoder.blocks) - 1
+        outputs: Any = self.encoder.forward_intermediates(
+            images,
+            indices=[self.tokens_block, last],
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        patch_tokens = outputs[0][0]
+        cls_token = outputs[-1][1][:, 0]
+        if self.config.head == "cls":
+            with torch.autocast(images.device.type, enabled=False):
+                return F.normalize(self.encoder.norm(cls_token.float()), dim=-1), patch_tokens
+        head = self.heads["linear_head"]
+        return torch.cat([head(side) for side in cls_token.chunk(sides)]), patch_tokens
+
+
+def _build_encoder(config: DescriptorConfig) -> VisionTransformer:
+    """The timm transformer of a config, without classifier; ValueError where name or options do not fit."""
+    names = timm.list_models(module="vision_transformer")
+    if config.backbone not in names:
+        near = difflib.get_close_matches(config.backbone, names, n=4)
+        hint = f"; near names: {', '.join(near)}" if near else ", for example vit_small_patch16_224"
+        raise ValueError(f"backbone must name a plain vision transformer of timm, got {config.backbone!r}{hint}")
+    known = [name for name in inspect.signature(VisionTransformer.__init__).parameters if name != "self"]
+    for name in config.backbone_options:
+        if name in _OWN_OPTIONS:
+            raise ValueError(f"backbone_options may not set {name!r}: the descriptor sets it itself")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or ["embed_dim", "depth", "num_heads", "patch_size"]
+            raise ValueError(f"backbone_options has no {name!r}; near names: {', '.join(near)}")
+    options: dict[str, Any] = dict(config.backbone_options)
+    width, heads = options.get("embed_dim"), options.get("num_heads")
+    if width is not None and heads is not None and width % heads:
+        raise ValueError(f"embed_dim must be a multiple of num_heads, got {width} and {heads}")
+    eps = config.norm_eps
+    if eps is None and config.head == "linear_bn":
+        eps = RELEASED_NORM_EPS
+    if eps is not None:
+        options["norm_layer"] = partial(nn.LayerNorm, eps=eps)
+    encoder = timm.create_model(
+        config.backbone,
+        pretrained=False,
+        img_size=config.img_size,
+        num_classes=0,
+        drop_path_rate=config.drop_path,
+        final_norm=config.head == "cls",
+        **options,
+    )
+    if not isinstance(encoder, VisionTransformer) or not encoder.has_class_token:
+        raise ValueError(f"backbone must have a class token, {config.backbone!r} has none")
+    patch = encoder.patch_embed.patch_size
+    if patch[0] != patch[1] or config.img_size < patch[0] or config.img_size % patch[0]:
+        raise ValueError(
+            f"img_size must be a multiple of the patch size {patch[0]} of {config.backbone!r}, got {config.img_size}"
+        )
+    return encoder
+
+
+def build_descriptor(
+    backbone: str = "vit_small_patch16_224",
+    *,
+    img_size: int = 224,
+    dim: int = 512,
+    head: Literal["linear_bn", "cls"] = "linear_bn",
+    tokens_block: int = -1,
+    backbone_options: Mapping[str, Any] | None = None,
+    norm_eps: float | None = None,
+    freeze_patch_embed: bool = True,
+    drop_path: float = 0.0,
+    weights: str | Path | None = None,
+) -> Descriptor:
+    """A `Descriptor` with random weights, or its encoder's from `weights` (see `load_backbone`).
+
+    The arguments are the fields of `DescriptorConfig`. Raises ValueError on a value that does not fit.
+
+    >>> model = build_descriptor(img_size=32, dim=8, backbone_options=dict(embed_dim=24, depth=2, num_heads=2))
+    >>> descriptor, patch_tokens = model.eval()(torch.zeros(1, 3, 32, 32))
+    >>> descriptor.shape, patch_tokens.shape
+    (torch.Size([1, 8]), torch.Size([1, 4, 24]))
+    """
+    model = Descriptor(
+        DescriptorConfig(
+            backbone=backbone,
+            backbone_options=dict(backbone_options or {}),
+            img_size=img_size,
+            dim=dim,
+            head=head,
+            tokens_block=tokens_block,
+            norm_eps=norm_eps,
+            freeze_patch_embed=freeze_patch_embed,
+            drop_path=drop_path,
+        )
+    )
+    if weights is not None:
+        from copynce.models.checkpoints import load_backbone
+
+        load_backbone(model, weights)
+    return model
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters as two optimiser groups: those that decay, and those that must not.
+
+    No weight decay for scalars and 1-D parameters (biases, norms, LayerScale, a learned temperature), position
+    embeddings and class or register tokens. Frozen parameters are left out. Works on any module that contains a
+    descriptor.
+    """
+    exempt = ("pos_embed", "cls_token", "reg_token")
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for name, parameter in _trainable(model.named_parameters()):
+        plain = parameter.ndim <= 1 or name.rpartition(".")[2] in exempt
+        (undecayed if plain else decayed).append(parameter)
+    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def _trainable(named: Iterable[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad]

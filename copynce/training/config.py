@@ -1,0 +1,217 @@
+"""The settings of a training run: typed, checked, read from YAML plus ``key=value`` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from copynce.models import DescriptorConfig
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, missing or out of its range; the message names it."""
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name} must be {expected}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where pictures come from and how they are edited."""
+
+    train: str = MISSING
+    """CSV with the columns uuid,path, or a folder of pictures (read recursively)."""
+    root: str | None = None
+    """Folder that a CSV's paths are relative to; none: the CSV's own."""
+    policy: str = "descriptor"
+    """Augmentation policy of :data:`copynce.pixtrace.POLICIES`."""
+    batch_size: int = 96
+    """Pairs per process and step (released descriptor: 96 items of two pairs)."""
+    threads: int = 2
+    """DALI's CPU threads per process."""
+    max_megapixels: float = 100.0
+    """A picture with more million pixels is skipped and listed, as a guard against decompression bombs."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "data.batch_size", "at least 2", self.batch_size)
+        _require(self.threads >= 1, "data.threads", "at least 1", self.threads)
+        _require(self.max_megapixels > 0, "data.max_megapixels", "positive", self.max_megapixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights and parameters of the loss; defaults are the released descriptor's (PROTOCOLS 8)."""
+
+    copynce_weight: float = 5.0
+    gamma: float = 3.0
+    """Sharpening exponent of the overlap prior (eq. 5)."""
+    temperature: float = 1 / 16
+    """Of the patch affinity's softmax."""
+    prior: Literal["released", "paper"] = "released"
+    info_nce_weight: float = 1.0
+    log_scale: float = 3.2
+    """Initial log of InfoNCE's learnable inverse temperature: exp(3.2) = 24.5."""
+    koleo_weight: float = 5.0
+    gather: Literal["differentiable", "local_gradient"] = "differentiable"
+    """Features of other ranks as negatives: with their gradients, or as constants (the released code)."""
+
+    def __post_init__(self) -> None:
+        for name in ("copynce_weight", "info_nce_weight", "koleo_weight", "gamma"):
+            _require(getattr(self, name) >= 0, f"loss.{name}", "at least 0", getattr(self, name))
+        _require(self.temperature > 2 / 80, "loss.temperature", "above 0.025", self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with warm-up and cosine; defaults are the released descriptor's (PROTOCOLS 10)."""
+
+    lr: float = 6e-4
+    """Base learning rate, multiplied by sqrt(items of all processes in a step / 1024)."""
+    weight_decay: float = 0.04
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 3.0
+    """Largest norm of the gradient; infinity switches clipping off."""
+    epochs: int = 30
+    steps: int | None = None
+    """Total steps; overrides epochs where given. 0 writes the untrained model and stops."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up from 1 % of the learning rate; at most a tenth of the run is used."""
+    min_lr: float = 2e-6
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", "positive", self.lr)
+        _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+        _require(self.clip_norm > 0, "optim.clip_norm", "positive", self.clip_norm)
+        _require(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
+        _require(self.steps is None or self.steps >= 0, "optim.steps", "at least 0", self.steps)
+        _require(self.warmup_epochs >= 0, "optim.warmup_epochs", "at least 0", self.warmup_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    out: str = MISSING
+    """Folder of the run: config, checkpoints, log, list of broken pictures."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: DescriptorConfig = field(default_factory=DescriptorConfig)
+    weights: str | None = None
+    """Backbone weights to start from: safetensors with timm's names, or a checkpoint; none: random."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    seed: int = 123
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest checkpoint in ``out``, if there is one. never: refuse a folder that has one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the encoder; losses are float32. auto: bf16 where the processor or GPU multiplies it in hardware."""
+    threads: int | None = None
+    """PyTorch's CPU threads per process; none: as many as it chooses."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last one is always written."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    log_every: int = 10
+    """Steps between lines of log.jsonl."""
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
+
+
+def load_config(kind: type[T], path: str | Path | None, overrides: Sequence[str]) -> T:
+    """A config object of dataclass ``kind`` from a YAML file (or None) and ``key=value`` overrides, later ones winning.
+
+    Raises ConfigError naming the key for anything unknown (with the nearest known key), missing or out of range.
+    """
+    settings = OmegaConf.create()
+    if path is not None:
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; expected a YAML file of settings")
+        try:
+            loaded = OmegaConf.load(path)
+        except Exception as error:  # yaml raises a family of its own, omegaconf another
+            raise ConfigError(f"{path}: not a YAML file of settings ({error})") from error
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError(f"{path}: expected a YAML mapping of settings, got a list")
+        settings = loaded
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"settings are given as key=value, got {override!r}")
+    merged = OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(merged, DictConfig)
+    return build_config(kind, OmegaConf.to_container(merged, resolve=True))
+
+
+def build_config(kind: type[T], values: Any) -> T:
+    """A config object of dataclass ``kind`` from nested plain values; errors as in :func:`load_config`."""
+    _check_keys(kind, values, "")
+    schema = OmegaConf.structured(kind)
+    _make_writable(schema)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = error.full_key or "settings"
+        if "mandatory" in str(error).lower() or "missing" in str(error).lower():
+            raise ConfigError(f"{key} must be given, for example {key}=VALUE") from error
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write the resolved settings as YAML."""
+    temporary = path.with_name(f".{path.name}.part")
+    OmegaConf.save(OmegaConf.structured(config), temporary)
+    temporary.replace(path)
+
+
+def _check_keys(kind: Any, values: Any, prefix: str) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'settings'} must be a mapping of settings, got {values!r}")
+    known = {f.name: f for f in fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            everything = _all_keys(kind, prefix)
+            near = difflib.get_close_matches(f"{prefix}{name}", everything, n=3, cutoff=0.5)
+            # A key given without its section, or in the wrong one.
+            near += [key for key in everything if key.split(".")[-1] == str(name) and key not in near]
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(everything)}"
+            raise ConfigError(f"unknown setting {prefix}{name}; {hint}")
+        inner = known[name].default_factory
+        if isinstance(inner, type) and is_dataclass(inner):
+            _check_keys(inner, value, f"{prefix}{name}.")
+
+
+def _all_keys(kind: Any, prefix: str) -> list[str]:
+    keys: list[str] = []
+    for f in fields(kind):
+        inner = f.default_factory
+        if isinstance(inner, type) and is_dataclass(inner):
+            keys += _all_keys(inner, f"{prefix}{f.name}.")
+        else:
+            keys.append(f"{prefix}{f.name}")
+    return keys
+
+
+def _make_writable(node: DictConfig) -> None:
+    """Frozen dataclasses become read-only nodes; a schema must take values."""
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        if not OmegaConf.is_missing(node, str(key)) and isinstance(node[key], DictConfig):
+            _make_writable(node[key])

@@ -1,0 +1,227 @@
+"""The processing graph: encoded pictures and composed edits in, views out; the same for training, evaluation and people.
+
+    decode -> shrink (antialiased, where the picture is much larger than it will appear) -> ONE warp -> blend with other
+    pictures -> colour -> blur -> JPEG -> erase -> normalise
+
+The graph samples nothing and composes nothing: :mod:`dali_pipelines.views` turns a ``RenderPlan`` into the numbers below.
+An ``if`` on a graph node is per sample: samples that are off skip the operators inside. An ``if`` marked *build time*
+is decided once when the pipeline is built.
+
+This module imports DALI; import it only where a pipeline is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from nvidia.dali import Pipeline, fn, math, pipeline_def, types
+from nvidia.dali.data_node import DataNode
+
+from dali_pipelines.resample import resize_operator
+from dali_pipelines.views import LAYERS, LUMA, input_table
+
+Nodes = dict[str, DataNode]
+
+
+def build_pipeline(
+    source: Callable[[], Sequence[Any]],
+    *,
+    views: int,
+    size: int,
+    batch_size: int,
+    threads: int,
+    device: str,
+    device_id: int | None = None,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    prefetch: int = 2,
+) -> Pipeline:
+    """A pipeline that calls ``source`` for the arrays of one batch and returns ``views`` batches of S x S views.
+
+    ``source`` returns one entry per name of :func:`~dali_pipelines.views.input_table`, or raises ``StopIteration``. The
+    views are float32 [B, 3, S, S], normalised by ``normalize`` = (mean, std) on the [0, 1] scale, or uint8 [B, S, S, 3]
+    if it is None. ``device_id`` None with ``device="gpu"`` defines a graph that can be serialised but not built.
+    """
+    layouts = {name: layout for name, (layout, _) in input_table(views).items()}
+
+    @pipeline_def(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=prefetch,
+        enable_conditionals=True,
+    )
+    def pipeline() -> tuple[DataNode, ...]:
+        fed = fn.external_source(
+            source=source, num_outputs=len(layouts), layout=list(layouts.values()), batch=True
+        )
+        inputs = {name: fed[i] for i, name in enumerate(layouts)}
+        rendered = render(inputs, views=views, size=size, device=device)
+        if normalize is None:  # build time
+            return tuple(fn.cast(view, dtype=types.UINT8) for view in rendered)
+        mean, std = normalize
+        return tuple(
+            fn.crop_mirror_normalize(
+                view,
+                mean=[255.0 * m for m in mean],
+                std=[255.0 * s for s in std],
+                dtype=types.FLOAT,
+                output_layout="CHW",
+            )
+            for view in rendered
+        )
+
+    return pipeline()
+
+
+def build_decoder(source: Callable[[], Sequence[Any]], *, device: str, device_id: int | None = None) -> Pipeline:
+    """A pipeline that only decodes, one file a batch: finds out which file of a failed batch is to blame."""
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
+    def pipeline() -> DataNode:
+        return decode(fn.external_source(source=source, batch=True), device)
+
+    return pipeline()
+
+
+def render(inputs: Nodes, *, views: int, size: int, device: str) -> list[DataNode]:
+    """Views float [S, S, 3] on the scale 0..255 from the inputs of :func:`~dali_pipelines.views.input_table`."""
+    first = decode(inputs["picture_0"], device)
+    first_plain = plain_resize(first, inputs["plain_0"], inputs["plain_size"], device)
+    rendered = [view(first, first_plain, _of_view(inputs, 0), size, device)]
+    if views == 2:  # build time
+        if inputs["separate"]:
+            second = decode(inputs["picture_1"], device)
+            second_plain = plain_resize(second, inputs["plain_1"], inputs["plain_size"], device)
+        else:
+            second = first
+            second_plain = first_plain
+        rendered.append(view(second, second_plain, _of_view(inputs, 1), size, device))
+    return rendered
+
+
+def view(picture: DataNode, plain: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
+    """One view of a decoded picture; ``plain`` is its S x S resize where some view asked for it."""
+    if inputs["as_plain"]:
+        working = plain
+    else:
+        if inputs["shrink"]:
+            working = resize(picture, inputs["working"], device)
+        else:
+            working = picture
+    if inputs["warp"]:
+        pixels = warp(working, inputs["matrix"], size)
+    else:
+        pixels = working
+    colours = fn.cast(pixels, dtype=types.FLOAT)
+    if inputs["blend"]:
+        colours = colours * share(inputs["weight"], device)
+        for k in range(LAYERS):
+            if inputs[f"layer_{k}"]:
+                colours = colours + layer(inputs, k, size, device)
+    if inputs["colour"]:
+        colours = colour(colours, inputs)
+    if inputs["blur"]:
+        colours = blur(colours, inputs, device)
+    if inputs["jpeg"]:
+        colours = jpeg(colours, inputs)
+    if inputs["erase"]:
+        colours = erase(colours, inputs, device)
+    return colours
+
+
+def decode(encoded: DataNode, device: str) -> DataNode:
+    """uint8 RGB [h, w, 3]; EXIF orientation is not applied (PROTOCOLS 2)."""
+    backend = "mixed" if device == "gpu" else "cpu"  # build time
+    return fn.decoders.image(encoded, device=backend, output_type=types.RGB, adjust_orientation=False)
+
+
+def resize(picture: DataNode, like: DataNode, device: str) -> DataNode:
+    """Bicubic, antialiased resize to the height and width of the empty ``like`` [H, W, 0]."""
+    if device == "cpu":  # build time
+        return fn.reshape(resize_operator()(like, picture), layout="HWC")
+    extent = fn.cast(fn.slice(fn.shapes(like), 0, 2, axes=[0]), dtype=types.FLOAT)
+    return fn.resize(picture, size=extent, interp_type=types.INTERP_CUBIC, antialias=True)
+
+
+def plain_resize(picture: DataNode, wanted: DataNode, like: DataNode, device: str) -> DataNode:
+    """The whole picture at S x S where ``wanted`` (elsewhere the picture itself, which nothing then uses)."""
+    if wanted:
+        plain = resize(picture, like, device)
+    else:
+        plain = picture
+    return plain
+
+
+def warp(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
+    """Bilinear homography; ``matrix`` [3, 3] maps output to picture points, corner convention of DESIGN.md."""
+    return fn.experimental.warp_perspective(
+        picture,
+        matrix=matrix,
+        size=[size, size],
+        interp_type=types.INTERP_LINEAR,
+        border_mode="replicate",
+        pixel_origin="corner",
+    )
+
+
+def share(weight: DataNode, device: str) -> DataNode:
+    """Blending weights uint8 [S, S, 1] as a share in [0, 1]."""
+    return fn.cast(_on(weight, device), dtype=types.FLOAT) * np.float32(1.0 / 255.0)
+
+
+def layer(inputs: Nodes, k: int, size: int, device: str) -> DataNode:
+    """Another picture, warped to its place and weighted."""
+    picture = decode(inputs[f"layer_picture_{k}"], device)
+    if inputs[f"layer_shrink_{k}"]:
+        working = resize(picture, inputs[f"layer_working_{k}"], device)
+    else:
+        working = picture
+    placed = warp(working, inputs[f"layer_matrix_{k}"], size)
+    return fn.cast(placed, dtype=types.FLOAT) * share(inputs[f"layer_weight_{k}"], device)
+
+
+def colour(colours: DataNode, inputs: Nodes) -> DataNode:
+    """Brightness, contrast about the view's mean luma, saturation, hue; one linear map, clipped once at its end.
+
+    torchvision clips after each of the four and turns the hue in HSV; this turns it about the grey axis in YIQ, as
+    DALI does on every backend. Saturation 0 is ITU-R 601 grey.
+    """
+    turned = fn.hsv(
+        colours, value=inputs["value"], saturation=inputs["saturation"], hue=inputs["hue"], dtype=types.FLOAT
+    )
+    means = fn.reductions.mean(turned, axes=[0, 1])
+    luma = fn.reductions.sum(means * types.Constant(np.array(LUMA, np.float32)), axes=[0])
+    contrast = inputs["contrast"]
+    changed = turned * contrast + luma * (np.float32(1.0) - contrast)
+    return math.min(math.max(changed, np.float32(0.0)), np.float32(255.0))
+
+
+def blur(colours: DataNode, inputs: Nodes, device: str) -> DataNode:
+    """Separable Gaussian, mirrored at the border; the kernels float [1, K] and [K, 1] come from the host.
+
+    ``fn.filter``, because ``fn.gaussian_blur`` takes ten times as long on the CPU.
+    """
+    across = fn.filter(colours, _on(inputs["blur_row"], device))
+    return fn.filter(across, _on(inputs["blur_column"], device))
+
+
+def jpeg(colours: DataNode, inputs: Nodes) -> DataNode:
+    """What saving as JPEG of the given quality (1 to 100) leaves."""
+    saved = fn.jpeg_compression_distortion(fn.cast(colours, dtype=types.UINT8), quality=inputs["quality"])
+    return fn.cast(saved, dtype=types.FLOAT)
+
+
+def erase(colours: DataNode, inputs: Nodes, device: str) -> DataNode:
+    """Replace masked pixels (mask uint8 0/1 [S, S, 1]) by noise float [S, S, 3] on the scale 0..255, not clipped."""
+    noise = _on(inputs["noise"], device)
+    return colours + fn.cast(_on(inputs["mask"], device), dtype=types.FLOAT) * (noise - colours)
+
+
+def _of_view(inputs: Nodes, v: int) -> Nodes:
+    return {name.removeprefix(f"view_{v}."): node for name, node in inputs.items() if name.startswith(f"view_{v}.")}
+
+
+def _on(node: DataNode, device: str) -> DataNode:
+    return node.gpu() if device == "gpu" else node  # build time

@@ -1,0 +1,353 @@
+"""The loaders: pairs for training, plain pictures for evaluation, and programs rendered for people and tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
+from dali_pipelines.renderer import Batch, Broken, Path, Renderer
+from dali_pipelines.sources import MAX_PIXELS, BrokenPicture, EncodedPicture, read_picture
+from dali_pipelines.views import Scene, View
+
+if TYPE_CHECKING:
+    import torch
+
+#: ImageNet statistics on the [0, 1] scale (PROTOCOLS 2).
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: Substitutes tried for one broken pair before giving up.
+_MAX_SUBSTITUTES = 100
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One item of training: two views. ``label`` True: both show ``query_path`` (then equal to ``reference_path``)."""
+
+    query_path: Path
+    query_program: EditProgram
+    reference_path: Path
+    reference_program: EditProgram
+    label: bool
+    uuid: str
+
+    def __post_init__(self) -> None:
+        if self.label and os.fspath(self.query_path) != os.fspath(self.reference_path):
+            raise ValueError(
+                f"the views of a positive pair must show one picture, got {self.query_path} and {self.reference_path}"
+            )
+
+
+class _Reader:
+    """Reads files for a loader; remembers broken ones, chooses the other pictures of layers."""
+
+    def __init__(self, pictures: Sequence[Path], broken: Broken, max_pixels: int, threads: int) -> None:
+        self._pictures = pictures
+        self._broken = broken
+        self._max_pixels = max_pixels
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dali_pipelines reader")
+
+    def read(self, path: Path) -> EncodedPicture:
+        """Raises :class:`BrokenPicture`, also for a file that failed before."""
+        if path in self._broken:
+            raise BrokenPicture(path, self._broken.reasons[os.fspath(path)])
+        try:
+            return read_picture(path, max_pixels=self._max_pixels)
+        except BrokenPicture as error:
+            self._broken.add(error)
+            raise
+
+    def try_all(self, paths: Iterable[Path]) -> list[EncodedPicture | BrokenPicture]:
+        """Read files side by side; the order of the result is that of ``paths``."""
+        return list(self._pool.map(self._try, paths))
+
+    def layers(self, plan: RenderPlan) -> list[tuple[Path, EncodedPicture]]:
+        """The other pictures of a plan; a broken one is replaced by the next of the list."""
+        return [self._layer(layer) for layer in plan.layers]
+
+    def _try(self, path: Path) -> EncodedPicture | BrokenPicture:
+        try:
+            return self.read(path)
+        except BrokenPicture as error:
+            return error
+
+    def _layer(self, layer: LayerPlan) -> tuple[Path, EncodedPicture]:
+        count = len(self._pictures)
+        if count == 0:
+            raise ValueError("the program shows another picture, but pictures is empty")
+        first = int(layer.picture * count)
+        for step in range(count):
+            path = self._pictures[(first + step) % count]
+            found = self._try(path)
+            if isinstance(found, EncodedPicture):
+                return path, found
+        raise ValueError(f"none of the {count} pictures can be read; the last one: {found}")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def render_programs(
+    paths: Sequence[Path],
+    programs: Sequence[EditProgram],
+    size: int = 224,
+    device: str = "cpu",
+    pictures: Sequence[Path] = (),
+    *,
+    threads: int = 2,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """The views of ``programs`` on the pictures ``paths``: uint8 [N, size, size, 3].
+
+    ``pictures``: files from which ``picture`` of PasteOnto and Overlay chooses. Erasing noise is clipped to 8 bits here.
+    Raises :class:`BrokenPicture` for a file that cannot be used, ``ValueError`` naming an edit that cannot be rendered.
+    """
+    if len(paths) != len(programs):
+        raise ValueError(f"paths and programs must have one length, got {len(paths)} and {len(programs)}")
+    broken = Broken(None)
+    reader = _Reader(pictures, broken, MAX_PIXELS, threads)
+
+    def prepare(at: range) -> Batch[None]:
+        scenes: list[Scene] = []
+        files: list[tuple[Path, EncodedPicture]] = []
+        for i in at:
+            picture = reader.read(paths[i])
+            plan = programs[i].plan(picture.shape, (size, size))
+            layers = reader.layers(plan)
+            scenes.append(Scene((picture,), (View(plan, 0, tuple(p for _, p in layers)),)))
+            files += [(paths[i], picture), *layers]
+        return Batch(scenes, files, None)
+
+    renderer: Renderer[range, None] = Renderer(
+        prepare, broken, views=1, size=size, batch_size=batch_size, device=device, threads=threads
+    )
+    rendered = np.empty((len(paths), size, size, 3), np.uint8)
+    chunks = [range(i, min(i + batch_size, len(paths))) for i in range(0, len(paths), batch_size)]
+    try:
+        for chunk, (_, outputs) in zip(chunks, renderer.stream(chunks), strict=True):
+            rendered[chunk.start : chunk.stop] = np.asarray(_dense(outputs[0], on_host=True))
+    finally:
+        reader.close()
+    return rendered
+
+
+class PairLoader:
+    """Iterates training batches as dicts of torch tensors.
+
+    ``query``, ``reference``: float32 [B, 3, S, S], normalised, on ``device``. ``query_to_reference``,
+    ``reference_to_query``: int32 [B, S, S] tables, -1 throughout for a pair with label False. ``label``: bool [B].
+    ``uuids``: list of str, that of the pair really shown.
+
+    ``batches`` gives lists of :class:`Pair`; it is consumed ahead in a background thread and once only. ``pictures`` are the
+    files from which layers choose. A pair with a broken file is replaced by ``substitute(pair, attempt)``, attempt = 1,
+    2, ..., and each broken file is told once to ``on_broken(path, reason)`` (called from any thread). Batches do not depend
+    on ``threads``. Use it as a context manager, or iterate to the end, to stop the background thread early.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Sequence[Pair]],
+        pictures: Sequence[Path],
+        *,
+        size: int,
+        batch_size: int,
+        substitute: Callable[[Pair, int], Pair],
+        on_broken: Callable[[Path, str], None],
+        device: str = "cpu",
+        device_id: int | None = None,
+        threads: int = 2,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._batches = batches
+        self._size = size
+        self._substitute = substitute
+        self._broken = Broken(on_broken)
+        self._reader = _Reader(pictures, self._broken, max_pixels, threads)
+        self._renderer: Renderer[Sequence[Pair], dict[str, Any]] = Renderer(
+            self._prepare,
+            self._broken,
+            views=2,
+            size=size,
+            batch_size=batch_size,
+            device=device,
+            device_id=device_id,
+            threads=threads,
+            normalize=(mean, std),
+        )
+        self._stream: Iterator[dict[str, Any]] | None = None
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the consumer spent waiting for batches."""
+        return self._renderer.wait_seconds
+
+    @property
+    def producer_wait_seconds(self) -> float:
+        """The part of ``wait_seconds`` in which files, plans and tables were not ready."""
+        return self._renderer.producer_wait_seconds
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._stream is not None:
+            raise RuntimeError("a PairLoader is iterated once; make a new one for the next batches")
+        self._stream = self._iterate()
+        return self._stream
+
+    def __enter__(self) -> PairLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the background work; iterating further ends."""
+        if self._stream is not None:
+            self._stream.close()  # type: ignore[attr-defined]
+        self._reader.close()
+
+    def _iterate(self) -> Iterator[dict[str, Any]]:
+        import torch
+
+        try:
+            for payload, (query, reference) in self._renderer.stream(self._batches):
+                yield {
+                    "query": _dense(query),
+                    "reference": _dense(reference),
+                    "query_to_reference": torch.from_numpy(payload["query_to_reference"]),
+                    "reference_to_query": torch.from_numpy(payload["reference_to_query"]),
+                    "label": torch.from_numpy(payload["label"]),
+                    "uuids": payload["uuids"],
+                }
+        finally:
+            self._reader.close()
+
+    def _prepare(self, pairs: Sequence[Pair]) -> Batch[dict[str, Any]] | None:
+        if not pairs:
+            return None
+        shape = (len(pairs), self._size, self._size)
+        scenes, files, shown, plans = [], [], [], []
+        for pair, found in zip(pairs, self._reader.try_all([p.query_path for p in pairs]), strict=True):
+            pair, picture = self._readable(pair, found)
+            other = picture if pair.reference_path == pair.query_path else self._reader.read(pair.reference_path)
+            query = pair.query_program.plan(picture.shape, shape[1:])
+            reference = pair.reference_program.plan(other.shape, shape[1:])
+            query_layers, reference_layers = self._reader.layers(query), self._reader.layers(reference)
+            pictures = (picture,) if other is picture else (picture, other)
+            views = (
+                View(query, 0, tuple(p for _, p in query_layers)),
+                View(reference, len(pictures) - 1, tuple(p for _, p in reference_layers)),
+            )
+            scenes.append(Scene(pictures, views))
+            files += [(pair.query_path, picture), (pair.reference_path, other), *query_layers, *reference_layers]
+            plans.append((query, reference) if pair.label else None)
+            shown.append(pair)
+        tables = np.empty(shape, np.int32), np.empty(shape, np.int32)
+        trace_pairs(plans, shape[1:], *tables)
+        payload = {
+            "query_to_reference": tables[0],
+            "reference_to_query": tables[1],
+            "label": np.array([pair.label for pair in shown]),
+            "uuids": [pair.uuid for pair in shown],
+        }
+        return Batch(scenes, files, payload)
+
+    def _readable(self, pair: Pair, found: EncodedPicture | BrokenPicture) -> tuple[Pair, EncodedPicture]:
+        """The pair, or the first substitute whose files can both be read, and its query picture."""
+        for attempt in range(1, _MAX_SUBSTITUTES + 1):
+            if isinstance(found, EncodedPicture):
+                if pair.reference_path == pair.query_path:
+                    return pair, found
+                other = self._reader.try_all([pair.reference_path])[0]
+                if isinstance(other, EncodedPicture):
+                    return pair, found
+                found = other
+            original = pair if attempt == 1 else original
+            pair = self._substitute(original, attempt)
+            found = self._reader.try_all([pair.query_path])[0]
+        raise ValueError(f"{_MAX_SUBSTITUTES} substitutes of pair {original.uuid} are broken too; the last one: {found}")
+
+
+class PictureLoader:
+    """Iterates evaluation batches: (indices int64 [b], pictures float32 [b, 3, S, S]), as torch tensors.
+
+    Each picture is resized to S x S ignoring its aspect ratio, bicubic and antialiased, to the bit as Pillow does it on
+    the CPU backend; EXIF orientation is not applied (PROTOCOLS 2). A broken file is left out and told to
+    ``on_broken(path, reason)``; the indices say which pictures came.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        size: int,
+        batch_size: int,
+        on_broken: Callable[[Path, str], None],
+        device: str = "cpu",
+        device_id: int | None = None,
+        threads: int = 2,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._paths = paths
+        self._size = size
+        self._batch_size = batch_size
+        self._broken = Broken(on_broken)
+        self._threads = threads
+        self._max_pixels = max_pixels
+        self._renderer: Renderer[range, np.ndarray] = Renderer(
+            self._prepare,
+            self._broken,
+            views=1,
+            size=size,
+            batch_size=batch_size,
+            device=device,
+            device_id=device_id,
+            threads=threads,
+            normalize=(mean, std),
+        )
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the consumer spent waiting for batches."""
+        return self._renderer.wait_seconds
+
+    def __len__(self) -> int:
+        """Batches at most; fewer if all pictures of one are broken."""
+        return -(-len(self._paths) // self._batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        self._reader = _Reader((), self._broken, self._max_pixels, self._threads)
+        starts = range(0, len(self._paths), self._batch_size)
+        chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
+        try:
+            for indices, (pictures,) in self._renderer.stream(chunks):
+                yield torch.from_numpy(indices), _dense(pictures)
+        finally:
+            self._reader.close()
+
+    def _prepare(self, chunk: range) -> Batch[np.ndarray] | None:
+        found = self._reader.try_all([self._paths[i] for i in chunk])
+        good = [(i, picture) for i, picture in zip(chunk, found, strict=True) if isinstance(picture, EncodedPicture)]
+        if not good:
+            return None
+        grid = (self._size, self._size)
+        scenes = [Scene((picture,), (View(EditProgram().plan(picture.shape, grid)),)) for _, picture in good]
+        files = [(self._paths[i], picture) for i, picture in good]
+        return Batch(scenes, files, np.array([i for i, _ in good], np.int64))
+
+
+def _dense(output: Any, *, on_host: bool = False) -> torch.Tensor:
+    """A DALI batch as one torch tensor, without a copy; it owns its memory."""
+    import torch
+
+    tensor = torch.from_dlpack(output.as_tensor())
+    return tensor.cpu() if on_host else tensor

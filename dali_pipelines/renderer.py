@@ -1,0 +1,227 @@
+"""Runs the graph over a stream of batches that a background thread prepares, and survives pictures that fail in DALI."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from dali_pipelines.sources import BrokenPicture, EncodedPicture
+from dali_pipelines.views import Scene, feed
+
+Path = str | os.PathLike[str]
+Item = TypeVar("Item")
+Payload = TypeVar("Payload")
+
+#: Batches that the producer keeps ready, beside those inside of DALI.
+QUEUE_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Batch(Generic[Payload]):
+    """A prepared batch: scenes to render, the file behind every encoded picture, and what goes to the consumer."""
+
+    scenes: Sequence[Scene]
+    files: Sequence[tuple[Path, EncodedPicture]]
+    payload: Payload
+
+
+class Broken:
+    """The broken files of one loader: each is reported once, with its reason, and never tried again."""
+
+    def __init__(self, report: Callable[[Path, str], None] | None) -> None:
+        self._report = report
+        self._lock = threading.Lock()
+        self.reasons: dict[str, str] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        return os.fspath(path) in self.reasons
+
+    def add(self, error: BrokenPicture) -> None:
+        with self._lock:
+            new = os.fspath(error.path) not in self.reasons
+            self.reasons.setdefault(os.fspath(error.path), error.reason)
+        if new and self._report is not None:
+            self._report(error.path, error.reason)
+
+
+class Producer(Generic[Item, Payload]):
+    """Prepares items ahead in a daemon thread; iterating yields the results in order, or raises its exception."""
+
+    def __init__(self, prepare: Callable[[Item], Payload], items: Iterable[Item], depth: int = QUEUE_DEPTH) -> None:
+        self._ready: queue.Queue[Payload | _End] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._end: _End | None = None
+        self._thread = threading.Thread(
+            target=_produce, args=(prepare, items, self._ready, self._stop), name="dali_pipelines producer", daemon=True
+        )
+        # Also runs at interpreter exit, when nobody closed the loader.
+        self.close = weakref.finalize(self, _join, self._thread, self._ready, self._stop)
+        self._thread.start()
+
+    def __next__(self) -> Payload:
+        if self._end is None:
+            found = self._ready.get()
+            if not isinstance(found, _End):
+                return found
+            self._end = found
+        if self._end.error is not None:
+            raise self._end.error
+        raise StopIteration
+
+
+@dataclass(frozen=True)
+class _End:
+    error: BaseException | None = None
+
+
+def _produce(
+    prepare: Callable[[Any], Any], items: Iterable[Any], ready: queue.Queue[Any], stop: threading.Event
+) -> None:
+    end = _End()
+    try:
+        for item in items:
+            if stop.is_set():
+                return
+            ready.put(prepare(item))
+    except BaseException as error:  # handed over whole, with its traceback; the consumer raises it
+        end = _End(error)
+    ready.put(end)
+
+
+def _join(thread: threading.Thread, ready: queue.Queue[Any], stop: threading.Event) -> None:
+    stop.set()
+    while thread.is_alive():
+        try:
+            ready.get_nowait()  # a producer that waits for room sees the stop next
+        except queue.Empty:
+            thread.join(0.01)
+
+
+@dataclass
+class Renderer(Generic[Item, Payload]):
+    """The graph with its producer. ``prepare(item)`` reads files and returns a :class:`Batch`, or None for nothing.
+
+    ``prepare`` must consult ``broken``: when a file fails in DALI though its header was fine, it is added there, its batch
+    is prepared again, the pipeline is rebuilt and the stream goes on with the same batches in the same order.
+    """
+
+    prepare: Callable[[Item], Batch[Payload] | None]
+    broken: Broken
+    views: int
+    size: int
+    batch_size: int
+    device: str = "cpu"
+    device_id: int | None = None
+    threads: int = 2
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None
+    #: Seconds that the consumer waited for a batch, and those of them in which DALI itself waited for the producer.
+    wait_seconds: float = field(default=0.0, init=False)
+    producer_wait_seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "gpu"):
+            raise ValueError(f"device must be 'cpu' or 'gpu', got {self.device!r}")
+        for name in ("size", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.device == "gpu" and self.device_id is None:
+            self.device_id = 0
+
+    def stream(self, items: Iterable[Item]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
+        """Yield (payload, DALI outputs) per batch, in order; closing the generator stops the producer."""
+        producer: Producer[Item, tuple[Item, Batch[Payload], list[object]] | None] = Producer(self._fed, items)
+        try:
+            yield from self._run(producer)
+        finally:
+            producer.close()
+
+    def _fed(self, item: Item) -> tuple[Item, Batch[Payload], list[object]] | None:
+        batch = self.prepare(item)
+        return None if batch is None else (item, batch, feed(batch.scenes, self.size))
+
+    def _run(self, producer: Producer[Any, Any]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
+        replay: deque[Any] = deque()  # prepared, to be fed again after a rebuild
+        pending: deque[Any] = deque()  # inside of DALI
+        failure: list[BaseException] = []
+
+        def source() -> list[object]:
+            started = time.perf_counter()
+            try:
+                fed = replay.popleft() if replay else next(producer)
+                while fed is None:
+                    fed = next(producer)
+            except StopIteration:
+                raise
+            except BaseException as error:
+                # The batches before it are still delivered; then it is raised as it is, not wrapped by DALI.
+                failure.append(error)
+                raise StopIteration from None
+            finally:
+                self.producer_wait_seconds += time.perf_counter() - started
+            pending.append(fed)
+            return fed[2]
+
+        pipeline = self._build(source)
+        while True:
+            started = time.perf_counter()
+            try:
+                outputs = pipeline.run()
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                replay.extendleft(reversed(pending))
+                pending.clear()
+                repaired = self._repair(replay.popleft(), error)
+                if repaired is not None:
+                    replay.appendleft(repaired)
+                pipeline = self._build(source)
+                continue
+            finally:
+                self.wait_seconds += time.perf_counter() - started
+            yield pending.popleft()[1].payload, outputs
+        if failure:
+            raise failure[0]
+
+    def _build(self, source: Callable[[], list[object]]) -> Any:
+        from dali_pipelines.graph import build_pipeline
+
+        pipeline = build_pipeline(
+            source,
+            views=self.views,
+            size=self.size,
+            batch_size=self.batch_size,
+            threads=self.threads,
+            device=self.device,
+            device_id=self.device_id,
+            normalize=self.normalize,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _repair(self, fed: Any, error: RuntimeError) -> Any:
+        """Find the files of a failed batch that DALI cannot decode and prepare the batch without them."""
+        item, batch, _ = fed
+        culprits = {os.fspath(path): path for path, picture in batch.files if not self._decodes(picture)}
+        if not culprits:
+            raise error
+        for path in culprits.values():
+            self.broken.add(BrokenPicture(path, "the header is fine but the picture cannot be decoded"))
+        return self._fed(item)
+
+    def _decodes(self, picture: EncodedPicture) -> bool:
+        from dali_pipelines.graph import build_decoder
+
+        decoder = build_decoder(lambda: [[picture.data]], device=self.device, device_id=self.device_id)
+        decoder.build()
+        try:
+            (decoded,) = decoder.run()
+        except RuntimeError:
+            return False
+        return tuple(decoded[0].shape()[:2]) == picture.shape

@@ -1,0 +1,158 @@
+"""Manifests from CSVs and folders, and a sentence for everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from copynce.data import DataError, Manifest, read_manifest
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_csv_keeps_the_order_of_the_file(tmp_path: Path) -> None:
+    touch(tmp_path, "pictures/b.jpg", "a.anything")
+    manifest = read_manifest(write(tmp_path / "list.csv", "uuid,path\nB,pictures/b.jpg\nA,./a.anything\n"))
+    assert manifest == Manifest(["B", "A"], [tmp_path / "pictures/b.jpg", tmp_path / "a.anything"], tmp_path)
+    assert len(manifest) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,note,uuid\na.jpg,x,A\n",  # other order, more columns
+        "\ufeffuuid,path\r\nA,a.jpg\r\n",  # as a spreadsheet saves it
+        "uuid, path\n\nA, a.jpg\n\n",  # blanks and blank lines
+        'uuid,path\n"A","a.jpg"',
+        "uuid,path\nA,x/../a.jpg\n",  # does not leave the folder
+    ],
+)
+def test_csv_dialects(tmp_path: Path, text: str) -> None:
+    touch(tmp_path, "a.jpg")
+    manifest = read_manifest(write(tmp_path / "list.csv", text))
+    assert (manifest.uuids, manifest.paths) == (["A"], [tmp_path / "a.jpg"])
+
+
+def test_csv_with_another_root(tmp_path: Path) -> None:
+    touch(tmp_path, "pictures/a.jpg")
+    (tmp_path / "lists").mkdir()
+    path = write(tmp_path / "lists" / "list.csv", "uuid,path\nA,a.jpg\n")
+    assert read_manifest(path, root=tmp_path / "pictures").paths == [tmp_path / "pictures/a.jpg"]
+    with pytest.raises(DataError, match="1 of 1 files not found"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "list.csv: the file is empty; expected a CSV that starts with the line uuid,path"),
+        ("uuid,path\n", "list.csv: the file lists no picture"),
+        ("A,a.jpg\n", "list.csv, line 1: no column uuid and path; expected a header uuid,path, got 'A,a.jpg'"),
+        ("uuid,file\nA,a.jpg\n", "list.csv, line 1: no column path"),
+        ("uuid,path\nA\n", r"list.csv, line 2: expected 2 fields \(uuid,path\), got \['A'\]"),
+        ("uuid,path\nA,a.jpg,\n", "list.csv, line 2: expected 2 fields"),
+        ("uuid,path\n,a.jpg\n", "list.csv, line 2: uuid is empty"),
+        ("uuid,path\nA, \n", "list.csv, line 2: path is empty"),
+        ("uuid,path\nA,a.jpg\n\nA,b.jpg\n", "list.csv, line 4: duplicate uuid 'A', first given on line 2"),
+        ("uuid,path\nA,/etc/passwd\n", "list.csv, line 2: path '/etc/passwd' must be relative"),
+        ("uuid,path\nA,../a.jpg\n", "list.csv, line 2: path '../a.jpg' must be relative and stay inside"),
+        ("uuid,path\nA,x/../../a.jpg\n", "list.csv, line 2: path 'x/../../a.jpg' must be"),
+        ("uuid,path\nA,.\n", "list.csv, line 2: path '.' must be"),
+        ("uuid,path\nA,a.jpg\0\n", "list.csv, line 2: "),
+        ("uuid,path\nA," + "x" * 200_000 + "\n", "list.csv, line 2: not a CSV line"),
+    ],
+)
+def test_bad_csv(tmp_path: Path, text: str, message: str) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    path = write(tmp_path / "list.csv", text)
+    with pytest.raises(DataError, match=message):
+        read_manifest(path)
+
+
+def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.jpg")
+    (tmp_path / "in" / "folder.jpg").mkdir()
+    (tmp_path / "in" / "link.jpg").symlink_to("nowhere")
+    lines = [f"M{i},gone/{i}.jpg" for i in range(6)]
+    lines += ["A,in/a.jpg", "F,in/folder.jpg", "L,in/link.jpg", "X,in/a.jpg/x"]
+    path = write(tmp_path / "list.csv", "\n".join(["uuid,path", *lines]) + "\n")
+    expected = r"9 of 10 files not found in .*: gone/0.jpg \(line 2\), .*gone/4.jpg \(line 6\) and 4 more$"
+    with pytest.raises(DataError, match=expected):
+        read_manifest(path)
+
+
+def test_a_picture_given_as_csv(tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(bytes(range(256)) * 10)
+    with pytest.raises(DataError, match=r"picture\.jpg, line "):
+        read_manifest(path)
+
+
+def test_absent(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.csv: no such file or folder"):
+        read_manifest(tmp_path / "gone.csv")
+
+
+def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    (tmp_path / "list.csv").write_bytes(b"uuid,path\nA,caf\xe9.jpg\n")
+    assert read_manifest(tmp_path / "list.csv").paths == read_manifest(tmp_path).paths
+
+
+def test_folder_is_read_recursively_and_sorted(tmp_path: Path) -> None:
+    touch(tmp_path, "z.JPG", "b/c/x.webp", "b/a.png", "notes.txt", "b/.hidden.jpg", ".cache/y.jpg", "LICENSE")
+    manifest = read_manifest(str(tmp_path))
+    assert manifest.uuids == ["b/a", "b/c/x", "z"]
+    assert manifest.paths == [tmp_path / "b/a.png", tmp_path / "b/c/x.webp", tmp_path / "z.JPG"]
+    assert manifest.root == tmp_path
+    assert manifest.ignored == 3  # a hidden folder is not entered
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm", "JPEG"])
+def test_suffixes(tmp_path: Path, suffix: str) -> None:
+    touch(tmp_path, f"a.{suffix}")
+    assert read_manifest(tmp_path).uuids == ["a"]
+
+
+def test_folder_uuids_that_would_clash_keep_their_suffix(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "a.png", "a.jpg.png", "b.v1.jpg", "c.jpg")
+    assert read_manifest(tmp_path).uuids == ["a.jpg", "a.jpg.png", "a.png", "b.v1", "c"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.jpg")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "circle").symlink_to(tmp_path / "data")
+    assert read_manifest(tmp_path / "data").uuids == ["linked/a"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [([], "it holds no files"), (["a.txt", "b/c.csv"], "its 2 files are of other kinds")]
+)
+def test_folder_without_pictures(tmp_path: Path, names: list[str], message: str) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(DataError, match=f"{tmp_path}: no picture in this folder.*{message}"):
+        read_manifest(tmp_path)
+
+
+def test_root_is_for_csv_only(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="root is for CSV"):
+        read_manifest(tmp_path, root=tmp_path)
+
+
+def test_minidisc(minidisc: Path) -> None:
+    manifest = read_manifest(minidisc / "train.csv")
+    assert len(manifest) == len(set(manifest.uuids)) == 2530
+    assert manifest.uuids == read_manifest(minidisc / "train").uuids

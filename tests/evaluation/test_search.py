@@ -1,0 +1,118 @@
+"""Exact search and score normalisation against NumPy and the released numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from copynce.evaluation.metrics import score_predictions
+from copynce.evaluation.normalization import score_normalization
+from copynce.evaluation.predictions import ranked_predictions
+from copynce.evaluation.search import normalised, search
+
+
+def features(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("queries", "references", "columns", "k"), [(1, 1, 1, 1), (3, 63, 5, 10), (257, 1000, 48, 10), (5, 4, 8, 10)]
+)
+def test_agrees_with_numpy(queries: int, references: int, columns: int, k: int) -> None:
+    query, reference = features(queries, columns, 1), features(references, columns, 2)
+    scores, indices = search(query, reference, k)
+    k = min(k, references)
+    assert scores.shape == indices.shape == (queries, k)
+    assert (scores.dtype, indices.dtype) == (np.float32, np.int64)
+    cosines = normalised(query).astype(np.float64) @ normalised(reference).astype(np.float64).T
+    # float32 sums of at most 48 products of unit vectors: 1e-6
+    np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :k], atol=1e-6)
+    np.testing.assert_allclose(scores, np.take_along_axis(cosines, indices, axis=1), atol=1e-6)
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_equal_scores_are_ordered_by_index() -> None:
+    reference = np.eye(4, dtype=np.float32)[[0, 1, 1, 1, 2, 1, 0, 1]]
+    _, indices = search(np.eye(4, dtype=np.float32)[1:2], reference, k=5)
+    assert indices.tolist() == [[1, 2, 3, 5, 7]]
+    _, indices = search(np.eye(4, dtype=np.float32)[1:2], reference, k=8)
+    assert indices.tolist() == [[1, 2, 3, 5, 7, 0, 4, 6]]
+
+
+def test_inputs_are_left_alone() -> None:
+    query, reference = features(3, 4), features(5, 4)
+    before = query.copy(), reference.copy()
+    search(query, reference)
+    np.testing.assert_array_equal(query, before[0])
+    np.testing.assert_array_equal(reference, before[1])
+
+
+@pytest.mark.parametrize(
+    ("query", "reference", "k", "error", "message"),
+    [
+        (features(2, 3), features(2, 3), 0, ValueError, "k must be at least 1"),
+        (features(2, 3), features(2, 4), 1, ValueError, "agree in columns, got 3 and 4"),
+        (features(2, 3)[0], features(2, 3), 1, ValueError, r"query must be \[N, D\]"),
+        (features(2, 3), features(0, 3), 1, ValueError, r"reference must be \[N, D\].*got \[0, 3\]"),
+        ([[1.0]], features(2, 1), 1, TypeError, "query must be a NumPy array of floats, got list"),
+        (features(2, 3).astype(int), features(2, 3), 1, TypeError, "query must be a NumPy array of floats, got int64"),
+        (features(2, 3), np.zeros((2, 3), np.float32), 1, ValueError, "2 of 2 rows are zero or not finite"),
+        (features(2, 3), np.array([[1.0, 0, 0], [0, np.nan, 0]]), 1, ValueError, "first row 1"),
+    ],
+)
+def test_bad_input(query: Any, reference: Any, k: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        search(query, reference, k)
+
+
+def test_normalization_formula() -> None:
+    query, auxiliary = features(4, 6, 1), features(30, 6, 2)
+    scores = features(4, 3, 3)
+    similarities = -np.sort(-(normalised(query) @ normalised(auxiliary).T), axis=1)
+    expected = scores - 0.5 * similarities[:, 0:3].mean(axis=1, keepdims=True)
+    got = score_normalization(scores, query, auxiliary, start=0, end=3, alpha=0.5)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_normalization_gives_the_released_scores(oracle: Path) -> None:
+    with np.load(oracle / "features.npz") as file:
+        query, reference, auxiliary = (file[name].astype(np.float32) for name in ("query", "reference", "auxiliary"))
+        released_index, released_score = file["score_norm_default/ref_index"], file["score_norm_default/score"]
+    scores, indices = search(query, reference, k=10)
+    np.testing.assert_array_equal(indices, released_index)
+    # both sides are float32 sums of 48 products
+    np.testing.assert_allclose(score_normalization(scores, query, auxiliary), released_score, atol=1e-6)
+
+
+def test_normalization_changes_no_order_inside_a_query() -> None:
+    query, reference, auxiliary = features(40, 8, 1), features(60, 8, 2), features(50, 8, 3)
+    scores, indices = search(query, reference, k=10)
+    normal = score_normalization(scores, query, auxiliary)
+    names = [f"q{i}" for i in range(40)], [f"r{i}" for i in range(60)]
+    truth = {f"q{i}": [f"r{indices[i, i % 10]}"] for i in range(40)}
+    before = score_predictions(ranked_predictions(*names, scores, indices), truth)
+    after = score_predictions(ranked_predictions(*names, normal, indices), truth)
+    assert after["map"] == before["map"]
+    assert after["recall_at_1"] == before["recall_at_1"]
+    assert after["uap"] != before["uap"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start": 3, "end": 3}, "0 <= start < end, got 3 and 3"),
+        ({"start": -1, "end": 3}, "0 <= start < end"),
+        ({"end": 31}, "at least end = 31 rows, got 30"),
+    ],
+)
+def test_normalization_bad_ranks(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score_normalization(features(4, 3), features(4, 6), features(30, 6), **arguments)
+
+
+def test_normalization_bad_shape() -> None:
+    with pytest.raises(ValueError, match=r"scores must be \[Nq, k\] with Nq = 4"):
+        score_normalization(features(3, 3), features(4, 6), features(30, 6))

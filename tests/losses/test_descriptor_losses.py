@@ -1,0 +1,176 @@
+"""InfoNCE and KoLeo: the released code's values, closed forms, gradients, and gathers over two processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import copynce
+from copynce.losses import INITIAL_LOG_SCALE, info_nce, koleo
+
+
+def released(oracle: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
+    expected = json.loads((oracle / "losses.json").read_text())["allpos"]
+    with np.load(oracle / "losses.npz") as file:
+        return expected, {name.removeprefix("allpos/"): torch.from_numpy(file[name]) for name in file}
+
+
+def test_info_nce_equals_the_released_one(oracle: Path) -> None:
+    expected, arrays = released(oracle)
+    assert expected["log_scale"] == INITIAL_LOG_SCALE
+    query, reference = arrays["que_feat"].requires_grad_(), arrays["ref_feat"].requires_grad_()
+    log_scale = torch.tensor(INITIAL_LOG_SCALE, requires_grad=True)
+    loss = info_nce(query, reference, log_scale)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["infonce"], rel=1e-6)
+    assert log_scale.grad.item() == pytest.approx(expected["infonce_grad_log_scale"], rel=1e-5)
+    torch.testing.assert_close(query.grad, arrays["infonce_grad_que"], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(reference.grad, arrays["infonce_grad_ref"], rtol=1e-4, atol=1e-7)
+
+
+def test_koleo_equals_the_released_one(oracle: Path) -> None:
+    expected, arrays = released(oracle)
+    query, reference = arrays["que_feat"].requires_grad_(), arrays["ref_feat"].requires_grad_()
+    loss = koleo(query, reference)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["koleo"], rel=1e-6)
+    torch.testing.assert_close(query.grad, arrays["koleo_grad_que"], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(reference.grad, arrays["koleo_grad_ref"], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 5])
+def test_info_nce_of_identical_orthogonal_pairs(pairs: int) -> None:
+    # Each row sees its positive at cosine 1, itself at -1 and 2 B - 2 columns at 0.
+    features = torch.eye(pairs, 8)
+    scale = 3.0
+    loss = info_nce(features * 4, features, torch.tensor(math.log(scale)))
+    expected = math.log(math.exp(scale) + math.exp(-scale) + 2 * pairs - 2) - scale
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_koleo_of_orthogonal_pairs_and_of_duplicates() -> None:
+    features = torch.eye(3, 8)
+    assert float(koleo(features, features)) == pytest.approx(-math.log(2) / 2)
+    duplicates = features[[0, 0]].clone().requires_grad_()
+    loss = koleo(duplicates, duplicates.detach())
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(1e-6) / 2, rel=1e-6)  # clamped: a finite loss without a gradient
+    assert torch.equal(duplicates.grad, torch.zeros_like(duplicates))
+
+
+def test_gradcheck() -> None:
+    query, reference = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    log_scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(info_nce, (query, reference, log_scale))
+    assert torch.autograd.gradcheck(koleo, (query, reference))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    query, reference = torch.randn(6, 16).to(dtype), torch.randn(6, 16).to(dtype)
+    log_scale = torch.tensor(3.2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = info_nce(query, reference, log_scale), koleo(query, reference)
+    expected = info_nce(query.float(), reference.float(), log_scale), koleo(query.float(), reference.float())
+    for loss, value in zip(losses, expected, strict=True):
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, value)
+
+
+@pytest.mark.parametrize(
+    ("query", "reference", "gather", "error", "match"),
+    [
+        ([1.0], torch.zeros(2, 3), "none", TypeError, r"query must be a torch\.Tensor, got list"),
+        (torch.zeros(2, 3), torch.zeros(2, 4), "none", ValueError, r"one shape \[B, D\].*\[2, 3\] and \[2, 4\]"),
+        (torch.zeros(2, 3).int(), torch.zeros(2, 3).int(), "none", TypeError, r"one floating dtype, got torch\.int32"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), "all", ValueError, r"gather must be 'differentiable', .* got 'all'"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(
+    query: object, reference: Tensor, gather: str, error: type[Exception], match: str
+) -> None:
+    for call in (
+        lambda: info_nce(query, reference, torch.tensor(1.0), gather=gather),
+        lambda: koleo(query, reference, gather=gather),
+    ):
+        with pytest.raises(error, match=match):
+            call()
+
+
+def test_bad_log_scale_and_single_pair() -> None:
+    features = torch.randn(1, 3)
+    with pytest.raises(TypeError, match=r"log_scale must be a floating scalar tensor, got float"):
+        info_nce(features, features, 3.2)
+    with pytest.raises(TypeError, match=r"log_scale must be a floating scalar tensor, got torch\.float32 \[1\]"):
+        info_nce(features, features, torch.ones(1))
+    with pytest.raises(ValueError, match=r"at least 2 pairs over all ranks"):
+        koleo(features, features)
+
+
+def test_gather_of_two_processes_equals_one_batch(tmp_path: Path) -> None:
+    batch = {name: torch.randn(6, 5, dtype=torch.float64) for name in ("query", "reference")}
+    torch.save(batch, tmp_path / "batch.pt")
+    root = str(Path(copynce.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    worker = str(Path(__file__).with_name("gather_worker.py"))
+    processes = [
+        subprocess.Popen([sys.executable, worker, str(rank), str(tmp_path)], env=environment) for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+
+    for name in ("info_nce", "koleo"):
+        log_scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        query, reference = (batch[side].clone().requires_grad_() for side in ("query", "reference"))
+        loss = info_nce(query, reference, log_scale) if name == "info_nce" else koleo(query, reference)
+        loss.backward()
+        # Gradients are averaged over ranks in training, so each rank's are twice those of the mean of both losses.
+        both = [rank["differentiable", name] for rank in ranks]
+        torch.testing.assert_close((both[0][0] + both[1][0]) / 2, loss.detach())
+        torch.testing.assert_close(torch.cat([rank[1] for rank in both]) / 2, query.grad)
+        torch.testing.assert_close(torch.cat([rank[2] for rank in both]) / 2, reference.grad)
+        if name == "info_nce":
+            torch.testing.assert_close((both[0][3] + both[1][3]) / 2, log_scale.grad)
+
+        # "local_gradient": the same values, and each rank's gradient is that of its own rows with the other's constant.
+        for index, rank in enumerate(ranks):
+            torch.testing.assert_close(rank["local_gradient", name][0], rank["differentiable", name][0])
+            expected = local_gradients(batch, index, name)
+            for value, gradient in zip(rank["local_gradient", name][1:3], expected, strict=True):
+                torch.testing.assert_close(value, gradient)
+            own = slice(3 * index, 3 * index + 3)
+            alone = batch["query"][own], batch["reference"][own]
+            expected_loss = info_nce(*alone, log_scale.detach()) if name == "info_nce" else koleo(*alone)
+            torch.testing.assert_close(rank["none", name][0], expected_loss)
+
+
+def local_gradients(batch: dict[str, Tensor], rank: int, name: str) -> tuple[Tensor, Tensor]:
+    """Gradients of one rank's rows, written out anew: own features vary, the other rank's are constants."""
+    own, other = slice(3 * rank, 3 * rank + 3), slice(3 - 3 * rank, 6 - 3 * rank)
+    query, reference = (batch[side][own].clone().requires_grad_() for side in ("query", "reference"))
+    rows = F.normalize(torch.cat((query, reference)), dim=-1)
+    constants = F.normalize(torch.cat((batch["query"][other], batch["reference"][other])), dim=-1)
+    cosines = rows @ torch.cat((rows, constants)).T
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(6):
+        positive = (row + 3) % 6
+        others = torch.tensor([column for column in range(12) if column not in (row, positive)])
+        if name == "info_nce":
+            logits = cosines[row] * math.exp(2)
+            own_term = torch.tensor(-math.exp(2), dtype=torch.float64).reshape(1)
+            terms = torch.cat((logits[others], logits[[positive]], own_term))
+            total = total + terms.logsumexp(0) - logits[positive]
+        else:
+            total = total - (2 - 2 * cosines[row][others].max()).sqrt().log()
+    (total / 6).backward()
+    return query.grad, reference.grad

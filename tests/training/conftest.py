@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from copynce.data.synthetic import make_pictures
+from copynce.training import TrainConfig, load_config
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 small made pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    make_pictures(folder, 24, seed=5, side_px=(64, 96))
+    return folder
+
+
+@pytest.fixture()
+def tiny(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A config of a training that takes seconds: two blocks, 32 px; arguments are further overrides."""
+
+    def make(*overrides: str, out: str = "run", train: Path | None = None) -> TrainConfig:
+        return load_config(
+            TrainConfig,
+            None,
+            [
+                f"out={tmp_path / out}",
+                f"data.train={train or pictures}",
+                "data.batch_size=4",
+                "data.threads=1",
+                "model.img_size=32",
+                "model.dim=16",
+                "model.backbone_options={patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}",
+                "optim.steps=6",
+                "checkpoint_every=3",
+                "log_every=1",
+                "threads=1",
+                "tensorboard=false",
+                *overrides,
+            ],
+        )
+
+    return make

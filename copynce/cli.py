@@ -1,4 +1,4 @@
-"""The command line: ``copynce demo | train | eval``, each also under torchrun (``torchrun -m copynce.cli train ...``)."""
+"""The command line: ``copynce demo | train | eval``; under torchrun it is ``torchrun ... -m copynce.cli train ...``."""
 
 from __future__ import annotations
 
@@ -79,19 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train and judge a small descriptor in a few minutes, with a report",
-        description="Make pictures (or take yours), train a small descriptor, evaluate it before and after on edited copies "
-        "and distractors that it never saw, and write metrics.json, loss.png and report.html.",
+        description="Make pictures (or take yours), train a small descriptor, evaluate it before and after on edited "
+        "copies and distractors that it never saw, and write metrics.json, loss.png and report.html.",
     )
     demo.add_argument("--data", type=Path, metavar="FOLDER", help="your own pictures instead of made ones")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder of the results (default: %(default)s)")
-    demo.add_argument("--steps", type=int, default=None, help="training steps (default: what fits into about 3 minutes)")
+    demo.add_argument(
+        "--steps", type=int, default=None, help="training steps (default: what fits into about 3 minutes)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="of pictures, edits and weights (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser(
         "train",
         help="train a descriptor",
-        description="Train a descriptor on a CSV (uuid,path) or a folder of pictures. Continues by itself where it stopped.",
+        description="Train a descriptor on a CSV (uuid,path) or a folder of pictures. "
+        "The same command continues a run that was stopped.",
         epilog=_settings_help(TrainConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -207,7 +210,7 @@ def _eval(options: argparse.Namespace) -> None:
     print(f"predictions and metrics: {out}")
 
 
-class progress_bars:  # noqa: N801 - used like a function
+class progress_bars:
     """A context whose value is called as ``report(role, done, total)`` and draws one bar per role on stderr."""
 
     def __enter__(self) -> progress_bars:
@@ -232,7 +235,14 @@ class progress_bars:  # noqa: N801 - used like a function
         self._bar.stop()
 
 
-_SHOWN = (("uap", "uAP"), ("rp90", "RP90"), ("map", "mAP"), ("recall_at_1", "recall@1"), ("uap_sn", "uAP + SN"), ("rp90_sn", "RP90 + SN"))
+_SHOWN = (
+    ("uap", "uAP"),
+    ("rp90", "RP90"),
+    ("map", "mAP"),
+    ("recall_at_1", "recall@1"),
+    ("uap_sn", "uAP + SN"),
+    ("rp90_sn", "RP90 + SN"),
+)
 
 
 def _print_metrics(title: str, rows: dict[str, dict[str, Any]]) -> None:

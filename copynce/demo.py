@@ -63,10 +63,10 @@ class _Query:
 
 
 def run_demo(out: Path, *, data: Path | None = None, steps: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Train and judge a small descriptor; returns what metrics.json holds: uap, rp90, map, recall_at_1, before, after.
+    """Train and judge a small descriptor; returns what metrics.json holds (uap, rp90, ..., before, after).
 
-    ``data``: a folder (or CSV) of at least 60 pictures; None makes pictures. A run that was killed continues; ``out`` is
-    made if absent. Raises DataError if there are too few pictures that can be decoded.
+    ``data``: a folder (or CSV) of at least 60 pictures; None makes pictures. A run that was killed continues; ``out``
+    is made if absent. Raises DataError if there are too few pictures that can be decoded.
     """
     out.mkdir(parents=True, exist_ok=True)
     if data is None:
@@ -97,7 +97,9 @@ def run_demo(out: Path, *, data: Path | None = None, steps: int | None = None, s
         training=None,
         ground_truth={q.path.stem: [] if q.original is None else [references.uuids[q.original]] for q in queries},
     )
-    models = {name: load_checkpoint(folder / "model.safetensors") for name, folder in (("before", first), ("after", last))}
+    models = {
+        name: load_checkpoint(folder / "model.safetensors") for name, folder in (("before", first), ("after", last))
+    }
     results = {name: evaluate_descriptor(model, split, out / f"eval-{name}") for name, model in models.items()}
     metrics: dict[str, Any] = {
         **{key: results["after"][key] for key in ("uap", "rp90", "map", "recall_at_1")},
@@ -131,9 +133,9 @@ def _make_queries(
     folder.mkdir(parents=True, exist_ok=True)
     half = min(len(strangers), len(references))
     wanted: list[tuple[str, Path, int | None]] = []
-    for row in range(half):
-        wanted.append((f"copy-{row:04d}", references.paths[row], row))
-        wanted.append((f"distractor-{row:04d}", strangers.paths[row], None))
+    for i in range(half):
+        wanted.append((f"copy-{i:04d}", references.paths[i], i))
+        wanted.append((f"distractor-{i:04d}", strangers.paths[i], None))
     wanted = [item for item in wanted if _readable(item[1], quarantine)]
     programs = [sample_program(_QUERY_POLICY, seed=seed, epoch=-1, uuid=name) for name, _, _ in wanted]
     pictures = render_programs([path for _, path, _ in wanted], programs, size=QUERY_SIDE, pictures=training.paths)
@@ -166,7 +168,8 @@ def _write_list(path: Path, manifest: Manifest) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["uuid", "path"])
         writer.writerows(
-            (uuid, picture.relative_to(manifest.root)) for uuid, picture in zip(manifest.uuids, manifest.paths, strict=True)
+            (uuid, picture.relative_to(manifest.root))
+            for uuid, picture in zip(manifest.uuids, manifest.paths, strict=True)
         )
 
 
@@ -190,8 +193,8 @@ def _report(
         ),
         Section(
             "Traced pixels",
-            "PixTrace knows for every query pixel which reference pixel it copies: bright pixels are copied, lines join "
-            "corresponding points.",
+            "PixTrace knows for every query pixel which reference pixel it copies: bright pixels are copied, lines "
+            "join corresponding points.",
             [Figure(_traced(query, references), query.path.name) for query in copies[:4]],
         ),
         Section(
@@ -231,7 +234,13 @@ def _searches(out: Path, queries: list[_Query], references: Manifest) -> list[Se
         truth = references.uuids[query.original]
         best = sorted(found.get(query.path.stem, []), reverse=True)
         ranks = [rank for rank, (_, uuid) in enumerate(best, start=1) if uuid == truth]
-        note = "" if ranks and ranks[0] <= 3 else f"original at rank {ranks[0]}" if ranks else "original not in the first 10"
+        note = (
+            ""
+            if ranks and ranks[0] <= 3
+            else f"original at rank {ranks[0]}"
+            if ranks
+            else "original not in the first 10"
+        )
         hits = [Found(_open(paths[uuid]), score, uuid == truth, uuid) for score, uuid in best[:3]]
         searches.append(Search(_open(query.path), hits, query.path.name, note))
     return searches

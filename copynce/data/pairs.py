@@ -39,11 +39,13 @@ class PairSampler:
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 pairs, other pairs are the negatives; got {self.batch_size}")
+            raise ValueError(
+                f"batch_size must be at least 2 pairs, other pairs are the negatives; got {self.batch_size}"
+            )
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"{self.manifest.root}: one step needs {self.batch_size} pictures on each of {self.world_size} processes, "
-                f"got {len(self.manifest)} pictures in all; choose a smaller batch"
+                f"{self.manifest.root}: one step takes {self.batch_size} pictures on each of {self.world_size} "
+                f"processes, got {len(self.manifest)} pictures in all; choose a smaller batch"
             )
 
     @property
@@ -75,6 +77,4 @@ class PairSampler:
         digest = hashlib.blake2b(f"{self.seed}/{attempt}/{broken.uuid}".encode(), digest_size=8).digest()
         index = int.from_bytes(digest, "little") % len(self.manifest)
         path = self.manifest.paths[index]
-        return dataclasses.replace(
-            broken, query_path=path, reference_path=path, uuid=self.manifest.uuids[index]
-        )
+        return dataclasses.replace(broken, query_path=path, reference_path=path, uuid=self.manifest.uuids[index])

@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 class RunLog:
     """The log of one run, on the main process only (``enabled=False`` elsewhere: every call does nothing).
 
-    ``first_step``: where the run continues; lines of later steps, written before a kill, are taken back. On a terminal a
-    live bar with pictures per second and time left; elsewhere a line whenever something is logged.
+    ``first_step``: where the run continues; lines of later steps, written before a kill, are taken back. On a terminal
+    a live bar with pictures per second and time left; elsewhere a line whenever something is logged.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from copynce.training.checkpoints import RunError, checkpoints, read_state, step
 from copynce.training.config import LossConfig, TrainConfig, save_config
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
+from copynce.training.memory import keep_heap
 from copynce.training.schedule import cosine_schedule, scaled_lr
 from dali_pipelines import PairLoader
 
@@ -31,9 +32,9 @@ class TrainingError(RuntimeError):
 class DescriptorObjective(nn.Module):
     """A descriptor with its losses: what DDP wraps, so that one forward makes one synchronised backward.
 
-    forward(query, reference [B, 3, S, S], query_to_reference, reference_to_query int32 [B, S, S]) returns the weighted sum
-    and the unweighted parts ``{copynce, info_nce, koleo}`` (PROTOCOLS 8). A part of weight 0 is still measured, without
-    gradient, so that runs with and without it can be compared.
+    forward(query, reference [B, 3, S, S], query_to_reference, reference_to_query int32 [B, S, S]) returns the weighted
+    sum and the unweighted parts ``{copynce, info_nce, koleo}`` (PROTOCOLS 8). A part of weight 0 is still measured,
+    without gradient, so that runs with and without it can be compared.
     """
 
     def __init__(self, model: Descriptor, config: LossConfig) -> None:
@@ -95,6 +96,8 @@ def train(config: TrainConfig, *, on_step: Callable[[int], None] | None = None) 
 def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | None) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if here.device.type == "cpu":
+        keep_heap()
     run = Path(config.out)
     manifest = read_manifest(config.data.train, root=config.data.root)
     sampler = PairSampler(

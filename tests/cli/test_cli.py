@@ -32,7 +32,11 @@ def test_help_states_settings(command: str, capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_wrong_input_is_one_sentence(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == BAD_INPUT

@@ -17,7 +17,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     """A config of a training that takes seconds: two blocks, 32 px; arguments are further overrides."""
 

@@ -161,4 +161,6 @@ def test_two_processes_equal_one_with_the_whole_batch(tiny: Tiny) -> None:
     # The global batch holds the same pairs in another order, so sums round differently; AdamW turns a gradient near
     # zero into a step of up to the learning rate (4e-5 here), which bounds what rounding can do to a weight.
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=3e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-3, atol=3e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )

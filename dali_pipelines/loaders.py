@@ -104,7 +104,7 @@ def render_programs(
 ) -> np.ndarray:
     """The views of ``programs`` on the pictures ``paths``: uint8 [N, size, size, 3].
 
-    ``pictures``: files from which ``picture`` of PasteOnto and Overlay chooses. Erasing noise is clipped to 8 bits here.
+    ``pictures``: files from which ``picture`` of PasteOnto and Overlay chooses. Erasing noise is clipped to 8 bits.
     Raises :class:`BrokenPicture` for a file that cannot be used, ``ValueError`` naming an edit that cannot be rendered.
     """
     if len(paths) != len(programs):
@@ -143,10 +143,11 @@ class PairLoader:
     ``reference_to_query``: int32 [B, S, S] tables, -1 throughout for a pair with label False. ``label``: bool [B].
     ``uuids``: list of str, that of the pair really shown.
 
-    ``batches`` gives lists of :class:`Pair`; it is consumed ahead in a background thread and once only. ``pictures`` are the
-    files from which layers choose. A pair with a broken file is replaced by ``substitute(pair, attempt)``, attempt = 1,
-    2, ..., and each broken file is told once to ``on_broken(path, reason)`` (called from any thread). Batches do not depend
-    on ``threads``. Use it as a context manager, or iterate to the end, to stop the background thread early.
+    ``batches`` gives lists of :class:`Pair`, at most ``batch_size`` each; it is consumed ahead in a background thread
+    and once only. ``pictures`` are the files from which layers choose. A pair with a broken file is replaced by
+    ``substitute(pair, attempt)``, attempt = 1, 2, ..., and each broken file is told once to ``on_broken(path, reason)``
+    (called from any thread). Batches do not depend on ``threads``. The background work ends with the iteration; leave a
+    ``with`` block or call :meth:`close` to end it earlier.
     """
 
     def __init__(
@@ -232,9 +233,8 @@ class PairLoader:
             return None
         shape = (len(pairs), self._size, self._size)
         scenes, files, shown, plans = [], [], [], []
-        for pair, found in zip(pairs, self._reader.try_all([p.query_path for p in pairs]), strict=True):
-            pair, picture = self._readable(pair, found)
-            other = picture if pair.reference_path == pair.query_path else self._reader.read(pair.reference_path)
+        for wanted, found in zip(pairs, self._reader.try_all([p.query_path for p in pairs]), strict=True):
+            pair, picture, other = self._readable(wanted, found)
             query = pair.query_program.plan(picture.shape, shape[1:])
             reference = pair.reference_program.plan(other.shape, shape[1:])
             query_layers, reference_layers = self._reader.layers(query), self._reader.layers(reference)
@@ -257,20 +257,24 @@ class PairLoader:
         }
         return Batch(scenes, files, payload)
 
-    def _readable(self, pair: Pair, found: EncodedPicture | BrokenPicture) -> tuple[Pair, EncodedPicture]:
-        """The pair, or the first substitute whose files can both be read, and its query picture."""
-        for attempt in range(1, _MAX_SUBSTITUTES + 1):
-            if isinstance(found, EncodedPicture):
-                if pair.reference_path == pair.query_path:
-                    return pair, found
-                other = self._reader.try_all([pair.reference_path])[0]
-                if isinstance(other, EncodedPicture):
-                    return pair, found
-                found = other
-            original = pair if attempt == 1 else original
-            pair = self._substitute(original, attempt)
-            found = self._reader.try_all([pair.query_path])[0]
-        raise ValueError(f"{_MAX_SUBSTITUTES} substitutes of pair {original.uuid} are broken too; the last one: {found}")
+    def _readable(
+        self, wanted: Pair, found: EncodedPicture | BrokenPicture
+    ) -> tuple[Pair, EncodedPicture, EncodedPicture]:
+        """The pair or its first substitute whose files can both be read, and these two (one object if one file).
+
+        ``found`` is what reading the pair's query file gave.
+        """
+        pair = wanted
+        for attempt in range(_MAX_SUBSTITUTES + 1):
+            if attempt > 0:
+                pair = self._substitute(wanted, attempt)
+                (found,) = self._reader.try_all([pair.query_path])
+            other = found
+            if pair.reference_path != pair.query_path and not isinstance(found, BrokenPicture):
+                (other,) = self._reader.try_all([pair.reference_path])
+            if isinstance(found, EncodedPicture) and isinstance(other, EncodedPicture):
+                return pair, found, other
+        raise ValueError(f"{_MAX_SUBSTITUTES} substitutes of pair {wanted.uuid} are broken too; the last one: {other}")
 
 
 class PictureLoader:
@@ -349,5 +353,5 @@ def _dense(output: Any, *, on_host: bool = False) -> torch.Tensor:
     """A DALI batch as one torch tensor, without a copy; it owns its memory."""
     import torch
 
-    tensor = torch.from_dlpack(output.as_tensor())
+    tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
     return tensor.cpu() if on_host else tensor

@@ -1,4 +1,4 @@
-"""Runs the graph over a stream of batches that a background thread prepares, and survives pictures that fail in DALI."""
+"""Runs the graph over batches that a background thread prepares ahead, and survives pictures that fail in DALI."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def _join(thread: threading.Thread, ready: queue.Queue[Any], stop: threading.Eve
 class Renderer(Generic[Item, Payload]):
     """The graph with its producer. ``prepare(item)`` reads files and returns a :class:`Batch`, or None for nothing.
 
-    ``prepare`` must consult ``broken``: when a file fails in DALI though its header was fine, it is added there, its batch
-    is prepared again, the pipeline is rebuilt and the stream goes on with the same batches in the same order.
+    ``prepare`` must consult ``broken``: when a file fails in DALI though its header was fine, it is added there, its
+    batch is prepared again, the pipeline is rebuilt and the stream goes on with the same batches in the same order.
     """
 
     prepare: Callable[[Item], Batch[Payload] | None]
@@ -132,7 +132,9 @@ class Renderer(Generic[Item, Payload]):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.device == "gpu" and self.device_id is None:
-            self.device_id = 0
+            import torch
+
+            self.device_id = torch.cuda.current_device()
 
     def stream(self, items: Iterable[Item]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
         """Yield (payload, DALI outputs) per batch, in order; closing the generator stops the producer."""
@@ -218,7 +220,7 @@ class Renderer(Generic[Item, Payload]):
     def _decodes(self, picture: EncodedPicture) -> bool:
         from dali_pipelines.graph import build_decoder
 
-        decoder = build_decoder(lambda: [[picture.data]], device=self.device, device_id=self.device_id)
+        decoder = build_decoder(lambda: [picture.data], device=self.device, device_id=self.device_id)
         decoder.build()
         try:
             (decoded,) = decoder.run()

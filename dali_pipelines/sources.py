@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Size = tuple[int, int]
 
@@ -21,6 +22,20 @@ MAX_PIXELS = 100_000_000
 
 #: Bytes at a JPEG's end in which its end marker must stand; some cameras and servers append padding.
 _JPEG_TAIL = 4096
+
+
+#: What Pillow's decoders raise on damaged files, depending on format and place.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    struct.error,
+)
 
 
 class BrokenPicture(ValueError):
@@ -53,7 +68,6 @@ def read_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) 
         raise BrokenPicture(path, f"cannot be read: {error.strerror or error}") from error
     if not content:
         raise BrokenPicture(path, "the file is empty")
-    # Pillow's decoders report damage as any of these, depending on format and place.
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
@@ -64,9 +78,9 @@ def read_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) 
             return _as_pnm(_to_rgb(image))
     except BrokenPicture:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BrokenPicture(path, "no picture format that can be read") from None
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError, MemoryError) as error:
+    except _DAMAGE as error:
         raise BrokenPicture(path, f"cannot be decoded: {error}") from error
     except Image.DecompressionBombError as error:
         raise BrokenPicture(path, f"more pixels than the limit of {max_pixels}: {error}") from error

@@ -29,7 +29,7 @@ _NOISE_OFFSETS = 256
 _LEAST_SIGMA = 0.2
 
 # Name -> (DALI layout, what a sample that does not use the input is fed with).
-_OFF, _ZERO, _ONE = False, np.float32(0.0), np.float32(1.0)
+_OFF = False
 _NO_BYTES = np.zeros(1, np.uint8)
 _NO_SIZE = np.zeros((1, 1, 0), np.uint8)
 _NO_WEIGHT = np.zeros((1, 1, 1), np.uint8)
@@ -66,10 +66,7 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
         }.items()
     },
     "colour": ("", _OFF),
-    "value": ("", _ONE),
-    "contrast": ("", _ONE),
-    "saturation": ("", _ONE),
-    "hue": ("", _ZERO),
+    "factors": ("", np.array([1.0, 1.0, 1.0, 0.0], np.float32)),
     "blur": ("", _OFF),
     "blur_row": ("", _NO_KERNEL),
     "blur_column": ("", _NO_KERNEL),
@@ -112,11 +109,14 @@ class Scene:
 def feed(scenes: Sequence[Scene], size: int) -> list[object]:
     """The arrays of one batch, in the order of :func:`input_table`: dense [B, ...], or a list where shapes differ."""
     rows = [_scene_inputs(scene, size) for scene in scenes]
-    return [_column([row.get(name, off) for row in rows]) for name, (_, off) in input_table(len(scenes[0].views)).items()]
+    table = input_table(len(scenes[0].views))
+    return [_column([row.get(name, neutral) for row in rows]) for name, (_, neutral) in table.items()]
 
 
 def check_plan(plan: RenderPlan) -> None:
     """Raise ``ValueError``, naming the edit, if the graph cannot render the plan."""
+    if plan.special:
+        raise ValueError(f"the graph cannot render {', '.join(plan.special)}; these edits can only be traced")
     if len(plan.layers) > LAYERS:
         raise ValueError(f"a view can show at most {LAYERS} other pictures, this program shows {len(plan.layers)}")
     names = [type(edit).__name__ for edit in plan.photometric]
@@ -130,16 +130,23 @@ def check_plan(plan: RenderPlan) -> None:
             )
 
 
-def working_size(layer: LayerPlan, shape: Size) -> Size:
+def working_size(layer: LayerPlan, shape: Size, view: Size) -> Size:
     """(height, width) to which a picture of ``shape`` is shrunk before its warp; ``shape`` itself if it need not be.
 
-    Never larger than the picture; where the warp alone would minify by more than ``MAX_MINIFICATION`` it becomes the
-    size at which the warp does not minify at all.
+    Never larger than the picture. Where the warp alone would minify by more than ``MAX_MINIFICATION`` it is the size of
+    the view if that is fine enough and not too fine (then the reference's resize serves), else the size at which the
+    warp does not minify at all.
     """
     wanted = tuple(min(have, max(1, math.ceil(span - 1e-3))) for have, span in zip(shape, layer.extent(), strict=True))
-    if all(have <= MAX_MINIFICATION * want for have, want in zip(shape, wanted, strict=True)):
+    if _minifies_little(shape, wanted):
         return shape
+    if all(w <= v <= have for w, v, have in zip(wanted, view, shape, strict=True)) and _minifies_little(view, wanted):
+        return view
     return wanted[0], wanted[1]
+
+
+def _minifies_little(have: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return all(h <= MAX_MINIFICATION * w for h, w in zip(have, wanted, strict=True))
 
 
 def _scene_inputs(scene: Scene, size: int) -> dict[str, object]:
@@ -162,7 +169,7 @@ def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
         raise ValueError(f"the plan must end at the view's size {(size, size)}, got {plan.output_shape}")
     if len(view.layers) != len(plan.layers):
         raise ValueError(f"the plan shows {len(plan.layers)} other pictures, got {len(view.layers)}")
-    working = (size, size) if plan.plain else working_size(plan.source, shape)
+    working = (size, size) if plan.plain else working_size(plan.source, shape, (size, size))
     as_plain = plan.plain or (working == (size, size) and working != shape)
     row: dict[str, object] = {"as_plain": as_plain}
     if not plan.plain:
@@ -183,7 +190,8 @@ def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
 
 
 def _layer_inputs(k: int, layer: LayerPlan, picture: EncodedPicture, weight: np.ndarray) -> dict[str, object]:
-    working = working_size(layer, picture.shape)
+    height, width = weight.shape
+    working = working_size(layer, picture.shape, (height, width))
     return {
         f"layer_{k}": True,
         f"layer_picture_{k}": picture.data,
@@ -196,31 +204,30 @@ def _layer_inputs(k: int, layer: LayerPlan, picture: EncodedPicture, weight: np.
 
 def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
     row: dict[str, object] = {}
-    value, contrast, saturation, hue = 1.0, 1.0, 1.0, 0.0
+    factors = [1.0, 1.0, 1.0, 0.0]
     for edit in plan.photometric:
         match edit:
             case ColorJitter():
-                row["colour"] = True
-                value, contrast, saturation = edit.brightness, edit.contrast, edit.saturation
-                hue = 360.0 * edit.hue
+                factors = [edit.brightness, edit.contrast, edit.saturation, 360.0 * edit.hue]
             case Grayscale():
-                row["colour"], saturation = True, 0.0
+                factors[2] = 0.0
             case Blur() if edit.sigma * size / 224 >= _LEAST_SIGMA:
                 kernel = _gaussian(edit.sigma * size / 224, size)
                 row |= {"blur": True, "blur_row": kernel[None, :], "blur_column": kernel[:, None]}
             case Jpeg():
                 row |= {"jpeg": True, "quality": np.int32(edit.quality)}
-    colour = {"value": value, "contrast": contrast, "saturation": saturation, "hue": hue}
-    return row | {name: np.float32(number) for name, number in colour.items()}
+    if factors != [1.0, 1.0, 1.0, 0.0]:
+        row |= {"colour": True, "factors": np.array(factors, np.float32)}
+    return row
 
 
 def _column(values: list[object]) -> object:
-    """One input of a batch: a dense array where all samples have one shape, else the list."""
-    first = values[0]
-    if not isinstance(first, np.ndarray):
+    """One input of a batch: numbers and matrices as one dense array, pictures and the like as they are."""
+    if not isinstance(values[0], np.ndarray):
         return np.array(values)
-    small = 0 < first.size <= _NO_MATRIX.size and first.ndim > 1
-    return np.stack(values) if small and all(value.shape == first.shape for value in values) else values
+    if values[0].shape == _NO_MATRIX.shape:
+        return np.array(values, np.float32)
+    return values
 
 
 @functools.lru_cache(maxsize=4096)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copynce.models.build import build_descriptor
 from copynce.models.checkpoints import (
     load_backbone,
     load_checkpoint,
     read_checkpoint_metadata,
     save_checkpoint,
 )
-from copynce.models.descriptor import Descriptor, DescriptorConfig, build_descriptor, param_groups
+from copynce.models.descriptor import Descriptor, DescriptorConfig, param_groups
 
 __all__ = [
     "Descriptor",

@@ -2,37 +2,57 @@
 
 Walking the edits multiplies 3x3 matrices only. At the end every picture of the view (the traced source and any
 other picture) has one forward map from its *unit square* to the output, and every region (what a canvas once cut off,
-where a picture was laid, what was erased) is a set of half-planes in output coordinates. Nothing touches a pixel here.
+where a picture was laid, what was erased) is a set of half-planes in output coordinates, cut by bitmaps where an object
+was cut out. Nothing touches a pixel here. Matrices are tuples of floats until the end: composing must cost less than
+tracing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from copynce.pixtrace import kernels
-from copynce.pixtrace.edits import Edit, Erase, Geometry, Matrix, Overlay, PasteOnto, Photometric, Size
-from copynce.pixtrace.kernels import fade, fill
+import copynce.pixtrace.kernels as kernels
+from copynce.pixtrace.bitmaps import Bits, mask_of
+from copynce.pixtrace.edits import (
+    Edit,
+    Erase,
+    Geometry,
+    Matrix,
+    Matte,
+    Overlay,
+    PasteOnto,
+    Photometric,
+    Remap,
+    Size,
+    Stamp,
+)
+from copynce.pixtrace.kernels import LEAST_SOURCE_WEIGHT, TIE
+from copynce.pixtrace.matrices import IDENTITY, Flat, inverse, multiply, scaling, translation
+from copynce.pixtrace.shares import bilinear
 
-Planes = np.ndarray  # float64 [K, 3]; see copynce.pixtrace.kernels
-
-#: A pixel is a copy if at least this share of its colour comes from the source: a cover of more than half hides it.
-LEAST_SOURCE_WEIGHT = 127
+Points = NDArray[np.floating]
+Planes = NDArray[np.float64]  # [K, 3]; see copynce.pixtrace.kernels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerPlan:
     """Where one picture lies in the view.
 
     ``matrix`` [3, 3] float64: forward map of the picture's unit square (x = column / width, y = row / height) to output
     pixels; for a picture of h x w pixels the map is ``matrix @ diag(1/w, 1/h, 1)``. ``picture`` in [0, 1): which
-    other picture (0 for the source itself).
+    other picture (0 for the source itself). ``color``: the layer is no picture but one colour (red, green, blue in
+    [0, 1]).
     """
 
     matrix: Matrix
     picture: float = 0.0
+    color: tuple[float, float, float] | None = None
 
     def extent(self) -> tuple[float, float]:
         """Output pixels (height, width) that the whole picture's height and width would span at its largest.
@@ -40,18 +60,81 @@ class LayerPlan:
         The local scale of the map at five points of the unit square, the largest of each direction; it chooses the
         antialiased working size before a warp.
         """
-        m = self.matrix
+        (a, b, c), (d, e, f), (g, h, i) = self.matrix.tolist()
         tall = wide = 0.0
         for x, y in ((0.5, 0.5), (0.1, 0.1), (0.9, 0.1), (0.1, 0.9), (0.9, 0.9)):
-            u, v, w = m @ (x, y, 1.0)
+            w = g * x + h * y + i
             if w <= 1e-6:
                 continue
-            wide = max(wide, float(np.hypot(m[0, 0] - u / w * m[2, 0], m[1, 0] - v / w * m[2, 0]) / w))
-            tall = max(tall, float(np.hypot(m[0, 1] - u / w * m[2, 1], m[1, 1] - v / w * m[2, 1]) / w))
+            u, v = (a * x + b * y + c) / w, (d * x + e * y + f) / w
+            wide = max(wide, ((a - u * g) ** 2 + (d - v * g) ** 2) ** 0.5 / w)
+            tall = max(tall, ((b - u * h) ** 2 + (e - v * h) ** 2) ** 0.5 / w)
         return tall, wide
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A bitmap that cuts a region: a point of the view belongs to it if ``matrix`` sends it onto a 1 of ``bits``.
+
+    ``matrix`` [3, 3] float64 maps output points to points of the bitmap, one unit per bit.
+    """
+
+    matrix: Matrix
+    bits: Bits
+
+    def at(self, x: Points, y: Points) -> NDArray[np.bool_]:
+        """True where the points (x, y) of the view fall on a 1."""
+        bits = mask_of(self.bits)
+        u, v, w = _apply(self.matrix, x, y)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            column, row = np.floor(u / w + TIE), np.floor(v / w + TIE)
+        inside = (w > 0) & (column >= 0) & (column < bits.shape[1]) & (row >= 0) & (row < bits.shape[0])
+        hit = bits[np.where(inside, row, 0).astype(np.int64), np.where(inside, column, 0).astype(np.int64)]
+        return inside & (hit != 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A part of the view: inside of all half-planes, on a 1 of all masks."""
+
+    planes: Planes
+    masks: tuple[Mask, ...] = ()
+
+    def at(self, x: Points, y: Points) -> NDArray[np.bool_]:
+        """True where the points (x, y) of the view belong to the region."""
+        inside = np.ones(x.shape, bool)
+        for a, b, c in self.planes:
+            inside &= a * x + b * y + c >= 0.0
+        for mask in self.masks:
+            inside &= mask.at(x, y)
+        return inside
+
+    def fill(self, value: int, weight: NDArray[np.uint8]) -> None:
+        """Set ``weight`` uint8 [H, W] to ``value`` inside."""
+        if self.masks:
+            weight[self._drawn(weight.shape)] = value
+        else:
+            kernels.fill(self.planes, value, weight)
+
+    def fade(self, kept: int, weight: NDArray[np.uint8]) -> None:
+        """Multiply ``weight`` uint8 [H, W] by ``kept / 255`` inside, rounding to nearest."""
+        if self.masks:
+            inside = self._drawn(weight.shape)
+            weight[inside] = (weight[inside].astype(np.int32) * kept + 127) // 255
+        else:
+            kernels.fade(self.planes, kept, weight)
+
+    def _drawn(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        drawn = np.zeros(shape, np.uint8)
+        kernels.fill(self.planes, 1, drawn)
+        inside = drawn != 0
+        y, x = np.nonzero(inside)
+        for mask in self.masks:
+            inside[y, x] &= mask.at(x + 0.5, y + 0.5)
+        return inside
+
+
+@dataclass(frozen=True, eq=False)
 class Cover:
     """One blending step, in order: fade what lies below inside of ``region``, then show ``layer`` there.
 
@@ -59,76 +142,111 @@ class Cover:
     erasing noise. ``ground`` is the region that a new bottom canvas fills, None unless the layer is such a canvas.
     """
 
-    region: Planes
+    region: Region
     keep: float
     layer: int
-    ground: Planes | None = None
+    ground: Region | None = None
+
+    @property
+    def kept(self) -> int:
+        """``keep`` in 255ths."""
+        return round(255 * self.keep)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RenderPlan:
     """A view, composed: what the pixel executor draws and the table traces.
 
-    ``visible``: half-planes of the source in output coordinates. ``photometric``: colour edits in order.
-    ``noise``: which noise fills the erased region.
+    ``visible``: the source's part of the view, before anything covers it. ``photometric``: colour edits in order.
+    ``noise``: which noise fills the erased region. ``plain``: True if the view is the whole source, resized, so that
+    no warp is needed. ``code``: the same for :mod:`copynce.pixtrace.kernels`. ``below``: if not None, the "source" of
+    this view is not the picture but another view of it, ``below[0]``, drawn and sent through the dense map
+    ``below[1]``. ``special``: names of the edits that take more than warps, weights and photometry to draw.
     """
 
     output_shape: Size
     source: LayerPlan
-    visible: Planes
-    layers: tuple[LayerPlan, ...] = ()
-    covers: tuple[Cover, ...] = ()
-    photometric: tuple[Photometric, ...] = ()
-    noise: int = 0
-    #: True if the view is the whole source, resized: no warp needed.
-    plain: bool = field(default=False)
+    visible: Region
+    layers: tuple[LayerPlan, ...]
+    covers: tuple[Cover, ...]
+    photometric: tuple[Photometric, ...]
+    noise: int
+    plain: bool
+    code: NDArray[np.float64]
+    below: tuple[RenderPlan, Remap] | None = None
+    special: tuple[str, ...] = ()
 
     @property
     def opaque(self) -> bool:
         """True if the source fills the whole view: nothing to blend, nothing black, nothing erased."""
-        return len(self.visible) == 0 and not self.covers
+        return len(self.visible.planes) == 0 and not self.visible.masks and not self.covers
 
-    def weights(self) -> np.ndarray:
+    @property
+    def fused(self) -> bool:
+        """True if the whole view is one projective map with straight edges, which the kernels trace from ``code``."""
+        return self.below is None and not self.visible.masks and not any(cover.region.masks for cover in self.covers)
+
+    def weights(self) -> NDArray[np.uint8]:
         """uint8 [1 + len(layers), H, W]: share (of 255) that the source and each other picture have in a pixel.
 
         Sums to at most 255 (within rounding); the rest is black. Erased pixels are 0 throughout.
         """
         return self._blend()[:-1]
 
-    def erase_mask(self) -> np.ndarray:
+    def erase_mask(self) -> NDArray[np.uint8]:
         """uint8 [H, W]: 1 where the view is filled with noise."""
         return (self._blend()[-1] > LEAST_SOURCE_WEIGHT).astype(np.uint8)
 
-    def source_weight(self) -> np.ndarray:
-        """uint8 [H, W]: the source's row of :meth:`weights`, alone."""
-        weight = np.zeros(self.output_shape, np.uint8)
-        fill(self.visible, 255, weight)
-        for cover in self.covers:
-            fade(cover.region, cover.keep, weight)
-        return weight
-
-    def _blend(self) -> np.ndarray:
+    def _blend(self) -> NDArray[np.uint8]:
         """Blending weights of the source, the other pictures and, last, the noise."""
         weights = np.zeros((2 + len(self.layers), *self.output_shape), np.uint8)
-        fill(self.visible, 255, weights[0])
+        self.visible.fill(255, weights[0])
         for cover in self.covers:
-            for k in range(len(weights)):
-                fade(cover.region, cover.keep, weights[k])
+            for weight in weights:
+                cover.region.fade(cover.kept, weight)
             if cover.ground is None:
-                fill(cover.region, round(255 * (1.0 - cover.keep)), weights[cover.layer])
+                cover.region.fill(255 - cover.kept, weights[cover.layer])
             else:
-                fill(cover.ground, 255, weights[cover.layer])
-                fade(cover.region, 1.0 - cover.keep, weights[cover.layer])
+                cover.ground.fill(255, weights[cover.layer])
+                cover.region.fade(255 - cover.kept, weights[cover.layer])
         return weights
 
-    def trace(self, grid: Size, index: np.ndarray) -> Matrix:
-        """Fill ``index`` (int32 [H, W] of the view) with grid pixels; returns the forward map, grid to view."""
-        grid_height, grid_width = grid
-        forward = np.ascontiguousarray(self.source.matrix @ np.diag([1.0 / grid_width, 1.0 / grid_height, 1.0]))
-        kernels.trace_projective(np.linalg.inv(forward), self.visible, grid_height, grid_width, index)
-        if self.covers:
-            kernels.hide(self.source_weight(), LEAST_SOURCE_WEIGHT, index)
-        return forward
+    def pull(self, x: Points, y: Points) -> tuple[Points, Points, Points]:
+        """Points (x, y) of the view to the source's unit square: (u, v, weight), the weight as in :meth:`weights`.
+
+        The long way, point by point, for views that are no single projective map (and to check those that are).
+        """
+        weight = np.where(self.visible.at(x, y), 255.0, 0.0)
+        for cover in self.covers:
+            weight = np.where(cover.region.at(x, y), weight * cover.keep, weight)
+        u, v, w = _apply(np.linalg.inv(self.source.matrix), x, y)
+        hidden = (w <= 0) | (weight == 0)
+        u, v = np.where(hidden, 0.5, u) / np.where(hidden, 1.0, w), np.where(hidden, 0.5, v) / np.where(hidden, 1.0, w)
+        weight = np.where(hidden, 0.0, weight)
+        if self.below is None:
+            return u, v, weight
+        view, remap = self.below
+        height, width = remap.field.shape[:2]
+        point = bilinear(remap.field, u * width - 0.5, v * height - 0.5)
+        px, py = point[..., 0], point[..., 1]
+        height, width = view.output_shape
+        u, v, under = view.pull(px, py)
+        return u, v, np.where((px >= 0) & (py >= 0) & (px < width) & (py < height), weight * under / 255.0, 0.0)
+
+    def trace(self, grid: Size, index: NDArray[np.int32]) -> Matrix | None:
+        """Fill ``index`` (int32 [H, W] of the view) with grid pixels or -1.
+
+        Returns the forward map from grid to view, float64 [3, 3], or None if the view is no single projective map.
+        """
+        if self.fused:
+            kernels.trace_view(self.code, grid[0], grid[1], index)
+        else:
+            y, x = np.mgrid[: index.shape[0], : index.shape[1]] + 0.5
+            u, v, weight = self.pull(x, y)
+            column = np.clip(np.floor(u * grid[1] + TIE), 0, grid[1] - 1)
+            row = np.clip(np.floor(v * grid[0] + TIE), 0, grid[0] - 1)
+            index[:] = np.where(weight >= LEAST_SOURCE_WEIGHT - 0.5, row * grid[1] + column, -1)
+        return None if self.below is not None else self.source.matrix * (1.0 / grid[1], 1.0 / grid[0], 1.0)
 
 
 def compose(edits: Iterable[Edit], source_shape: Size, grid: Size, *, end_at_grid: bool = False) -> RenderPlan:
@@ -137,129 +255,198 @@ def compose(edits: Iterable[Edit], source_shape: Size, grid: Size, *, end_at_gri
     ``grid`` is the model's input size, to which size-free edits refer; with ``end_at_grid`` the view is resized to
     it in the end. Raises ``ValueError`` naming the edit if one does not fit the picture that it meets.
     """
-    height, width = _checked_size(source_shape, "source_shape")
-    grid = _checked_size(grid, "grid")
-    walk = _Walk(height, width)
+    height, width = checked_size(source_shape, "source_shape")
+    grid = checked_size(grid, "grid")
+    walk = _Walk(height, width, None)
     for edit in edits:
         for concrete in edit.at(walk.height, walk.width, grid):
-            walk.step(concrete)
+            if isinstance(concrete, Remap):
+                # Photometric edits commute with a change of place; they are drawn once, on the final view.
+                photometric, walk.photometric = walk.photometric, []
+                below = walk.finish()
+                height, width = concrete.output_size(walk.height, walk.width)
+                walk = _Walk(height, width, (below, concrete), photometric)
+            else:
+                walk.step(concrete)
     if end_at_grid and (walk.height, walk.width) != grid:
         walk.scale_to(*grid)
     return walk.finish()
 
 
-class _Walk:
-    """The state between two edits: all maps lead to the *current* canvas."""
+class _Box(NamedTuple):
+    """A box on an earlier canvas, cut by the canvases exposed from number ``clips`` on.
 
-    def __init__(self, height: int, width: int) -> None:
-        self.height, self.width = height, width
-        self.forward: Matrix = np.diag([float(width), float(height), 1.0])  # unit square of the source -> canvas
-        self.layers: list[tuple[Matrix, float, int, int]] = []  # map at its birth, picture, born at stage
-        self.covers: list[tuple[_Region, float, int, _Region | None]] = []
-        self.clips: list[_Region] = []  # canvases that later edits exposed the outside of
-        self.stages: list[Matrix] = []  # self.forward when a layer or region was made
-        self.photometric: list[Photometric] = []
-        self.noise = 0
-        self.plain = True
-
-    def step(self, edit: Edit) -> None:
-        size = edit.output_size(self.height, self.width)
-        if isinstance(edit, Photometric):
-            self.photometric.append(edit)
-            return
-        if isinstance(edit, Geometry):
-            if edit.exposes:
-                self.clips.append(self._region(0.0, 0.0, self.width, self.height))
-            self.forward = edit.matrix_for(self.height, self.width) @ self.forward
-            self.plain = self.plain and type(edit).__name__ == "Resize"
-        elif isinstance(edit, PasteOnto):
-            # The whole rectangle of the picture covers the canvas, its black parts too.
-            self.clips.append(self._region(0.0, 0.0, self.width, self.height))
-            shift = np.array([[1.0, 0.0, edit.left], [0.0, 1.0, edit.top], [0.0, 0.0, 1.0]])
-            self.forward = shift @ self.forward
-            pasted = self._region(edit.left, edit.top, edit.left + self.width, edit.top + self.height)
-            ground = self._region(0.0, 0.0, edit.canvas_width, edit.canvas_height)
-            self._add_layer(0.0, 0.0, edit.canvas_width, edit.canvas_height, edit.picture)
-            self.covers.append((pasted, edit.opacity, len(self.layers), ground))
-        elif isinstance(edit, Overlay):
-            box = self._region(edit.left, edit.top, edit.left + edit.width, edit.top + edit.height)
-            self._add_layer(edit.left, edit.top, edit.width, edit.height, edit.picture)
-            self.covers.append((box, 1.0 - edit.opacity, len(self.layers), None))
-        elif isinstance(edit, Erase):
-            box = self._region(edit.left, edit.top, edit.left + edit.width, edit.top + edit.height)
-            self.covers.append((box, 0.0, -1, None))
-            self.noise = edit.noise
-        else:
-            raise TypeError(f"expected an edit of copynce.pixtrace, got {edit!r}")
-        self.height, self.width = size
-
-    def scale_to(self, height: int, width: int) -> None:
-        self.forward = np.diag([width / self.width, height / self.height, 1.0]) @ self.forward
-        self.height, self.width = height, width
-
-    def finish(self) -> RenderPlan:
-        back = np.linalg.inv(self.forward)  # output -> unit square of the source
-        # Output coordinates to the canvas of each stage: stages[k] maps the unit square there.
-        layers = tuple(
-            LayerPlan(np.ascontiguousarray(self.forward @ np.linalg.inv(self.stages[stage]) @ matrix), picture)
-            for matrix, picture, stage, _ in self.layers
-        )
-        covers = tuple(
-            Cover(self._planes(region, back), keep, layer, None if ground is None else self._planes(ground, back))
-            for region, keep, layer, ground in self.covers
-        )
-        whole = _Region(0.0, 0.0, 1.0, 1.0, stage=-1, clips=0)
-        return RenderPlan(
-            output_shape=(self.height, self.width),
-            source=LayerPlan(np.ascontiguousarray(self.forward)),
-            visible=self._planes(whole, back),
-            layers=layers,
-            covers=covers,
-            photometric=tuple(self.photometric),
-            noise=self.noise,
-            plain=self.plain and not covers,
-        )
-
-    def _region(self, left: float, top: float, right: float, bottom: float) -> _Region:
-        self.stages.append(self.forward)
-        return _Region(left, top, right, bottom, stage=len(self.stages) - 1, clips=len(self.clips))
-
-    def _add_layer(self, left: float, top: float, width: float, height: float, picture: float) -> None:
-        self.stages.append(self.forward)
-        place = np.array([[width, 0.0, left], [0.0, height, top], [0.0, 0.0, 1.0]], dtype=np.float64)
-        self.layers.append((place, picture, len(self.stages) - 1, 0))
-
-    def _planes(self, region: _Region, back: Matrix) -> Planes:
-        """Half-planes of the region and of all canvases that cut it later, in output coordinates, pruned."""
-        planes = []
-        for box in (region, *self.clips[region.clips :]):
-            stage = back if box.stage < 0 else self.stages[box.stage] @ back
-            x, y, w = stage
-            planes += [x - box.left * w, box.right * w - x, y - box.top * w, box.bottom * w - y]
-            if w[0] != 0.0 or w[1] != 0.0:
-                planes.append(w)  # in front of the viewer
-        found = np.array(planes)
-        # Scaled so that a plane's value is the distance in pixels; then "everywhere inside" is a plain comparison.
-        norm = np.hypot(found[:, 0], found[:, 1])
-        found /= np.where(norm > 0.0, norm, np.abs(found[:, 2]) + 1e-300)[:, None]
-        corners = np.array([[0.5, 0.5, 1], [self.width - 0.5, 0.5, 1], [0.5, self.height - 0.5, 1], [self.width - 0.5, self.height - 0.5, 1]])
-        cuts = (found @ corners.T).min(axis=1) < 1e-6
-        return np.ascontiguousarray(found[cuts])
-
-
-@dataclass(frozen=True)
-class _Region:
-    """A box on the canvas of a stage, cut by the canvases exposed from number ``clips`` on."""
+    ``stage`` maps the unit square of the source to that canvas. ``bits``, stretched over the box, cut it too.
+    """
 
     left: float
     top: float
     right: float
     bottom: float
-    stage: int
+    stage: Flat
     clips: int
+    bits: Bits | None = None
 
 
-def _checked_size(size: Size, name: str) -> Size:
+class _Walk:
+    """The state between two edits: all maps lead to the *current* canvas."""
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        below: tuple[RenderPlan, Remap] | None,
+        photometric: list[Photometric] | None = None,
+    ) -> None:
+        self.height, self.width = height, width
+        self.forward: Flat = scaling(float(width), float(height))  # unit square of the source -> canvas
+        #: map of the layer's unit square to the canvas of its birth, that canvas' stage, the layer's look
+        self.layers: list[tuple[Flat, Flat, float, tuple[float, float, float] | None]] = []
+        self.covers: list[tuple[_Box, float, int, _Box | None]] = []
+        self.clips: list[_Box] = []  # canvases that later edits exposed the outside of
+        self.photometric: list[Photometric] = photometric or []
+        self.noise = 0
+        self.plain = below is None
+        self.below = below
+        self.masked = False  # True if a bitmap cuts any region
+        self.special: list[str] = [] if below is None else [*below[0].special, "Remap"]
+
+    def step(self, edit: Edit) -> None:
+        """Apply one concrete edit; raises ``ValueError`` naming it if it does not fit the canvas."""
+        if isinstance(edit, Photometric):
+            self.photometric.append(edit)
+            return
+        size = edit.output_size(self.height, self.width)
+        if isinstance(edit, Geometry):
+            if edit.exposes:
+                self.clips.append(self._box(0, 0, self.width, self.height))
+            self.forward = multiply(edit.forward(self.height, self.width), self.forward)
+            self.plain = self.plain and type(edit).__name__ == "Resize"
+        elif isinstance(edit, (PasteOnto, Matte)):
+            # The whole rectangle of the picture covers the canvas, its black parts too; of a matte only the object.
+            bits = edit.mask if isinstance(edit, Matte) else None
+            self.masked = self.masked or bits is not None
+            self.clips.append(self._box(0, 0, self.width, self.height, bits))
+            pasted = self._box(0, 0, self.width, self.height, bits)
+            if isinstance(edit, Matte):
+                place = edit.forward(self.height, self.width)
+            else:
+                place = translation(edit.left, edit.top)
+            self.forward = multiply(place, self.forward)
+            ground = self._box(0, 0, edit.canvas_width, edit.canvas_height)
+            layer = self._layer(0, 0, edit.canvas_height, edit.canvas_width, edit.picture)
+            self.covers.append((pasted, edit.opacity, layer, ground))
+        elif isinstance(edit, (Overlay, Stamp, Erase)):
+            bits, layer, keep = None, -1, 0.0
+            if isinstance(edit, Overlay):
+                layer = self._layer(edit.top, edit.left, edit.height, edit.width, edit.picture)
+                keep = 1.0 - edit.opacity
+            elif isinstance(edit, Stamp):
+                layer = self._layer(edit.top, edit.left, edit.height, edit.width, 0.0, edit.color)
+                keep, bits = 1.0 - edit.opacity, edit.bits
+                self.special.append("Stamp")
+                self.masked = True
+            else:
+                self.noise = edit.noise
+            box = self._box(edit.left, edit.top, edit.left + edit.width, edit.top + edit.height, bits)
+            self.covers.append((box, keep, layer, None))
+        else:
+            raise TypeError(f"expected an edit of copynce.pixtrace, got {edit!r}")
+        self.height, self.width = size
+
+    def scale_to(self, height: int, width: int) -> None:
+        """Resize the canvas."""
+        self.forward = multiply(scaling(width / self.width, height / self.height), self.forward)
+        self.height, self.width = height, width
+
+    def finish(self) -> RenderPlan:
+        """The plan of the view that the canvas has become."""
+        boxes = [_Box(0.0, 0.0, 1.0, 1.0, IDENTITY, 0), *(cover[0] for cover in self.covers)]
+        keeps = [255, *(round(255 * keep) for _, keep, _, _ in self.covers)]
+        grounds = [ground for _, _, _, ground in self.covers if ground is not None]
+        # Covers that each leave the source visible may hide it where they overlap.
+        light = [kept for kept in keeps if LEAST_SOURCE_WEIGHT <= kept < 255]
+        together = len(light) > 1 and 255 * math.prod(kept / 255 for kept in light) < LEAST_SOURCE_WEIGHT + 2
+        plain = self.plain and not self.covers
+        parts: list[float] = []
+        for clip in self.clips:
+            parts += (*clip[:4], *clip.stage, 0.0, 0.0)
+        for box, kept in zip(boxes + grounds, keeps + [0] * len(grounds), strict=True):
+            parts += (*box[:4], *box.stage, box.clips, kept)
+        code, starts = kernels.write_code(
+            np.array(self.forward), np.array(parts).reshape(-1, 15), len(self.clips), len(self.covers),
+            self.height, self.width, plain, together,
+        )  # fmt: skip
+        masks: list[tuple[Mask, ...]] = self._masks(boxes) if self.masked else [()] * len(boxes)
+        regions = [
+            Region(code[start + 1 : start + 1 + int(code[start, 0])], mask)
+            for start, mask in zip(starts.tolist(), masks + [()] * len(grounds), strict=True)
+        ]
+        ground = iter(regions[len(boxes) :])
+        return RenderPlan(
+            output_shape=(self.height, self.width),
+            source=LayerPlan(code[:3]),
+            visible=regions[0],
+            layers=tuple([self._layer_plan(*layer) for layer in self.layers]),
+            covers=tuple([
+                Cover(region, keep, layer, None if canvas is None else next(ground))
+                for region, (_, keep, layer, canvas) in zip(regions[1:], self.covers, strict=False)
+            ]),
+            photometric=tuple(self.photometric),
+            noise=self.noise,
+            plain=plain,
+            code=code,
+            below=self.below,
+            special=tuple(dict.fromkeys(self.special)),
+        )  # fmt: skip
+
+    def _box(self, left: float, top: float, right: float, bottom: float, bits: Bits | None = None) -> _Box:
+        return _Box(left, top, right, bottom, self.forward, len(self.clips), bits)
+
+    def _layer(
+        self, top: int, left: int, height: int, width: int, picture: float,
+        color: tuple[float, float, float] | None = None,
+    ) -> int:  # fmt: skip
+        """Note a layer on the current canvas; returns its number (0 is the source)."""
+        place = (float(width), 0.0, float(left), 0.0, float(height), float(top), 0.0, 0.0, 1.0)
+        self.layers.append((place, self.forward, picture, color))
+        return len(self.layers)
+
+    def _layer_plan(
+        self, place: Flat, stage: Flat, picture: float, color: tuple[float, float, float] | None
+    ) -> LayerPlan:
+        matrix = multiply(multiply(self.forward, inverse(stage)), place)
+        return LayerPlan(np.array(matrix).reshape(3, 3), picture, color)
+
+    def _masks(self, boxes: list[_Box]) -> list[tuple[Mask, ...]]:
+        """The bitmaps that cut each box, its own and those of the canvases that cut it later."""
+        back = inverse(self.forward)
+        masks = []
+        for box in boxes:
+            found = []
+            for part in (box, *self.clips[box.clips :]):
+                if part.bits is not None:
+                    x = len(part.bits[0]) / (part.right - part.left)
+                    y = len(part.bits) / (part.bottom - part.top)
+                    to_bits = (x, 0.0, -part.left * x, 0.0, y, -part.top * y, 0.0, 0.0, 1.0)
+                    matrix = multiply(to_bits, multiply(part.stage, back))
+                    found.append(Mask(np.array(matrix).reshape(3, 3), part.bits))
+            masks.append(tuple(found))
+        return masks
+
+
+def _apply(matrix: Points, x: Points, y: Points) -> tuple[Points, Points, Points]:
+    """Homogeneous images of the points (x, y)."""
+    m = matrix
+    return (
+        m[0, 0] * x + m[0, 1] * y + m[0, 2],
+        m[1, 0] * x + m[1, 1] * y + m[1, 2],
+        m[2, 0] * x + m[2, 1] * y + m[2, 2],
+    )
+
+
+def checked_size(size: Size, name: str) -> Size:
+    """``size`` as two ints; raises ``ValueError`` naming it if a side is shorter than a pixel."""
     height, width = size
     if height < 1 or width < 1:
         raise ValueError(f"{name} must be (height, width) of at least 1 pixel, got {tuple(size)}")

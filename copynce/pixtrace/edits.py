@@ -4,46 +4,59 @@ Conventions (DESIGN.md): continuous coordinates put pixel (row i, column j) on t
 a matrix maps *input* to *output* points ``(x, y, 1)``. Three families, told apart by their base class:
 
 * :class:`Geometry`: moves pixels by one projective map; knows its output size and matrix.
-* :class:`Layered`: brings in another picture or covers a box; :class:`PasteOnto` also moves pixels.
+* :class:`Layered`: brings in another picture or covers a region; :class:`PasteOnto` and :class:`Matte` also move
+  pixels.
 * :class:`Photometric`: changes colours, leaves coordinates alone.
 
-A fourth, :class:`SizeFree`, is what programs are sampled in: fractions of a picture whose size is not known yet.
-``edit.at(height, width, grid)`` turns any edit into concrete ones of the first three families.
+:class:`Remap` stands alone: any dense backward map, a step between composed runs. The last family, :class:`SizeFree`,
+is what programs are sampled in: fractions of a picture whose size is not known yet. ``edit.at(height, width, grid)``
+turns any edit into concrete ones of the other families.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+import copynce.pixtrace.matrices as matrices
+from copynce.pixtrace.bitmaps import Bits, bits_of
+from copynce.pixtrace.matrices import Flat
+
 Matrix = NDArray[np.float64]
+Rows = tuple[tuple[float, float, float], ...]
 Size = tuple[int, int]
 
 
-def _fail(edit: Edit, parameter: str, expected: str) -> ValueError:
+def fail(edit: Edit, parameter: str, expected: str) -> ValueError:
     return ValueError(f"{type(edit).__name__}.{parameter} must be {expected}, got {getattr(edit, parameter)!r}")
 
 
-def _require_positive(edit: Edit, *parameters: str) -> None:
+def _require_integers(edit: Edit, least: int, *parameters: str) -> None:
     for name in parameters:
         value = getattr(edit, name)
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise _fail(edit, name, "an integer of at least 1 pixel")
+        if type(value) is int and least <= value <= _LARGEST:
+            continue
+        if isinstance(value, np.integer) and least <= value <= _LARGEST:
+            object.__setattr__(edit, name, int(value))
+            continue
+        raise fail(edit, name, f"a whole number of pixels in [{least}, {_LARGEST}]")
 
 
-def _require_range(edit: Edit, low: float, high: float, *parameters: str) -> None:
+def require_range(edit: Edit, low: float, high: float, *parameters: str) -> None:
     for name in parameters:
         value = getattr(edit, name)
         # ``not (a <= v <= b)`` also catches NaN.
-        if not isinstance(value, (int, float, np.integer, np.floating)) or not low <= value <= high:
-            raise _fail(edit, name, f"a number in [{low:g}, {high:g}]")
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
+            raise fail(edit, name, f"a number in [{low:g}, {high:g}]")
 
 
-def _translation(x: float, y: float) -> Matrix:
-    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+#: No side of a picture is longer, in pixels.
+_LARGEST = 2**20
+BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,15 +76,15 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Geometry(Edit):
+class Geometry(Edit, ABC):
     """An edit that is one projective map of the picture."""
 
     #: True if pixels from outside of the picture can show after the edit (they are black and have no source).
     exposes = False
 
-    def matrix_for(self, height: int, width: int) -> Matrix:
-        """Forward 3x3 matrix, input to output points, for an input of ``height`` x ``width`` pixels."""
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, height: int, width: int) -> Flat:
+        """Forward 3x3 matrix (row by row), input to output points, for an input of ``height`` x ``width`` pixels."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +95,6 @@ class Layered(Edit):
 @dataclass(frozen=True)
 class Photometric(Edit):
     """An edit of colours only."""
-
-
-@dataclass(frozen=True)
-class SizeFree(Edit):
-    """An edit in fractions of the picture; :meth:`Edit.at` makes it concrete."""
 
 
 # --------------------------------------------------------------------------------------------- geometry
@@ -102,14 +110,15 @@ class Crop(Geometry):
     width: int
 
     def __post_init__(self) -> None:
-        _require_positive(self, "height", "width")
+        _require_integers(self, 0, "top", "left")
+        _require_integers(self, 1, "height", "width")
 
     def output_size(self, height: int, width: int) -> Size:
         _require_box_inside(self, height, width)
         return self.height, self.width
 
-    def matrix_for(self, height: int, width: int) -> Matrix:
-        return _translation(-self.left, -self.top)
+    def forward(self, height: int, width: int) -> Flat:
+        return matrices.translation(-self.left, -self.top)
 
 
 @dataclass(frozen=True)
@@ -120,45 +129,49 @@ class Resize(Geometry):
     width: int
 
     def __post_init__(self) -> None:
-        _require_positive(self, "height", "width")
+        _require_integers(self, 1, "height", "width")
 
     def output_size(self, height: int, width: int) -> Size:
         return self.height, self.width
 
-    def matrix_for(self, height: int, width: int) -> Matrix:
-        return np.diag([self.width / width, self.height / height, 1.0])
+    def forward(self, height: int, width: int) -> Flat:
+        return matrices.scaling(self.width / width, self.height / height)
 
 
 @dataclass(frozen=True)
 class HorizontalFlip(Geometry):
     """Mirror left and right."""
 
-    def matrix_for(self, height: int, width: int) -> Matrix:
-        return np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    def forward(self, height: int, width: int) -> Flat:
+        return (-1.0, 0.0, width, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class VerticalFlip(Geometry):
     """Mirror top and bottom."""
 
-    def matrix_for(self, height: int, width: int) -> Matrix:
-        return np.array([[1.0, 0.0, 0.0], [0.0, -1.0, height], [0.0, 0.0, 1.0]])
+    def forward(self, height: int, width: int) -> Flat:
+        return (1.0, 0.0, 0.0, 0.0, -1.0, height, 0.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Affine(Geometry):
-    """Map points by the forward ``matrix`` (3x3, last row 0 0 1); the canvas keeps its size, black outside."""
+    """Map points by the forward ``matrix`` (3x3, last row 0 0 1); the canvas keeps its size, black outside.
 
-    matrix: tuple[tuple[float, float, float], ...]
+    Rotation, shear, scale, stretch, translation and all products of them; :class:`Rotation`, :class:`Stretch` and
+    :class:`Shift` write the common ones in fractions of the picture.
+    """
+
+    matrix: Rows
     exposes = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matrix", _checked_matrix(self, self.matrix))
         if self.matrix[2] != (0.0, 0.0, 1.0):
-            raise _fail(self, "matrix", "affine, with last row (0, 0, 1)")
+            raise fail(self, "matrix", "affine, with last row (0, 0, 1)")
 
-    def matrix_for(self, height: int, width: int) -> Matrix:
-        return np.array(self.matrix)
+    def forward(self, height: int, width: int) -> Flat:
+        return _flat(self.matrix)
 
 
 @dataclass(frozen=True)
@@ -169,21 +182,14 @@ class Perspective(Geometry):
     lies in front of the viewer.
     """
 
-    matrix: tuple[tuple[float, float, float], ...]
+    matrix: Rows
     exposes = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matrix", _checked_matrix(self, self.matrix))
 
-    def matrix_for(self, height: int, width: int) -> Matrix:
-        matrix = np.array(self.matrix)
-        depth = float(matrix[2] @ (width / 2, height / 2, 1.0))
-        if abs(depth) < 1e-12:
-            raise ValueError(
-                f"Perspective.matrix must keep the centre of the {height}x{width} picture at a finite point, "
-                f"got {self.matrix!r}, which sends it to infinity"
-            )
-        return matrix / depth
+    def forward(self, height: int, width: int) -> Flat:
+        return _seen_from_the_front(self, self.matrix, height, width)
 
 
 @dataclass(frozen=True)
@@ -197,13 +203,13 @@ class Pad(Geometry):
     exposes = True
 
     def __post_init__(self) -> None:
-        _require_range(self, 0, 1e6, "left", "top", "right", "bottom")
+        _require_integers(self, 0, "left", "top", "right", "bottom")
 
     def output_size(self, height: int, width: int) -> Size:
         return height + self.top + self.bottom, width + self.left + self.right
 
-    def matrix_for(self, height: int, width: int) -> Matrix:
-        return _translation(self.left, self.top)
+    def forward(self, height: int, width: int) -> Flat:
+        return matrices.translation(self.left, self.top)
 
 
 # --------------------------------------------------------------------------------------------- layers
@@ -225,12 +231,18 @@ class PasteOnto(Layered):
     picture: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "canvas_height", "canvas_width")
-        _require_range(self, 0.0, 1.0, "opacity")
-        _require_range(self, 0.0, math.nextafter(1.0, 0.0), "picture")
+        _require_integers(self, 1, "canvas_height", "canvas_width")
+        _require_integers(self, 0, "top", "left")
+        require_range(self, 0.0, 1.0, "opacity")
+        require_range(self, 0.0, BELOW_ONE, "picture")
 
     def output_size(self, height: int, width: int) -> Size:
-        if self.top < 0 or self.left < 0 or self.top + height > self.canvas_height or self.left + width > self.canvas_width:
+        if (
+            self.top < 0
+            or self.left < 0
+            or self.top + height > self.canvas_height
+            or self.left + width > self.canvas_width
+        ):
             raise ValueError(
                 f"PasteOnto must keep the {height}x{width} picture inside of its canvas of "
                 f"{self.canvas_height}x{self.canvas_width}, got top={self.top}, left={self.left}"
@@ -250,9 +262,10 @@ class Overlay(Layered):
     picture: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "height", "width")
-        _require_range(self, 0.0, 1.0, "opacity")
-        _require_range(self, 0.0, math.nextafter(1.0, 0.0), "picture")
+        _require_integers(self, 0, "top", "left")
+        _require_integers(self, 1, "height", "width")
+        require_range(self, 0.0, 1.0, "opacity")
+        require_range(self, 0.0, BELOW_ONE, "picture")
 
     def output_size(self, height: int, width: int) -> Size:
         _require_box_inside(self, height, width)
@@ -270,12 +283,111 @@ class Erase(Layered):
     noise: int = 0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "height", "width")
-        _require_range(self, 0, 2**31 - 1, "noise")
+        _require_integers(self, 0, "top", "left")
+        _require_integers(self, 1, "height", "width")
+        require_range(self, 0, 2**31 - 1, "noise")
 
     def output_size(self, height: int, width: int) -> Size:
         _require_box_inside(self, height, width)
         return height, width
+
+
+@dataclass(frozen=True)
+class Stamp(Layered):
+    """Paint the 1-bits of a bitmap, stretched over the box, in one colour: text, an emoji or a stroke of a brush.
+
+    ``bits``: rows of 0 and 1 (see :func:`text_bits`, :func:`stroke_bits`); a pixel is painted if its centre falls on
+    a 1. ``color``: red, green and blue in [0, 1].
+    """
+
+    bits: Bits
+    top: int
+    left: int
+    height: int
+    width: int
+    color: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    opacity: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", checked_bits(self, "bits", self.bits))
+        _require_integers(self, 0, "top", "left")
+        _require_integers(self, 1, "height", "width")
+        require_range(self, 0.0, 1.0, "opacity")
+        require_color(self, self.color)
+
+    def output_size(self, height: int, width: int) -> Size:
+        _require_box_inside(self, height, width)
+        return height, width
+
+
+@dataclass(frozen=True)
+class Matte(Layered):
+    """Cut the object out by ``mask``, warp it by the forward ``matrix`` and lay it on another picture.
+
+    ``mask``: rows of 0 and 1 (or a 2-D array of them) of exactly the picture's size. ``matrix`` (3x3, affine or
+    projective) maps the picture's points to the canvas of ``canvas_height`` x ``canvas_width`` pixels; what falls
+    outside is cut off. ``opacity`` and ``picture`` as in :class:`PasteOnto`.
+    """
+
+    mask: Bits
+    matrix: Rows
+    canvas_height: int
+    canvas_width: int
+    opacity: float = 1.0
+    picture: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", checked_bits(self, "mask", self.mask))
+        object.__setattr__(self, "matrix", _checked_matrix(self, self.matrix))
+        _require_integers(self, 1, "canvas_height", "canvas_width")
+        require_range(self, 0.0, 1.0, "opacity")
+        require_range(self, 0.0, BELOW_ONE, "picture")
+
+    def output_size(self, height: int, width: int) -> Size:
+        if (len(self.mask), len(self.mask[0])) != (height, width):
+            raise ValueError(
+                f"Matte.mask must have the size of the picture, {height}x{width}, "
+                f"got {len(self.mask)}x{len(self.mask[0])}"
+            )
+        return self.canvas_height, self.canvas_width
+
+    def forward(self, height: int, width: int) -> Flat:
+        """Forward 3x3 matrix, picture to canvas points."""
+        return _seen_from_the_front(self, self.matrix, height, width)
+
+
+# --------------------------------------------------------------------------------------------- dense maps
+
+
+@dataclass(frozen=True, eq=False)
+class Remap(Edit):
+    """Any dense backward map: swirl, wave, lens, mesh.
+
+    ``field`` float32 [H, W, 2] (or nested tuples of that shape): the (x, y) point of the *input* that the centre of
+    output pixel (i, j) shows, in the input's continuous pixel coordinates; the output has H x W pixels. Points
+    outside of the input are black.
+    """
+
+    field: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        field = np.array(self.field, dtype=np.float32)
+        if field.ndim != 3 or field.shape[2] != 2 or field.size == 0:
+            raise ValueError(f"Remap.field must have the shape [H, W, 2], H and W at least 1, got {list(field.shape)}")
+        if not np.isfinite(field).all():
+            wrong = tuple(int(k) for k in np.argwhere(~np.isfinite(field))[0])
+            raise ValueError(f"Remap.field must be finite, got {field[wrong]} at {list(wrong)}")
+        field.setflags(write=False)
+        object.__setattr__(self, "field", field)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Remap) and np.array_equal(self.field, other.field)
+
+    def __hash__(self) -> int:
+        return hash(self.field.tobytes())
+
+    def output_size(self, height: int, width: int) -> Size:
+        return self.field.shape[0], self.field.shape[1]
 
 
 # --------------------------------------------------------------------------------------------- photometric
@@ -291,8 +403,8 @@ class ColorJitter(Photometric):
     hue: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_range(self, 0.0, 10.0, "brightness", "contrast", "saturation")
-        _require_range(self, -0.5, 0.5, "hue")
+        require_range(self, 0.0, 10.0, "brightness", "contrast", "saturation")
+        require_range(self, -0.5, 0.5, "hue")
 
 
 @dataclass(frozen=True)
@@ -307,7 +419,7 @@ class Blur(Photometric):
     sigma: float
 
     def __post_init__(self) -> None:
-        _require_range(self, 0.0, 100.0, "sigma")
+        require_range(self, 0.0, 100.0, "sigma")
 
 
 @dataclass(frozen=True)
@@ -317,209 +429,76 @@ class Jpeg(Photometric):
     quality: int
 
     def __post_init__(self) -> None:
-        _require_range(self, 1, 100, "quality")
-
-
-# --------------------------------------------------------------------------------------------- size-free
-
-
-@dataclass(frozen=True)
-class ResizedCrop(SizeFree):
-    """A random crop, resized to the grid: the first of the drawn (area share, aspect ratio) shapes that fits.
-
-    ``x`` and ``y`` in [0, 1] place it in what room is left. If no shape fits, the central crop whose aspect ratio is
-    the nearest within ``aspect_limits`` (torchvision's ``RandomResizedCrop``, its ten attempts drawn beforehand).
-    """
-
-    shapes: tuple[tuple[float, float], ...]
-    x: float
-    y: float
-    aspect_limits: tuple[float, float] = (0.33, 3.0)
-
-    def __post_init__(self) -> None:
-        _require_range(self, 0.0, 1.0, "x", "y")
-
-    def at(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        fitted = _first_fitting(self.shapes, height, width)
-        if fitted is not None:
-            h, w = fitted
-            top, left = round(self.y * (height - h)), round(self.x * (width - w))
-        else:
-            low, high = self.aspect_limits
-            h = min(height, max(1, round(width / low)))
-            w = min(width, max(1, round(height * high)))
-            top, left = (height - h) // 2, (width - w) // 2
-        return Crop(top, left, h, w), Resize(*grid)
-
-
-@dataclass(frozen=True)
-class Rotation(SizeFree):
-    """Rotate by ``angle`` degrees (clockwise as seen) after shearing x by ``shear`` degrees, about the centre."""
-
-    angle: float
-    shear: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_range(self, -720.0, 720.0, "angle")
-        _require_range(self, -89.0, 89.0, "shear")
-
-    def at(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        # Multiples of 90 degrees must be exact, and cos(pi / 2) is not.
-        quarter = self.angle / 90.0
-        if quarter == round(quarter):
-            cos, sin = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))[round(quarter) % 4]
-        else:
-            cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
-        t = math.tan(math.radians(self.shear))
-        cx, cy = width / 2, height / 2
-        # rotation @ [[1, t], [0, 1]], then keep the centre in place.
-        a, b, c, d = cos, cos * t - sin, sin, sin * t + cos
-        rows = ((a, b, cx - a * cx - b * cy), (c, d, cy - c * cx - d * cy), (0.0, 0.0, 1.0))
-        return (Affine(rows),)
-
-
-@dataclass(frozen=True)
-class Tilt(SizeFree):
-    """Perspective: each corner moves inwards by a share in [0, 1] of half the side, ``(x, y)`` per corner.
-
-    Corners in the order top left, top right, bottom right, bottom left (torchvision's ``RandomPerspective``).
-    """
-
-    corners: tuple[tuple[float, float], ...]
-
-    def __post_init__(self) -> None:
-        if len(self.corners) != 4 or not all(0.0 <= v < 1.0 for corner in self.corners for v in corner):
-            raise _fail(self, "corners", "four (x, y) shares in [0, 1)")
-
-    def at(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        start = ((0.0, 0.0), (width, 0.0), (width, height), (0.0, height))
-        end = []
-        for (sx, sy), (dx, dy) in zip(start, self.corners, strict=True):
-            end.append((abs(sx - dx * width / 2), abs(sy - dy * height / 2)))
-        matrix = homography(start, end)
-        return (Perspective(tuple(tuple(row) for row in matrix.tolist())),)
-
-
-@dataclass(frozen=True)
-class PadShare(SizeFree):
-    """Pad by shares of the picture's width (left, right) and height (top, bottom)."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def __post_init__(self) -> None:
-        _require_range(self, 0.0, 10.0, "left", "top", "right", "bottom")
-
-    def at(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        return (
-            Pad(
-                round(self.left * width), round(self.top * height), round(self.right * width), round(self.bottom * height)
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class PasteShare(SizeFree):
-    """Resize to the first fitting (area share, aspect ratio) of a grid-sized canvas and lay it there at (x, y)."""
-
-    shapes: tuple[tuple[float, float], ...]
-    x: float
-    y: float
-    opacity: float
-    picture: float
-
-    def __post_init__(self) -> None:
-        _require_range(self, 0.0, 1.0, "x", "y", "opacity", "picture")
-
-    def at(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        h, w = _first_fitting(self.shapes, *grid) or (max(1, grid[0] // 2), max(1, grid[1] // 2))
-        top, left = round(self.y * (grid[0] - h)), round(self.x * (grid[1] - w))
-        return Resize(h, w), PasteOnto(*grid, top, left, self.opacity, self.picture)
-
-
-@dataclass(frozen=True)
-class OverlayShare(SizeFree):
-    """Lay another picture on the first fitting (area share, aspect ratio) box of this one, at (x, y)."""
-
-    shapes: tuple[tuple[float, float], ...]
-    x: float
-    y: float
-    opacity: float
-    picture: float
-
-    def __post_init__(self) -> None:
-        _require_range(self, 0.0, 1.0, "x", "y", "opacity", "picture")
-
-    def at(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        h, w = _first_fitting(self.shapes, height, width) or (max(1, height // 2), max(1, width // 2))
-        top, left = round(self.y * (height - h)), round(self.x * (width - w))
-        return (Overlay(top, left, h, w, self.opacity, self.picture),)
-
-
-@dataclass(frozen=True)
-class EraseShare(SizeFree):
-    """Resize to the grid and erase the first fitting (area share, aspect ratio) box, at (x, y)."""
-
-    shapes: tuple[tuple[float, float], ...]
-    x: float
-    y: float
-    noise: int
-
-    def __post_init__(self) -> None:
-        _require_range(self, 0.0, 1.0, "x", "y")
-
-    def at(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        fitted = _first_fitting(self.shapes, *grid)
-        if fitted is None:  # torchvision's RandomErasing gives up after ten attempts, too
-            return (Resize(*grid),)
-        h, w = fitted
-        top, left = round(self.y * (grid[0] - h)), round(self.x * (grid[1] - w))
-        return Resize(*grid), Erase(top, left, h, w, self.noise)
+        require_range(self, 1, 100, "quality")
 
 
 # --------------------------------------------------------------------------------------------- helpers
 
 
-def homography(start: tuple[tuple[float, float], ...], end: list[tuple[float, float]]) -> Matrix:
-    """The 3x3 matrix that sends four points to four points (direct linear transform, last entry 1)."""
-    rows, values = [], []
-    for (x, y), (u, v) in zip(start, end, strict=True):
-        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
-        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
-        values += [u, v]
+def _flat(matrix: Rows) -> Flat:
+    (a, b, c), (d, e, f), (g, h, i) = matrix
+    return (a, b, c, d, e, f, g, h, i)
+
+
+def _checked_matrix(edit: Edit, matrix: object) -> Rows:
+    """The matrix as three rows of floats; raises ``ValueError`` if it is not 3x3, finite and invertible."""
+    name = f"{type(edit).__name__}.matrix"
     try:
-        solution = np.linalg.solve(np.array(rows, dtype=np.float64), np.array(values, dtype=np.float64))
-    except np.linalg.LinAlgError as error:
-        raise ValueError(f"no homography sends {start!r} to {end!r}: three of the points lie on one line") from error
-    return np.append(solution, 1.0).reshape(3, 3)
+        (a, b, c), (d, e, f), (g, h, i) = [[float(value) for value in row] for row in matrix]  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be 3x3 numbers, got {matrix!r}") from error
+    rows = (a, b, c), (d, e, f), (g, h, i)
+    if not all(map(math.isfinite, (a, b, c, d, e, f, g, h, i))):
+        raise ValueError(f"{name} must be finite, got {rows}")
+    determinant = a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
+    # Against the product of the rows' lengths, so that neither tiny units nor far translations count as singular.
+    lengths = math.hypot(a, b, c) * math.hypot(d, e, f) * math.hypot(g, h, i)
+    if abs(determinant) <= 1e-14 * lengths or not math.isfinite(lengths):
+        raise ValueError(f"{name} must be invertible, got the singular {rows}")
+    return rows
 
 
-def _first_fitting(shapes: tuple[tuple[float, float], ...], height: int, width: int) -> Size | None:
-    """The first (area share, aspect ratio width/height) as whole pixels (h, w) that fit into height x width."""
-    for area, aspect in shapes:
-        w = round(math.sqrt(area * height * width * aspect))
-        h = round(math.sqrt(area * height * width / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return h, w
-    return None
+def _seen_from_the_front(edit: Perspective | Matte, matrix: Rows, height: int, width: int) -> Flat:
+    """The homography with the sign and scale that put the picture's centre at depth 1 before the viewer."""
+    g, h, i = matrix[2]
+    depth = g * width / 2 + h * height / 2 + i
+    if abs(depth) <= 1e-9 * math.hypot(g * width / 2, h * height / 2, i):
+        raise ValueError(
+            f"{type(edit).__name__}.matrix must keep the centre of the {height}x{width} picture at a finite point, "
+            f"got {matrix!r}, which sends it to infinity"
+        )
+    scale = 1.0 / depth
+    a, b, c, d, e, f, g, h, i = _flat(matrix)
+    return (scale * a, scale * b, scale * c, scale * d, scale * e, scale * f, scale * g, scale * h, scale * i)
 
 
-def _checked_matrix(edit: Edit, matrix: object) -> tuple[tuple[float, float, float], ...]:
-    array = np.asarray(matrix, dtype=np.float64)
-    if array.shape != (3, 3):
-        raise ValueError(f"{type(edit).__name__}.matrix must be 3x3, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{type(edit).__name__}.matrix must be finite, got {array.tolist()}")
-    # Relative to the matrix' own scale, so that a map of tiny units is not called singular.
-    if abs(np.linalg.det(array)) <= 1e-12 * max(1e-300, np.abs(array[:2, :2]).max() ** 2):
-        raise ValueError(f"{type(edit).__name__}.matrix must be invertible, got the singular {array.tolist()}")
-    (a, b, c), (d, e, f), (g, h, i) = array.tolist()
-    return (a, b, c), (d, e, f), (g, h, i)
+def checked_bits(edit: Edit, parameter: str, bits: object) -> Bits:
+    """``bits`` as rows of 0 and 1, from those or from a 2-D array; raises ``ValueError`` for anything else."""
+    if isinstance(bits, np.ndarray):
+        if bits.ndim != 2 or bits.size == 0:
+            raise ValueError(
+                f"{type(edit).__name__}.{parameter} must be 2-D with at least one pixel, got shape {list(bits.shape)}"
+            )
+        return bits_of(bits)
+    rows = bits if isinstance(bits, tuple) else None
+    if (
+        not rows
+        or not all(isinstance(row, str) and row and set(row) <= {"0", "1"} for row in rows)
+        or len({len(row) for row in rows}) != 1
+    ):
+        raise ValueError(
+            f"{type(edit).__name__}.{parameter} must be rows of 0 and 1 of one length or a 2-D array, got {bits!r:.80}"
+        )
+    return rows
 
 
-def _require_box_inside(edit: Crop | Overlay | Erase, height: int, width: int) -> None:
+def require_color(edit: Edit, color: tuple[float, ...]) -> None:
+    """Raise ``ValueError`` unless ``edit.color`` is three shares."""
+    if len(color) != 3 or not all(isinstance(v, (int, float)) and 0.0 <= v <= 1.0 for v in color):
+        raise fail(edit, "color", "red, green and blue in [0, 1]")
+
+
+def _require_box_inside(edit: Crop | Overlay | Erase | Stamp, height: int, width: int) -> None:
     if edit.top < 0 or edit.left < 0 or edit.top + edit.height > height or edit.left + edit.width > width:
         raise ValueError(
             f"{type(edit).__name__} must lie inside of the {height}x{width} picture, got top={edit.top}, "

@@ -1,102 +1,329 @@
 """Numba leaves of PixTrace: every loop over pixels.
 
-Regions are intersections of half-planes ``planes [K, 3] float64`` in homogeneous output coordinates: the pixel centre
-``(x, y, 1)`` belongs to the region if ``planes @ (x, y, 1) >= 0`` for every plane. A convex region meets a row in one
-span, so each row costs K divisions and the inner loops test nothing.
+Regions are intersections of half-planes ``planes [K, 3] float64`` in homogeneous output coordinates, scaled so that a
+plane's value is a distance in pixels: the pixel centre ``(x, y, 1)`` belongs to the region if ``planes @ (x, y, 1) >=
+0`` for every plane. A convex region meets a row in one span, so each row costs K divisions and the inner loops test
+nothing. A centre that lies on an edge belongs to the region right of or below the edge, as with :func:`math.floor`.
 
-All functions release the GIL and write into arrays that the caller owns.
+A composed view travels as one array ``code [R, 3] float64`` (see :func:`write_code`): rows 0 to 2 map the source's unit
+square to the view; row 3 is (height, width, 1 if the view is the plain resized source); row 4 is (C covers, 1 if
+covers hide only together, 0); then regions, each a row (K planes, kept weight 0 to 255, 0) and K planes: first the
+source's own, then those of the covers, then the rest, which tracing does not look at.
+
+All functions release the GIL, draw on nothing global and write into arrays that the caller owns.
+``error_model="numpy"`` drops the test for division by zero, which would keep the loops from vectorising; int32
+throughout for the same reason.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-# A centre that lies on a region's edge up to rounding belongs to the pixel on whose side the exact value would lie.
-_TIE = 1e-7
+#: Up to this distance in pixels a point counts as lying on an edge. Above the rounding of composed matrices, below
+#: sight.
+TIE = 1e-7
+
+#: A pixel is a copy if at least this share of its colour (of 255) comes from the source.
+LEAST_SOURCE_WEIGHT = 127
+
+# "contract" only lets a product and a sum become one instruction; it assumes nothing about NaN, infinity or order.
+_FIXED = 2.0**32
+_HALF = np.uint64(32)
+
+_options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _span(planes, y, width):  # type: ignore[no-untyped-def]
-    """Columns [first, last) of row centre ``y`` that lie in the region."""
-    first = 0
-    last = width
-    for k in range(planes.shape[0]):
-        slope = planes[k, 0]
-        rest = planes[k, 1] * y + planes[k, 2]
-        if slope > 1e-15:
-            edge = math.ceil(-rest / slope - 0.5 - _TIE)
-            if edge > first:
-                first = int(min(edge, width))
-        elif slope < -1e-15:
-            edge = math.ceil(-rest / slope - 0.5 - _TIE)
-            if edge < last:
-                last = int(max(edge, 0))
-        elif rest < 0.0:
-            return 0, 0
-    return first, max(first, last)
+@njit(**_options)
+def _spans(planes, start, stop, height, width):  # type: ignore[no-untyped-def]
+    """int64 [height, 2]: columns [first, last) of each row that lie in the region of planes[start:stop]."""
+    first = np.zeros(height)
+    last = np.full(height, float(width))
+    for k in range(start, stop):
+        a, b, c = planes[k]
+        # The plane's edge crosses the row with centre y at x = slope * y + offset; half a pixel makes it a column.
+        if a > 1e-12:
+            slope = -b / a
+            offset = -(c + TIE) / a - 0.5
+            for i in range(height):
+                edge = np.ceil(slope * (np.float64(np.int32(i)) + 0.5) + offset)
+                first[i] = edge if edge > first[i] else first[i]
+        elif a < -1e-12:
+            slope = -b / a
+            offset = (TIE - c) / a - 0.5
+            for i in range(height):
+                edge = np.ceil(slope * (np.float64(np.int32(i)) + 0.5) + offset)
+                last[i] = edge if edge < last[i] else last[i]
+        else:
+            for i in range(height):
+                inside = b * (i + 0.5) + c
+                if inside < -TIE or (inside < TIE and b < 0.0):
+                    last[i] = 0.0
+    spans = np.empty((height, 2), np.int64)
+    for i in range(height):
+        spans[i, 0] = int(min(first[i], float(width)))
+        spans[i, 1] = max(spans[i, 0], int(max(last[i], 0.0)))
+    return spans
 
 
-@njit("void(float64[:, ::1], float64[:, ::1], int64, int64, int32[:, ::1])", nogil=True, cache=True)
-def trace_projective(to_grid, planes, grid_height, grid_width, index):  # type: ignore[no-untyped-def]
-    """index[i, j] = row-major grid pixel that centre (j+0.5, i+0.5) comes from through ``to_grid``; -1 outside."""
+@njit(**_options)
+def _pull_row(m, first, y, width, height, out):  # type: ignore[no-untyped-def]
+    """out[j] = row-major pixel of a ``height`` x ``width`` grid that centre (first + j + 0.5, y) maps to.
+
+    The centres lie inside of the grid up to rounding, so clamping replaces a test (and whatever comes, nan included,
+    no index leaves the grid). TIE puts a point that lies on the border of two pixels, up to rounding, into the right
+    or lower one.
+    """
+    start = first + 0.5
+    u0 = m[0, 1] * y + m[0, 2]
+    v0 = m[1, 1] * y + m[1, 2]
+    w0 = m[2, 1] * y + m[2, 2]
+    a = m[0, 0]
+    d = m[1, 0]
+    g = m[2, 0]
+    right = float(width - 1)
+    bottom = float(height - 1)
+    pitch = np.int32(width)
+    if g == 0.0:
+        # A line in 32.32 fixed point: two integer additions a pixel. Off by less than TIE over 800 pixels.
+        scale = _FIXED / w0
+        steps = float(max(out.size - 1, 0))
+        u1 = (a * start + u0) * scale + TIE * _FIXED
+        v1 = (d * start + v0) * scale + TIE * _FIXED
+        a = math.floor(a * scale + 0.5)
+        d = math.floor(d * scale + 0.5)
+        # The ends decide whether the line stays inside; only rounding at a border ever takes it out.
+        if (
+            min(u1, u1 + a * steps) >= 0.0
+            and max(u1, u1 + a * steps) < width * _FIXED - 1.0
+            and min(v1, v1 + d * steps) >= 0.0
+            and max(v1, v1 + d * steps) < height * _FIXED - 1.0
+        ):
+            fixed_u = np.uint64(np.int64(u1))
+            fixed_v = np.uint64(np.int64(v1))
+            step_u = np.uint64(np.int64(a))
+            step_v = np.uint64(np.int64(d))
+            fixed_pitch = np.uint64(width)
+            for j in range(out.size):
+                out[j] = np.int32((fixed_v >> _HALF) * fixed_pitch + (fixed_u >> _HALF))
+                fixed_u += step_u
+                fixed_v += step_v
+            return
+        for j in range(out.size):
+            column = (u1 + j * a) / _FIXED
+            row = (v1 + j * d) / _FIXED
+            column = column if column > 0.0 else 0.0
+            column = column if column < right else right
+            row = row if row > 0.0 else 0.0
+            row = row if row < bottom else bottom
+            out[j] = np.int32(row) * pitch + np.int32(column)
+    else:
+        for j in range(out.size):
+            x = np.float64(np.int32(j)) + start
+            s = 1.0 / (g * x + w0)
+            u = (a * x + u0) * s + TIE
+            v = (d * x + v0) * s + TIE
+            u = u if u > 0.0 else 0.0
+            u = u if u < right else right
+            v = v if v > 0.0 else 0.0
+            v = v if v < bottom else bottom
+            out[j] = np.int32(v) * pitch + np.int32(u)
+
+
+@njit("void(float64[:, ::1], float64[:, ::1])", **_options)
+def invert(m, out):  # type: ignore[no-untyped-def]
+    """out = inverse of the 3x3 matrix ``m``."""
+    x = m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1]
+    y = m[1, 2] * m[2, 0] - m[1, 0] * m[2, 2]
+    z = m[1, 0] * m[2, 1] - m[1, 1] * m[2, 0]
+    s = 1.0 / (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z)
+    out[0, 0] = s * x
+    out[0, 1] = s * (m[0, 2] * m[2, 1] - m[0, 1] * m[2, 2])
+    out[0, 2] = s * (m[0, 1] * m[1, 2] - m[0, 2] * m[1, 1])
+    out[1, 0] = s * y
+    out[1, 1] = s * (m[0, 0] * m[2, 2] - m[0, 2] * m[2, 0])
+    out[1, 2] = s * (m[0, 2] * m[1, 0] - m[0, 0] * m[1, 2])
+    out[2, 0] = s * z
+    out[2, 1] = s * (m[0, 1] * m[2, 0] - m[0, 0] * m[2, 1])
+    out[2, 2] = s * (m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0])
+
+
+@njit(**_options)
+def _fade(planes, start, stop, kept, weight):  # type: ignore[no-untyped-def]
+    height, width = weight.shape
+    spans = _spans(planes, start, stop, height, width)
+    for i in range(height):
+        first, last = spans[i]
+        row = weight[i, first:last]
+        for j in range(row.size):
+            row[j] = np.uint8((np.int32(row[j]) * np.int32(kept) + np.int32(127)) // np.int32(255))
+
+
+@njit(
+    "Tuple((float64[:, ::1], int64[::1]))(float64[::1], float64[:, ::1], int64, int64, int64, int64, boolean, boolean)",
+    **_options,
+)
+def write_code(forward, parts, clips, covers, height, width, plain, together):  # type: ignore[no-untyped-def]
+    """The code of a view and the row of each region's head.
+
+    ``forward`` [9]: the source's unit square to the view. ``parts [P, 15]``, a box each: left, top, right, bottom on
+    its canvas; the map of the unit square to that canvas [9]; the first of the clips that cut it; the kept weight.
+    The first ``clips`` parts are those clips, the next is the source, the next ``covers`` are the covers.
+    """
+    code = np.empty((5 + (len(parts) - clips) * (1 + 5 * (1 + clips)), 3))
+    starts = np.empty(len(parts) - clips, np.int64)
+    for i in range(9):
+        code[i // 3, i % 3] = forward[i]
+    code[3, 0] = height
+    code[3, 1] = width
+    code[3, 2] = 1.0 if plain else 0.0
+    code[4, 0] = covers
+    code[4, 1] = 1.0 if together else 0.0
+    code[4, 2] = 0.0
+    back = np.empty((3, 3))
+    invert(code[:3], back)
+    far_x = width - 0.5
+    far_y = height - 0.5
+    m = np.empty((3, 3))
+    row = 5
+    for region in range(clips, len(parts)):
+        head = row
+        row += 1
+        for step in range(int(parts[region, 13]) - 1, clips):
+            part = parts[region] if step < int(parts[region, 13]) else parts[step]
+            for i in range(3):
+                for j in range(3):
+                    m[i, j] = part[4 + 3 * i] * back[0, j] + part[5 + 3 * i] * back[1, j] + part[6 + 3 * i] * back[2, j]
+            tilted = abs(m[2, 0]) * width + abs(m[2, 1]) * height > 1e-12 * abs(m[2, 2])
+            for side in range(5 if tilted else 4):
+                for j in range(3):
+                    if side == 4:  # in front of the viewer
+                        code[row, j] = m[2, j]
+                    elif side < 2:  # right of the left edge, below the top edge
+                        code[row, j] = m[side, j] - part[side] * m[2, j]
+                    else:
+                        code[row, j] = part[side] * m[2, j] - m[side - 2, j]
+                a = code[row, 0]
+                b = code[row, 1]
+                c = code[row, 2]
+                norm = math.hypot(a, b)
+                if norm <= 1e-12 * abs(c):
+                    norm = abs(c) if c != 0.0 else 1.0
+                for j in range(3):
+                    code[row, j] /= norm
+                # A plane that no pixel centre of the view lies outside of is left out.
+                nearest = (a * (0.5 if a > 0.0 else far_x) + b * (0.5 if b > 0.0 else far_y) + c) / norm
+                if nearest < 2.0 * TIE:
+                    row += 1
+        starts[region - clips] = head
+        code[head, 0] = row - head - 1
+        code[head, 1] = parts[region, 14]
+        code[head, 2] = 0.0
+    return code[:row].copy(), starts
+
+
+@njit("void(float64[:, ::1], int64, int64, int32[:, ::1])", **_options)
+def trace_view(code, grid_height, grid_width, index):  # type: ignore[no-untyped-def]
+    """index[i, j] = row-major pixel of the source grid that centre (j + 0.5, i + 0.5) of the view shows, or -1."""
     height, width = index.shape
-    affine = to_grid[2, 0] == 0.0 and to_grid[2, 1] == 0.0
+    if code[3, 2] != 0.0 and height == grid_height and width == grid_width:
+        for i in range(height):
+            for j in range(width):
+                index[i, j] = np.int32(i) * np.int32(width) + np.int32(j)
+        return
+    m = np.empty((3, 3))
+    invert(code[:3], m)
+    for j in range(3):
+        m[0, j] *= grid_width
+        m[1, j] *= grid_height
+    straight = m[0, 1] == 0.0 and m[1, 0] == 0.0 and m[2, 0] == 0.0 and m[2, 1] == 0.0
+    columns = np.empty(width, np.int32)
+    if straight:  # rows of the view are rows of the grid: one multiple of the grid's width plus the same columns
+        _pull_row(m, 0, 0.5, grid_width, 1, columns)
+    start = 6
+    stop = start + int(code[5, 0])
+    spans = _spans(code, start, stop, height, width)
     for i in range(height):
         y = i + 0.5
-        first, last = _span(planes, y, width)
-        for j in range(first):
-            index[i, j] = -1
-        for j in range(last, width):
-            index[i, j] = -1
-        u0 = to_grid[0, 1] * y + to_grid[0, 2]
-        v0 = to_grid[1, 1] * y + to_grid[1, 2]
-        w0 = to_grid[2, 1] * y + to_grid[2, 2]
-        if affine:
-            for j in range(first, last):
-                x = j + 0.5
-                # The region lies inside of the grid up to rounding, so clamping replaces a test.
-                u = min(max(int((to_grid[0, 0] * x + u0) / w0), 0), grid_width - 1)
-                v = min(max(int((to_grid[1, 0] * x + v0) / w0), 0), grid_height - 1)
-                index[i, j] = v * grid_width + u
+        first, last = spans[i]
+        index[i, :first] = -1
+        index[i, last:] = -1
+        row = index[i, first:last]
+        if straight:
+            v = (m[1, 1] * y + m[1, 2]) / m[2, 2] + TIE
+            base = np.int32(min(max(v, 0.0), grid_height - 1.0)) * np.int32(grid_width)
+            shown = columns[first:last]
+            for j in range(row.size):
+                row[j] = base + shown[j]
         else:
-            for j in range(first, last):
-                x = j + 0.5
-                inverse = 1.0 / (to_grid[2, 0] * x + w0)
-                u = min(max(int((to_grid[0, 0] * x + u0) * inverse), 0), grid_width - 1)
-                v = min(max(int((to_grid[1, 0] * x + v0) * inverse), 0), grid_height - 1)
-                index[i, j] = v * grid_width + u
+            _pull_row(m, first, y, grid_width, grid_height, row)
+    covers = int(code[4, 0])
+    together = code[4, 1] != 0.0
+    weight = np.full(index.shape if together else (1, 1), 255, np.uint8)
+    for _ in range(covers):
+        kept = int(code[stop, 1])
+        start = stop + 1
+        stop = start + int(code[stop, 0])
+        if together:
+            _fade(code, start, stop, kept, weight)
+        elif kept < LEAST_SOURCE_WEIGHT:
+            spans = _spans(code, start, stop, height, width)
+            for i in range(height):
+                first, last = spans[i]
+                index[i, first:last] = -1
+    if together:
+        for i in range(height):
+            for j in range(width):
+                if weight[i, j] < LEAST_SOURCE_WEIGHT:
+                    index[i, j] = -1
 
 
-@njit("void(float64[:, ::1], int32[:, ::1], boolean, int32[:, ::1], int32[:, ::1])", nogil=True, cache=True)
+@njit("void(float64[:, ::1], int32[:, ::1], boolean, int32[:, ::1], int32[:, ::1])", **_options)
 def project(matrix, own, use_own, other, index):  # type: ignore[no-untyped-def]
-    """index[i, j] = row-major pixel of ``other`` that centre (j+0.5, i+0.5) falls on through ``matrix``.
+    """index[i, j] = row-major pixel of ``other`` that centre (j + 0.5, i + 0.5) falls on through ``matrix``.
 
     -1 where it falls outside, behind the viewer, on an ``other`` of -1, or where ``own`` (if used) is -1.
     """
     height, width = index.shape
     other_height, other_width = other.shape
+    # The centres that fall into the other picture: x >= 0, x < width, y >= 0, y < height and in front of the viewer.
+    planes = np.empty((5, 3))
+    for j in range(3):
+        planes[0, j] = matrix[0, j]
+        planes[1, j] = other_width * matrix[2, j] - matrix[0, j]
+        planes[2, j] = matrix[1, j]
+        planes[3, j] = other_height * matrix[2, j] - matrix[1, j]
+        planes[4, j] = matrix[2, j]
+    for k in range(5):
+        norm = math.hypot(planes[k, 0], planes[k, 1])
+        if norm < 1e-12 * abs(planes[k, 2]) or norm == 0.0:
+            norm = abs(planes[k, 2])
+        for j in range(3):
+            planes[k, j] /= norm
+    flat = other.reshape(-1)
+    spans = _spans(planes, 0, 5, height, width)
     for i in range(height):
-        y = i + 0.5
-        u0 = matrix[0, 1] * y + matrix[0, 2]
-        v0 = matrix[1, 1] * y + matrix[1, 2]
-        w0 = matrix[2, 1] * y + matrix[2, 2]
-        for j in range(width):
-            found = -1
-            if not use_own or own[i, j] >= 0:
-                x = j + 0.5
-                w = matrix[2, 0] * x + w0
-                if w > 0.0:
-                    u = math.floor((matrix[0, 0] * x + u0) / w)
-                    v = math.floor((matrix[1, 0] * x + v0) / w)
-                    if 0 <= u < other_width and 0 <= v < other_height and other[int(v), int(u)] >= 0:
-                        found = int(v) * other_width + int(u)
-            index[i, j] = found
+        first, last = spans[i]
+        index[i, :first] = -1
+        index[i, last:] = -1
+        row = index[i, first:last]
+        _pull_row(matrix, first, i + 0.5, other_width, other_height, row)
+        # What is hidden comes in stretches, so these branches are predicted well and most pixels are not written again.
+        if use_own:
+            mine = own[i, first:last]
+            for j in range(row.size):
+                if mine[j] < 0 or flat[np.uint32(row[j])] < 0:
+                    row[j] = -1
+        else:
+            for j in range(row.size):
+                if flat[np.uint32(row[j])] < 0:
+                    row[j] = -1
 
 
-@njit("void(int32[:, ::1], int32[::1], int32[:, ::1])", nogil=True, cache=True)
+@njit("void(int32[:, ::1], int32[::1], int32[:, ::1])", **_options)
 def gather(index, other, out):  # type: ignore[no-untyped-def]
     """out = other[index], -1 where index is -1."""
     height, width = index.shape
@@ -106,59 +333,103 @@ def gather(index, other, out):  # type: ignore[no-untyped-def]
             out[i, j] = other[k] if k >= 0 else -1
 
 
-@njit("void(int32[:, ::1], int32[::1])", nogil=True, cache=True)
+@njit("void(int32[:, ::1], int32[::1])", **_options)
 def scatter(index, out):  # type: ignore[no-untyped-def]
-    """out[index[i, j]] = i * width + j, in raster order: the last of several pixels wins. ``out`` starts at -1."""
-    height, width = index.shape
-    for i in range(height):
-        for j in range(width):
-            k = index[i, j]
-            if k >= 0:
-                out[k] = i * width + j
+    """out[1 + index[i, j]] = i * width + j in raster order: the last of several pixels wins; -1 where no pixel lands.
+
+    ``out`` has one cell more than the grid: the first takes the pixels without a source, which saves a branch per
+    pixel.
+    """
+    out[:] = -1
+    flat = index.reshape(-1)
+    for k in range(flat.size):
+        out[np.uint32(flat[k] + np.int32(1))] = np.int32(k)
 
 
-@njit("void(float64[:, ::1], float64, uint8[:, ::1])", nogil=True, cache=True)
-def fade(planes, factor, weight):  # type: ignore[no-untyped-def]
-    """Multiply ``weight`` by ``factor`` inside of the region, rounding to nearest."""
-    height, width = weight.shape
-    scale = int(round(factor * 255.0))
-    for i in range(height):
-        first, last = _span(planes, i + 0.5, width)
-        for j in range(first, last):
-            weight[i, j] = np.uint8((int(weight[i, j]) * scale + 127) // 255)
+@njit(
+    "void(float64[:, ::1], int64[:, ::1], int64, int64, int64, int64, int32[:, :, ::1], int32[:, :, ::1])",
+    **_options,
+)
+def trace_pairs(codes, starts, begin, end, grid_height, grid_width, query_to_reference, reference_to_query):  # type: ignore[no-untyped-def]
+    """Tables of pairs [begin, end): ``starts [B, 4]`` are the code rows of query and reference, -1 for a pair without
+    copy."""
+    shape = query_to_reference.shape[1:]
+    query = np.empty(shape, np.int32)
+    reference = np.empty(shape, np.int32)
+    forward = np.empty((3, 3))
+    backward = np.empty((3, 3))
+    inverse = np.empty((3, 3))
+    for b in range(begin, end):
+        if starts[b, 0] < 0:
+            query_to_reference[b] = -1
+            reference_to_query[b] = -1
+            continue
+        code = codes[starts[b, 0] : starts[b, 1]]
+        other = codes[starts[b, 2] : starts[b, 3]]
+        if other[3, 2] != 0.0 and shape[0] == grid_height and shape[1] == grid_width:
+            # The reference is the source itself, resized.
+            trace_view(code, grid_height, grid_width, query_to_reference[b])
+            for i in range(3):
+                forward[i, 0] = code[i, 0] / grid_width
+                forward[i, 1] = code[i, 1] / grid_height
+                forward[i, 2] = code[i, 2]
+            project(forward, query, False, query_to_reference[b], reference_to_query[b])
+            continue
+        trace_view(code, grid_height, grid_width, query)
+        trace_view(other, grid_height, grid_width, reference)
+        invert(code[:3], inverse)
+        for i in range(3):
+            for j in range(3):
+                forward[i, j] = other[i, 0] * inverse[0, j] + other[i, 1] * inverse[1, j] + other[i, 2] * inverse[2, j]
+        invert(forward, backward)
+        project(forward, query, True, reference, query_to_reference[b])
+        project(backward, reference, True, query, reference_to_query[b])
 
 
-@njit("void(float64[:, ::1], uint8, uint8[:, ::1])", nogil=True, cache=True)
+@njit("void(float64[:, ::1], int64, uint8[:, ::1])", **_options)
+def fade(planes, kept, weight):  # type: ignore[no-untyped-def]
+    """Multiply ``weight`` by ``kept / 255`` inside of the region, rounding to nearest."""
+    _fade(planes, 0, planes.shape[0], kept, weight)
+
+
+@njit("void(float64[:, ::1], uint8, uint8[:, ::1])", **_options)
 def fill(planes, value, weight):  # type: ignore[no-untyped-def]
     """Set ``weight`` to ``value`` inside of the region."""
     height, width = weight.shape
+    spans = _spans(planes, 0, planes.shape[0], height, width)
     for i in range(height):
-        first, last = _span(planes, i + 0.5, width)
-        for j in range(first, last):
-            weight[i, j] = value
+        first, last = spans[i]
+        weight[i, first:last] = value
 
 
-@njit("void(uint8[:, ::1], uint8, int32[:, ::1])", nogil=True, cache=True)
-def hide(weight, least, index):  # type: ignore[no-untyped-def]
-    """index = -1 wherever the picture's blending weight is below ``least``."""
+@njit("void(int32[:, ::1], int64, uint16[::1], uint16[:, ::1])", **_options)
+def count_overlap(index, patch, numbers, counts):  # type: ignore[no-untyped-def]
+    """counts[p, q] = number of pixels of view patch p whose source lies in grid patch q (``numbers`` says which).
+
+    The length of a run of equal sources is kept in a register: memory would make every increment wait for the last.
+    """
     height, width = index.shape
-    for i in range(height):
-        for j in range(width):
-            if weight[i, j] < least:
-                index[i, j] = -1
-
-
-@njit("void(int32[:, ::1], int64, int64, int32[:, ::1])", nogil=True, cache=True)
-def count_overlap(index, patch, grid_width, counts):  # type: ignore[no-untyped-def]
-    """counts[p, q] += 1 for every pixel of patch p whose source lies in grid patch q; ``counts`` starts at 0."""
-    height, width = index.shape
-    columns = width // patch
-    grid_columns = grid_width // patch
-    for i in range(height):
-        row = (i // patch) * columns
-        for j in range(width):
-            k = index[i, j]
-            if k >= 0:
-                y = k // grid_width
-                x = k - y * grid_width
-                counts[row + j // patch, (y // patch) * grid_columns + x // patch] += 1
+    cells = counts.shape[1]
+    found = np.empty(cells + 1, np.uint16)
+    flat = index.reshape(-1)
+    p = 0
+    for top in range(0, height, patch):
+        for left in range(0, width, patch):
+            found[:] = 0
+            current = np.uint16(0)
+            length = np.uint16(0)
+            for i in range(top, top + patch):
+                start = np.uint64(i * width + left)
+                for j in range(patch):
+                    number = numbers[np.uint32(flat[start + np.uint64(j)] + np.int32(1))]
+                    if number == current:
+                        length += np.uint16(1)
+                    else:
+                        found[current] += length
+                        current = number
+                        length = np.uint16(1)
+            found[current] += length
+            out = counts[p]
+            for q in range(cells):
+                out[q] = found[q + 1]
+            p += 1

@@ -6,16 +6,21 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from copynce.pixtrace import edits as edit_module
-from copynce.pixtrace.compose import RenderPlan, compose
-from copynce.pixtrace.edits import Edit, Overlay, OverlayShare, PasteOnto, PasteShare, Photometric, Size
-from copynce.pixtrace.tables import CoordinateTable, trace_plan
+import numpy as np
 
+import copynce.pixtrace.edits as edits
+import copynce.pixtrace.shares as shares
+from copynce.pixtrace.compose import RenderPlan, compose
+from copynce.pixtrace.edits import Edit, Photometric, Resize, Size
+from copynce.pixtrace.tables import CoordinateTable, Mode, trace, trace_plan
+
+_FAMILIES = {"Edit", "Geometry", "Layered", "Photometric", "SizeFree"}
 _EDITS: dict[str, type[Edit]] = {
     name: value
-    for name, value in vars(edit_module).items()
-    if isinstance(value, type) and issubclass(value, Edit) and dataclasses.fields(value)
-} | {name: getattr(edit_module, name) for name in ("HorizontalFlip", "VerticalFlip", "Grayscale")}
+    for module in (edits, shares)
+    for name, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, Edit) and name not in _FAMILIES
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,14 @@ class EditProgram:
         """The composed view for a source of (height, width) pixels, of the grid's size."""
         return compose(self.edits, source_shape, grid, end_at_grid=True)
 
-    def trace(self, source_shape: Size, grid: Size = (224, 224)) -> CoordinateTable:
-        """The table of the view: int32 [grid height, grid width] into the source scaled to the grid."""
-        return trace_plan(self.plan(source_shape, grid), grid)
+    def trace(self, source_shape: Size, grid: Size = (224, 224), mode: Mode = "exact") -> CoordinateTable:
+        """The table of the view: int32 [grid height, grid width] into the source scaled to the grid.
+
+        ``mode`` as in :func:`copynce.pixtrace.trace`.
+        """
+        if mode == "exact":
+            return trace_plan(self.plan(source_shape, grid), grid)
+        return trace((*self.edits, Resize(*grid)), source_shape, grid, mode)
 
     def geometry_only(self) -> EditProgram:
         """The same geometry and layers, layers opaque, no photometric edit."""
@@ -52,14 +62,14 @@ class EditProgram:
         for edit in self.edits:
             if isinstance(edit, Photometric):
                 continue
-            if isinstance(edit, (PasteOnto, Overlay, PasteShare, OverlayShare)):
-                edit = dataclasses.replace(edit, opacity=1.0)
-            kept.append(edit)
+            has_opacity = any(field.name == "opacity" for field in dataclasses.fields(edit))
+            kept.append(dataclasses.replace(edit, **{"opacity": 1.0}) if has_opacity else edit)
         return EditProgram(tuple(kept))
 
     def to_json(self) -> str:
         """One line of JSON: a list of edits, each an object with its name under ``edit`` and its parameters."""
-        return json.dumps([{"edit": type(edit).__name__, **dataclasses.asdict(edit)} for edit in self.edits])
+        items = [{"edit": type(edit).__name__, **dataclasses.asdict(edit)} for edit in self.edits]
+        return json.dumps(items, default=np.ndarray.tolist)
 
     @classmethod
     def from_json(cls, text: str) -> EditProgram:

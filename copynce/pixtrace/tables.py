@@ -1,60 +1,96 @@
 """Coordinate tables (Definition 1 of the paper): where each pixel of an edited picture came from.
 
-A :class:`CoordinateTable` is the dictionary T of the paper in array form: ``T[c]`` is :meth:`CoordinateTable.coordinates`
-or ``index`` itself, ``F(T)`` for an edit F is :meth:`CoordinateTable.update`, ``T^-1`` is :meth:`CoordinateTable.reverse`.
-:func:`trace` composes the whole chain first and touches each output pixel once; :func:`trace_stepwise` follows the
-definition edit by edit at the source's resolution and is its obvious twin.
+A :class:`CoordinateTable` is the dictionary T of the paper in array form: ``T[c]`` is
+:meth:`CoordinateTable.coordinates` or ``index`` itself, ``F(T)`` for an edit F is :meth:`CoordinateTable.update`,
+``T^-1`` is :meth:`CoordinateTable.reverse`. All three hold in both modes:
+
+* ``"exact"``: edits map the centres of pixels, sources are rounded down, a pixel that something covers is no copy.
+  :func:`trace` composes the whole chain first and touches each output pixel once; :func:`trace_stepwise` follows
+  the definition edit by edit at the source's resolution and is its obvious twin.
+* ``"released"``: what the released code computes, to the bit, with its truncation towards zero, its integer pixel
+  positions and the holes of its reverse tables (:mod:`copynce.pixtrace.released`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from copynce.pixtrace import kernels
-from copynce.pixtrace.compose import LEAST_SOURCE_WEIGHT, RenderPlan, compose
-from copynce.pixtrace.edits import Edit, Erase, Geometry, Matrix, Overlay, PasteOnto, Photometric, Size
+import copynce.pixtrace.kernels as kernels
+import copynce.pixtrace.matrices as matrices
+import copynce.pixtrace.released as released
+from copynce.pixtrace.bitmaps import mask_of
+from copynce.pixtrace.compose import RenderPlan, checked_size, compose
+from copynce.pixtrace.edits import (
+    Edit,
+    Erase,
+    Geometry,
+    Matrix,
+    Matte,
+    Overlay,
+    PasteOnto,
+    Photometric,
+    Remap,
+    Size,
+    Stamp,
+)
+from copynce.pixtrace.kernels import LEAST_SOURCE_WEIGHT, TIE
+from copynce.pixtrace.released import check_mode
+
+Mode = Literal["exact", "released"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CoordinateTable:
     """For each pixel of a view, the pixel of the source grid that its centre came from.
 
     ``index`` int32 [H, W]: ``y * grid_width + x`` in the source grid, -1 where nothing of the source shows.
-    ``grid_shape``: (height, width) of the source grid. ``forward`` float64 [3, 3] maps grid points to view points if the
-    whole chain is one projective map (then reversal and bridging leave no holes), else None.
+    ``grid_shape``: (height, width) of the source grid. ``forward`` float64 [3, 3] maps grid points to view points if
+    the whole chain is one projective map (then reversal and bridging leave no holes), else None. ``mode``: which
+    rules :meth:`update` follows; ``single``: the released table is still a float32 array (only "released" looks at
+    it).
     """
 
-    index: np.ndarray
+    index: NDArray[np.int32]
     grid_shape: Size
     forward: Matrix | None = None
+    mode: Mode = "exact"
+    single: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.index, np.ndarray) or self.index.ndim != 2 or self.index.dtype != np.int32:
             found = getattr(self.index, "dtype", type(self.index).__name__), getattr(self.index, "shape", None)
             raise TypeError(f"index must be an int32 array [H, W], got {found[0]} {found[1]}")
+        check_mode(self.mode)
         if not self.index.flags.c_contiguous:
             object.__setattr__(self, "index", np.ascontiguousarray(self.index))
         cells = self.grid_shape[0] * self.grid_shape[1]
-        if self.index.size and not (-1 <= self.index.min() and self.index.max() < cells):
+        if self.index.size and not (self.index.min() >= -1 and self.index.max() < cells):
             raise ValueError(
                 f"index must lie in [-1, {cells}) for a grid of {self.grid_shape}, "
                 f"got {int(self.index.min())} to {int(self.index.max())}"
             )
 
     @classmethod
-    def identity(cls, shape: Size) -> CoordinateTable:
+    def identity(cls, shape: Size, mode: Mode = "exact") -> CoordinateTable:
         """T0: every pixel of a (height, width) grid comes from itself."""
-        return cls(np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape), shape, np.eye(3))
+        height, width = checked_size(shape, "shape")
+        index = np.arange(height * width, dtype=np.int32).reshape(height, width)
+        exact = check_mode(mode) == "exact"
+        return _trusted(index, (height, width), np.eye(3) if exact else None, mode, not exact)
 
     @property
     def shape(self) -> Size:
         """(height, width) of the view."""
         return self.index.shape[0], self.index.shape[1]
 
-    def coordinates(self) -> np.ndarray:
+    def coordinates(self) -> NDArray[np.int32]:
         """int32 [2, H, W]: T[c] as (y, x) in the source grid, (-1, -1) where nothing of the source shows."""
         y, x = np.divmod(self.index, np.int32(self.grid_shape[1]))
         hidden = self.index < 0
@@ -64,14 +100,17 @@ class CoordinateTable:
         """T^-1: for each grid pixel, the view pixel that shows it, or -1.
 
         Through the forward map where there is one: centre of the grid pixel, floor, and the view must show the source
-        there. Otherwise by scattering: of several view pixels that came from one grid pixel the last in raster order wins.
+        there. Otherwise by scattering: of several view pixels that came from one grid pixel the last in raster order
+        wins.
         """
-        out = np.full(self.grid_shape, -1, np.int32)
+        height, width = self.grid_shape
         if self.forward is None:
-            kernels.scatter(self.index, out.reshape(-1))
-            return CoordinateTable(out, self.shape)
+            cells = np.empty(height * width + 1, np.int32)
+            kernels.scatter(self.index, cells)
+            return _trusted(cells[1:].reshape(height, width), self.shape, None, self.mode)
+        out = np.empty(self.grid_shape, np.int32)
         kernels.project(self.forward, self.index, False, self.index, out)
-        return CoordinateTable(out, self.shape, np.linalg.inv(self.forward))
+        return _trusted(out, self.shape, _inverse(self.forward))
 
     def then(self, other: CoordinateTable) -> CoordinateTable:
         """Where each pixel came from one source further back: ``other[self[c]]``.
@@ -79,121 +118,296 @@ class CoordinateTable:
         ``other`` must be a table of the picture that ``self`` leads to, of this table's grid size.
         """
         if other.shape != self.grid_shape:
-            raise ValueError(f"other must be a table of the {self.grid_shape} grid that this one leads to, got {other.shape}")
+            raise ValueError(
+                f"other must be a table of the {self.grid_shape} grid that this one leads to, got {other.shape}"
+            )
         out = np.empty(self.shape, np.int32)
         kernels.gather(self.index, other.index.reshape(-1), out)
         forward = None if self.forward is None or other.forward is None else self.forward @ other.forward
-        return CoordinateTable(out, other.grid_shape, forward)
+        return _trusted(out, other.grid_shape, forward, self.mode)
 
     def update(self, edit: Edit) -> CoordinateTable:
-        """F(T): the table after one more concrete edit of the view (nearest neighbour, at pixel centres)."""
+        """F(T): the table after one more concrete edit of the view, by the rules of :attr:`mode`. Plain NumPy.
+
+        A cover hides by its own opacity here; :func:`trace` also multiplies the opacities of covers that overlap.
+        """
         height, width = self.shape
-        size = edit.output_size(height, width)
         if isinstance(edit, Photometric):
             return self
-        if isinstance(edit, Geometry):
-            matrix = edit.matrix_for(height, width)
-            out = np.empty(size, np.int32)
-            kernels.project(np.linalg.inv(matrix), out, False, np.zeros_like(self.index), out)
-            kernels.gather(out.copy(), self.index.reshape(-1), out)
-            return CoordinateTable(out, self.grid_shape, None if self.forward is None else matrix @ self.forward)
-        out = self.index
-        forward = self.forward
-        if isinstance(edit, PasteOnto):
-            out = np.full(size, -1, np.int32)
-            if 255 * edit.opacity >= LEAST_SOURCE_WEIGHT:
-                out[edit.top : edit.top + height, edit.left : edit.left + width] = self.index
-            if forward is not None:
-                forward = np.array([[1.0, 0.0, edit.left], [0.0, 1.0, edit.top], [0.0, 0.0, 1.0]]) @ forward
-        elif isinstance(edit, Erase) or (isinstance(edit, Overlay) and 255 * (1 - edit.opacity) < LEAST_SOURCE_WEIGHT):
-            out = self.index.copy()
-            out[edit.top : edit.top + edit.height, edit.left : edit.left + edit.width] = -1
-        return CoordinateTable(out, self.grid_shape, forward)
+        if self.mode == "released":
+            index, single = released.step(edit, (height, width), self.single)
+            return _trusted(released.gather(index, self.index), self.grid_shape, None, self.mode, single)
+        index, hidden = _step(edit, (height, width))
+        moved = np.where(index < 0, -1, self.index.reshape(-1)[index]).astype(np.int32)
+        moved[hidden < LEAST_SOURCE_WEIGHT] = -1
+        return _trusted(np.ascontiguousarray(moved), self.grid_shape, _moved(self.forward, edit, (height, width)))
+
+    def on_grid(self, grid: Size) -> CoordinateTable:
+        """The same table, leading to the same source scaled to ``grid`` (height, width).
+
+        "exact": the grid pixel in which the source pixel's centre lies. "released": the position, scaled and
+        rounded to the nearest whole number (half to even), -1 if that is outside of the grid.
+        """
+        height, width = checked_size(grid, "grid")
+        if self.mode == "released":
+            index = released.rounded(self.positions((height, width)), (height, width))
+            return _trusted(index, (height, width), None, self.mode, self.single)
+        y, x = self.coordinates()
+        rows = ((2 * np.arange(self.grid_shape[0]) + 1) * height) // (2 * self.grid_shape[0])
+        columns = ((2 * np.arange(self.grid_shape[1]) + 1) * width) // (2 * self.grid_shape[1])
+        index = np.where(y < 0, -1, rows[y] * width + columns[x]).astype(np.int32)
+        scale = np.diag([self.grid_shape[1] / width, self.grid_shape[0] / height, 1.0])
+        return _trusted(index, (height, width), None if self.forward is None else self.forward @ scale)
+
+    def positions(self, grid: Size) -> NDArray[Any]:
+        """float [2, H, W]: the released form of the table, (y, x) positions in a grid of (height, width), with
+        fractions.
+
+        Rows times height / H0 and columns times width / W0, the -1 of a pixel without source too (any negative number);
+        float32 as long as the chain had only crops, resizes and pads, else float64.
+        """
+        return released.positions(self.coordinates(), self.grid_shape, checked_size(grid, "grid"), self.single)
 
 
-def trace(edits: Iterable[Edit], source_shape: Size, grid: Size = (224, 224), *, fused: bool = True) -> CoordinateTable:
+def trace(
+    edits: Iterable[Edit],
+    source_shape: Size,
+    grid: Size = (224, 224),
+    mode: Mode = "exact",
+    *,
+    fused: bool = True,
+) -> CoordinateTable:
     """The table of a chain of edits on a picture of ``source_shape`` (height, width) pixels.
 
-    ``grid`` is the source grid that the table leads to: the source scaled to the model's input. The table has the size of
-    the picture after the last edit. ``fused=False`` runs :func:`trace_stepwise`, the twin.
+    ``grid`` is the source grid that the table leads to: the source scaled to the model's input. The table has the
+    size of the picture after the last edit. ``fused=False`` runs :func:`trace_stepwise`, the twin. Raises
+    ``ValueError`` naming the edit that does not fit, or that ``mode="released"`` does not know.
     """
-    if not fused:
-        return trace_stepwise(edits, source_shape, grid)
-    plan = compose(edits, source_shape, grid)
-    return trace_plan(plan, grid)
+    if check_mode(mode) == "released" or not fused:
+        return trace_stepwise(edits, source_shape, grid, mode)
+    return trace_plan(compose(edits, source_shape, grid), grid)
 
 
 def trace_plan(plan: RenderPlan, grid: Size) -> CoordinateTable:
     """The table of a composed view."""
     index = np.empty(plan.output_shape, np.int32)
-    forward = plan.trace(grid, index)
-    return CoordinateTable(index, grid, forward)
+    return _trusted(index, grid, plan.trace(grid, index))
 
 
-def trace_stepwise(edits: Iterable[Edit], source_shape: Size, grid: Size = (224, 224)) -> CoordinateTable:
-    """Definition 1, literally: T0 at the source's resolution, one update per edit, scaled to the grid in the end."""
-    table = CoordinateTable.identity(source_shape)
+def trace_stepwise(
+    edits: Iterable[Edit], source_shape: Size, grid: Size = (224, 224), mode: Mode = "exact"
+) -> CoordinateTable:
+    """Definition 1, literally: T0 at the source's resolution, one update per edit, scaled to the grid in the end.
+
+    Where an edit shrinks the picture, what follows knows the source only to the shrunken picture's pixels (so does the
+    released code); :func:`trace` has no such loss.
+    """
+    table = CoordinateTable.identity(checked_size(source_shape, "source_shape"), mode)
+    shown = np.full(table.shape, 255.0)
     for edit in edits:
         for concrete in edit.at(*table.shape, grid):
-            table = table.update(concrete)
-    y, x = table.coordinates()
-    # The grid pixel in which the source pixel's centre lies.
-    rows = ((2 * np.arange(source_shape[0]) + 1) * grid[0]) // (2 * source_shape[0])
-    columns = ((2 * np.arange(source_shape[1]) + 1) * grid[1]) // (2 * source_shape[1])
-    index = np.where(y < 0, -1, rows[y] * grid[1] + columns[x]).astype(np.int32)
-    scaled = np.diag([source_shape[1] / grid[1], source_shape[0] / grid[0], 1.0])
-    return CoordinateTable(index, grid, None if table.forward is None else table.forward @ scaled)
+            if isinstance(concrete, Photometric):
+                continue
+            if mode == "exact":
+                index, weight = _step(concrete, table.shape)
+                shown = np.where(index < 0, 0.0, shown.reshape(-1)[index]) * weight / 255.0
+                moved = np.where(index < 0, -1, table.index.reshape(-1)[index]).astype(np.int32)
+                table = _trusted(moved, table.grid_shape, _moved(table.forward, concrete, table.shape))
+            else:
+                table = table.update(concrete)
+    if mode == "exact":
+        table.index[shown < LEAST_SOURCE_WEIGHT - 0.5] = -1
+    return table.on_grid(grid)
 
 
 def bridge(query_table: CoordinateTable, reference_table: CoordinateTable) -> CoordinateTable:
-    """q -> r through the source that both views copy; :meth:`CoordinateTable.reverse` of it is r -> q.
+    """q -> r through the source that both views copy; r -> q is ``bridge(reference_table, query_table)``.
 
     With projective tables each query centre is mapped through the composed map (no holes, no rounding in between) and
-    kept if both views show the source there; otherwise ``query_table.then(reference_table.reverse())``.
+    kept if both views show the source there; otherwise ``query_table.then(reference_table.reverse())``, and r -> q is
+    the :meth:`CoordinateTable.reverse` of that in the released code.
     """
     if query_table.grid_shape != reference_table.grid_shape:
         raise ValueError(
             "query_table and reference_table must lead to the same source grid, "
             f"got {query_table.grid_shape} and {reference_table.grid_shape}"
         )
+    if query_table.mode != reference_table.mode:
+        raise ValueError(
+            f"query_table and reference_table must have one mode, got {query_table.mode!r} and {reference_table.mode!r}"
+        )
     if query_table.forward is None or reference_table.forward is None:
         return query_table.then(reference_table.reverse())
-    matrix = reference_table.forward @ np.linalg.inv(query_table.forward)
+    matrix = reference_table.forward @ _inverse(query_table.forward)
     out = np.empty(query_table.shape, np.int32)
-    kernels.project(np.ascontiguousarray(matrix), query_table.index, True, reference_table.index, out)
-    return CoordinateTable(out, reference_table.shape, np.linalg.inv(matrix))
+    kernels.project(matrix, query_table.index, True, reference_table.index, out)
+    return _trusted(out, reference_table.shape, _inverse(matrix))
 
 
-def patch_overlap(table: CoordinateTable, patch_size: int = 16) -> np.ndarray:
-    """float32 [Lq, Lr] (eq. 4): share of view patch i's pixels whose source lies in grid patch j; rows sum to <= 1."""
+def patch_counts(table: CoordinateTable, patch_size: int = 16, dtype: type = np.uint16) -> NDArray:
+    """[Lq, Lr]: how many pixels of view patch i have their source in grid patch j, patches row-major.
+
+    ``dtype`` uint16 or uint8; of the latter 255 stands for 255 and more (a patch of 16 has up to 256).
+    """
     (height, width), (grid_height, grid_width) = table.shape, table.grid_shape
-    if patch_size < 1 or any(side % patch_size for side in (height, width, grid_height, grid_width)):
+    if not 1 <= patch_size <= 255 or any(side % patch_size for side in (height, width, grid_height, grid_width)):
         raise ValueError(
-            f"patch_size must divide the view {table.shape} and the grid {table.grid_shape}, got {patch_size}"
+            f"patch_size must divide the view {table.shape} and the grid {table.grid_shape} and be at most 255, "
+            f"got {patch_size}"
         )
-    rows = (height // patch_size) * (width // patch_size)
-    columns = (grid_height // patch_size) * (grid_width // patch_size)
-    counts = np.zeros((rows, columns), np.int32)
-    kernels.count_overlap(table.index, patch_size, grid_width, counts)
-    return counts.astype(np.float32) / np.float32(patch_size * patch_size)
+    patches = (grid_height // patch_size) * (grid_width // patch_size)
+    if patches >= 2**16 - 1:
+        raise ValueError(f"patch_size {patch_size} gives {patches} patches of the grid {table.grid_shape}, over 65534")
+    counts = np.empty(((height // patch_size) * (width // patch_size), patches), np.uint16)
+    kernels.count_overlap(table.index, patch_size, _patch_numbers(table.grid_shape, patch_size), counts)
+    if dtype is np.uint16:
+        return counts
+    if dtype is np.uint8:
+        return np.minimum(counts, 255).astype(np.uint8)
+    raise TypeError(f"dtype must be numpy.uint16 or numpy.uint8, got {dtype!r}")
+
+
+def patch_overlap(table: CoordinateTable, patch_size: int = 16) -> NDArray[np.float32]:
+    """float32 [Lq, Lr] (eq. 4): share of view patch i's pixels whose source lies in grid patch j; rows sum to <= 1."""
+    return patch_counts(table, patch_size) * np.float32(1.0 / (patch_size * patch_size))
 
 
 def trace_pairs(
     plans: Sequence[tuple[RenderPlan, RenderPlan] | None],
     grid: Size,
-    query_to_reference: np.ndarray,
-    reference_to_query: np.ndarray,
+    query_to_reference: NDArray[np.int32],
+    reference_to_query: NDArray[np.int32],
+    *,
+    threads: int = 1,
 ) -> None:
-    """Fill int32 [B, H, W] tables of both directions for a batch of (query plan, reference plan); None gives all -1."""
-    for i, plan in enumerate(plans):
-        if plan is None:
-            query_to_reference[i] = -1
-            reference_to_query[i] = -1
+    """Fill int32 [B, H, W] tables of both directions for a batch of (query plan, reference plan); None gives all -1.
+
+    Equal to ``bridge`` of the two traced plans in both directions. The work releases the GIL and allocates nothing per
+    pair; ``threads`` plain threads (started here, gone on return, so safe beside forks and other thread pools) share
+    the pairs out. The result does not depend on their number.
+    """
+    shape = (len(plans), *grid)
+    for name, array in (("query_to_reference", query_to_reference), ("reference_to_query", reference_to_query)):
+        if array.shape != shape or array.dtype != np.int32 or not array.flags.c_contiguous:
+            raise ValueError(f"{name} must be a contiguous int32 array {list(shape)}, got {array.dtype} {array.shape}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    codes: list[NDArray[np.float64]] = []
+    starts = np.full((len(plans), 4), -1, np.int64)
+    row = 0
+    slow: list[int] = []
+    for i, pair in enumerate(plans):
+        if pair is None:
             continue
-        query = trace_plan(plan[0], grid)
-        reference = CoordinateTable.identity(grid) if plan[1].plain else trace_plan(plan[1], grid)
-        bridged = query if plan[1].plain else bridge(query, reference)
-        query_to_reference[i] = bridged.index
-        reference_to_query[i] = bridged.reverse().index
+        query, reference = pair
+        if query.output_shape != grid or reference.output_shape != grid:
+            raise ValueError(
+                f"both plans of pair {i} must be of the size of the grid {grid}, "
+                f"got {query.output_shape} and {reference.output_shape}"
+            )
+        if not (query.fused and reference.fused):
+            slow.append(i)
+            continue
+        middle = row + len(query.code)
+        end = middle + len(reference.code)
+        starts[i] = row, middle, middle, end
+        codes += (query.code, reference.code)
+        row = end
+    packed = np.concatenate(codes) if codes else np.empty((0, 3))
+
+    def work(begin: int, end: int) -> None:
+        kernels.trace_pairs(packed, starts, begin, end, *grid, query_to_reference, reference_to_query)
+
+    if threads == 1 or len(plans) < 2:
+        work(0, len(plans))
+    else:
+        # Four pieces a thread, since pairs differ in cost.
+        edges = np.linspace(0, len(plans), min(len(plans), 4 * threads) + 1).astype(int).tolist()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, edges[:-1], edges[1:]))
+    for i in slow:
+        pair = plans[i]
+        assert pair is not None, "only pairs with plans are slow"
+        query_table, reference_table = trace_plan(pair[0], grid), trace_plan(pair[1], grid)
+        query_to_reference[i] = bridge(query_table, reference_table).index
+        reference_to_query[i] = bridge(reference_table, query_table).index
 
 
+def _trusted(
+    index: NDArray[np.int32], grid_shape: Size, forward: Matrix | None, mode: Mode = "exact", single: bool = False
+) -> CoordinateTable:
+    """A table from our own arrays: reading all of an index to check it would cost as much as tracing it."""
+    table = object.__new__(CoordinateTable)
+    table.__dict__.update(index=index, grid_shape=grid_shape, forward=forward, mode=mode, single=single)
+    return table
+
+
+def _inverse(matrix: Matrix) -> Matrix:
+    out = np.empty((3, 3))
+    kernels.invert(matrix, out)
+    return out
+
+
+def _forward_of(edit: Edit, size: Size) -> matrices.Flat | None:
+    """The edit's forward map if it moves the picture by a projective map, else None."""
+    if isinstance(edit, (Geometry, Matte)):
+        return edit.forward(*size)
+    if isinstance(edit, PasteOnto):
+        return matrices.translation(edit.left, edit.top)
+    return None
+
+
+def _moved(forward: Matrix | None, edit: Edit, size: Size) -> Matrix | None:
+    """``forward`` after the edit of a picture of ``size``."""
+    if forward is None or isinstance(edit, Remap):
+        return None
+    matrix = _forward_of(edit, size)
+    return forward if matrix is None else np.array(matrix).reshape(3, 3) @ forward
+
+
+def _step(edit: Edit, size: Size) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """One concrete edit of a picture of ``size``, at pixel centres, in plain NumPy.
+
+    Returns int64 [H, W], the row-major input pixel of every output pixel or -1, and the weight (of 255) that the
+    picture keeps there: 255 where nothing is laid over it.
+    """
+    height, width = size
+    out_height, out_width = edit.output_size(height, width)
+    y, x = np.mgrid[:out_height, :out_width] + 0.5
+    weight = np.full((out_height, out_width), 255.0)
+    inside = np.ones((out_height, out_width), bool)
+    matrix = _forward_of(edit, size)
+    if matrix is not None:
+        back = np.linalg.inv(np.array(matrix).reshape(3, 3))
+        points = back @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+        inside = (points[2] > 0).reshape(x.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x, y = (points[:2] / points[2]).reshape(2, *x.shape)
+    elif isinstance(edit, Remap):
+        x, y = edit.field[..., 0].astype(np.float64), edit.field[..., 1].astype(np.float64)
+    column, row = np.floor(x + TIE), np.floor(y + TIE)
+    inside &= (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    index = np.where(inside, row * width + column, -1).astype(np.int64)
+    if isinstance(edit, Matte):
+        index = np.where(mask_of(edit.mask).reshape(-1)[index] != 0, index, -1)
+    if isinstance(edit, (PasteOnto, Matte)):
+        weight[:] = round(255 * edit.opacity)
+    elif isinstance(edit, (Overlay, Stamp, Erase)):
+        box = weight[edit.top : edit.top + edit.height, edit.left : edit.left + edit.width]
+        left = 0 if isinstance(edit, Erase) else round(255 * (1.0 - edit.opacity))
+        if isinstance(edit, Stamp):
+            rows = ((2 * np.arange(edit.height) + 1) * len(edit.bits)) // (2 * edit.height)
+            columns = ((2 * np.arange(edit.width) + 1) * len(edit.bits[0])) // (2 * edit.width)
+            box[mask_of(edit.bits)[rows][:, columns] != 0] = left
+        else:
+            box[:] = left
+    return index, weight
+
+
+@lru_cache(maxsize=16)
+def _patch_numbers(grid: Size, patch_size: int) -> NDArray[np.uint16]:
+    """uint16 [1 + cells]: 1 + the patch of each grid pixel, row-major; the first, 0, stands for index -1."""
+    height, width = grid
+    rows = np.arange(height) // patch_size * (width // patch_size)
+    numbers = rows[:, None] + np.arange(width) // patch_size + 1
+    return np.concatenate([[0], numbers.reshape(-1)]).astype(np.uint16)

@@ -270,6 +270,7 @@ class _Pace:
         self.reset()
 
     def reset(self) -> None:
+        """Begin a new interval."""
         self._mark = time.perf_counter()
         self._steps = 0
         self._waited = self._spent = 0.0
@@ -279,12 +280,14 @@ class _Pace:
         self._mark = time.perf_counter()
 
     def data_ready(self) -> None:
+        """A batch has arrived: what passed since the last mark was waiting."""
         now = time.perf_counter()
         self._waited += now - self._mark
         self._spent += now - self._mark
         self._mark = now
 
     def step_done(self) -> None:
+        """The step is finished: what passed since the batch arrived was work."""
         now = time.perf_counter()
         self._spent += now - self._mark
         self._mark = now

@@ -1,7 +1,7 @@
 """The heart of the suite: a picture whose colours encode its coordinates must come out as the table says.
 
-The pixel executor (DALI) and the coordinate executor (PixTrace) share the program's numbers and nothing else, so they can
-only agree if both are right.
+The pixel executor (DALI) and the coordinate executor (PixTrace) share the program's numbers and nothing else, so they
+can only agree if both are right.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from copynce.data import DataError
@@ -116,7 +118,7 @@ def test_too_few_pictures_are_named(tiny: Tiny) -> None:
         train(tiny("data.batch_size=30"))
 
 
-def test_broken_pictures_are_replaced_and_listed(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_broken_pictures_are_replaced_and_listed_odd_ones_are_used(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
     for path in pictures.iterdir():
@@ -125,7 +127,18 @@ def test_broken_pictures_are_replaced_and_listed(tiny: Tiny, pictures: Path, tmp
     victims[0].write_bytes(victims[0].read_bytes()[:700])
     victims[1].write_bytes(b"")
     victims[2].write_text("not a picture")
-    config = tiny(train=folder)
+    with Image.open(sorted(folder.iterdir())[5]) as opened:
+        picture = opened.convert("RGB")
+    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    picture.convert("P").save(folder / "palette.png")
+    picture.convert("RGBA").save(folder / "rgba.png")
+    picture.resize((1, 1)).save(folder / "one.png")
+    Image.fromarray(np.arange(64 * 80, dtype=np.uint16).reshape(64, 80) * 12).save(folder / "deep.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(folder / "turned.jpg", exif=turned)
+
+    config = tiny("data.batch_size=6", "optim.steps=10", train=folder)  # two epochs: every picture is met
     train(config)
     listed = [json.loads(line) for line in (Path(config.out) / "broken.jsonl").read_text().splitlines()]
     assert {Path(entry["path"]).name for entry in listed} == {victim.name for victim in victims}

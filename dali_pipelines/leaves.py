@@ -1,22 +1,27 @@
-"""Pillow's bicubic resize as a DALI operator of the CPU backend.
+"""Numba leaves of the CPU backend: what DALI's CPU operators do several times slower. No DALI here.
 
-DALI's own ``fn.resize`` is the twin: the same kernel (cubic, a = -0.5, widened by the scale when shrinking), but about
-five times slower on the CPU and up to two grey levels away from Pillow. This one does Pillow's integer arithmetic: 22
-fractional bits, columns first, rounded to 8 bits between the two passes, so evaluation pictures equal the
-protocol's to the bit. The GPU backend uses ``fn.resize``.
+``resize_bicubic`` does Pillow's integer arithmetic (cubic kernel with a = -0.5, widened by the scale when shrinking; 22
+fractional bits; columns first, rounded to 8 bits between the two passes), so evaluation pictures equal the protocol's
+to the bit; its twin is ``fn.resize``. ``jitter_colours`` is one pass of what :func:`dali_pipelines.graph.colour` writes
+in operators, its twin.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+import math
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import njit
 
 #: Pillow's fixed point: 32 bits less 8 of the pixel and 2 of head room for the kernel's negative lobes.
 _BITS = 22
 _HALF = np.int32(1 << (_BITS - 1))
+
+#: RGB to YIQ (NTSC). A turn of the hue by h is  luma + cos(h) * chroma + sin(h) * turned,  in RGB coordinates.
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+_LUMA = _TO_YIQ[0].astype(np.float32)
+_CHROMA = (np.linalg.inv(_TO_YIQ) @ np.diag([0.0, 1.0, 1.0]) @ _TO_YIQ).astype(np.float32)
+_TURNED = (np.linalg.inv(_TO_YIQ) @ [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]] @ _TO_YIQ).astype(np.float32)
 
 
 @njit("Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)", nogil=True, cache=True)
@@ -93,57 +98,40 @@ def resize_bicubic(source, out):  # type: ignore[no-untyped-def]
             line[i] = min(max(total[i] >> _BITS, 0), 255)
 
 
-@functools.cache
-def resize_operator() -> Any:
-    """The DALI operator ``operator(like, image) -> uint8 [H, W, 3]``: ``like`` is an empty uint8 [H, W, 0].
+@njit("void(float32[:, :, ::1], float32[::1], float32[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
+def jitter_colours(colours, factors, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` float32 [H, W, 3], 0..255: ``factors`` are brightness, contrast, saturation and hue (degrees).
 
-    A DALI operator may know shapes, not values, before it runs, hence the size travels as a shape. The two C
-    callbacks follow the calling convention of DALI's Numba operator; they are compiled here, because the plugin's own
-    wrappers take seconds to compile in every process and cannot be cached.
+    Brightness, saturation and hue are one matrix: luma kept, the chroma plane of YIQ scaled and turned. Contrast moves
+    colours away from the picture's mean luma; the result is clipped once.
     """
-    import nvidia.dali.types as dali_types
-    from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer
-
-    address, count = types.uint64, types.int32
-
-    @cfunc(types.void(address, address, count, address, address, count, count), cache=True)
-    def shape_callback(out_shapes, _out_ndims, _outs, in_shapes, _in_ndims, _ins, samples):  # type: ignore[no-untyped-def]
-        out_rows = carray(address_as_void_pointer(out_shapes), (samples,), np.int64)
-        like_rows = carray(address_as_void_pointer(in_shapes), (samples,), np.int64)
-        for i in range(samples):
-            out = carray(address_as_void_pointer(out_rows[i]), (3,), np.int64)
-            like = carray(address_as_void_pointer(like_rows[i]), (3,), np.int64)
-            out[0] = like[0]
-            out[1] = like[1]
-            out[2] = 3
-
-    @cfunc(types.void(address, address, address, count, address, address, address, count), cache=True)
-    def run_callback(outs, out_shapes, _out_ndims, _n_outs, ins, in_shapes, _in_ndims, _n_ins):  # type: ignore[no-untyped-def]
-        out_row = carray(address_as_void_pointer(out_shapes), (1,), np.int64)
-        in_row = carray(address_as_void_pointer(in_shapes), (2,), np.int64)
-        out_shape = carray(address_as_void_pointer(out_row[0]), (3,), np.int64)
-        image_shape = carray(address_as_void_pointer(in_row[1]), (3,), np.int64)
-        out_data = carray(address_as_void_pointer(outs), (1,), np.int64)
-        in_data = carray(address_as_void_pointer(ins), (2,), np.int64)
-        image = carray(
-            address_as_void_pointer(in_data[1]), (image_shape[0], image_shape[1], image_shape[2]), np.uint8
-        )
-        out = carray(address_as_void_pointer(out_data[0]), (out_shape[0], out_shape[1], out_shape[2]), np.uint8)
-        resize_bicubic(image, out)
-
-    class BicubicResize(NumbaFunction):  # type: ignore[misc]
-        def _get_setup_fn_cpu(self, setup_fn: object) -> int:
-            return int(shape_callback.address)
-
-        def _get_run_fn_cpu(self, *_: object) -> int:
-            return int(run_callback.address)
-
-    byte = dali_types.UINT8
-    return BicubicResize(
-        run_fn=run_callback,
-        setup_fn=shape_callback,
-        out_types=[byte],
-        in_types=[byte, byte],
-        outs_ndim=[3],
-        ins_ndim=[3, 3],
-    )
+    brightness, contrast, saturation, hue = factors[0], factors[1], factors[2], factors[3]
+    along = np.float32(saturation * math.cos(math.radians(hue)))
+    across = np.float32(saturation * math.sin(math.radians(hue)))
+    matrix = np.empty((3, 3), np.float32)
+    for i in range(3):
+        for j in range(3):
+            matrix[i, j] = brightness * (_LUMA[j] + along * _CHROMA[i, j] + across * _TURNED[i, j])
+    height, width, _ = colours.shape
+    sums = np.zeros(3, np.float64)
+    for y in range(height):
+        red = green = blue = np.float32(0.0)
+        for x in range(width):
+            r, g, b = colours[y, x, 0], colours[y, x, 1], colours[y, x, 2]
+            u = matrix[0, 0] * r + matrix[0, 1] * g + matrix[0, 2] * b
+            v = matrix[1, 0] * r + matrix[1, 1] * g + matrix[1, 2] * b
+            w = matrix[2, 0] * r + matrix[2, 1] * g + matrix[2, 2] * b
+            out[y, x, 0] = u
+            out[y, x, 1] = v
+            out[y, x, 2] = w
+            red += u
+            green += v
+            blue += w
+        sums[0] += red
+        sums[1] += green
+        sums[2] += blue
+    luma = (_LUMA[0] * sums[0] + _LUMA[1] * sums[1] + _LUMA[2] * sums[2]) / (height * width)
+    shift = np.float32((1.0 - contrast) * luma)
+    flat = out.reshape(height * width * 3)
+    for i in range(flat.size):
+        flat[i] = min(max(flat[i] * contrast + shift, np.float32(0.0)), np.float32(255.0))

@@ -1,0 +1,51 @@
+"""A descriptor from a few arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from copynce.models.checkpoints import load_backbone
+from copynce.models.descriptor import Descriptor, DescriptorConfig
+
+
+def build_descriptor(
+    backbone: str = "vit_small_patch16_224",
+    *,
+    img_size: int = 224,
+    dim: int = 512,
+    head: Literal["linear_bn", "cls"] = "linear_bn",
+    tokens_block: int = -1,
+    backbone_options: Mapping[str, Any] | None = None,
+    norm_eps: float | None = None,
+    freeze_patch_embed: bool = True,
+    drop_path: float = 0.0,
+    weights: str | Path | None = None,
+) -> Descriptor:
+    """A `Descriptor` with random weights, or its encoder's from `weights` (see `load_backbone`).
+
+    The arguments are the fields of `DescriptorConfig`. Raises ValueError on a value that does not fit.
+
+    >>> import torch
+    >>> model = build_descriptor(img_size=32, dim=8, backbone_options=dict(embed_dim=24, depth=2, num_heads=2))
+    >>> descriptor, patch_tokens = model.eval()(torch.zeros(1, 3, 32, 32))
+    >>> descriptor.shape, patch_tokens.shape
+    (torch.Size([1, 8]), torch.Size([1, 4, 24]))
+    """
+    model = Descriptor(
+        DescriptorConfig(
+            backbone=backbone,
+            backbone_options=dict(backbone_options or {}),
+            img_size=img_size,
+            dim=dim,
+            head=head,
+            tokens_block=tokens_block,
+            norm_eps=norm_eps,
+            freeze_patch_embed=freeze_patch_embed,
+            drop_path=drop_path,
+        )
+    )
+    if weights is not None:
+        load_backbone(model, weights)
+    return model

@@ -1,0 +1,101 @@
+"""The Numba leaves as DALI operators of the CPU backend.
+
+They go through DALI's Numba operator, which calls C callbacks with addresses of arrays of addresses. The callbacks are
+compiled here: the plugin's own wrappers take seconds to compile in every process and cannot be cached.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils
+from numba.extending import intrinsic
+from nvidia import dali
+from nvidia.dali.plugin.numba import NumbaFunction
+
+from dali_pipelines.leaves import jitter_colours, resize_bicubic
+
+_ADDRESS, _COUNT = types.uint64, types.int32
+_SHAPE_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT)
+_RUN_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT)
+_UINT8, _FLOAT = dali.types.UINT8, dali.types.FLOAT  # type: ignore[attr-defined]
+
+
+@functools.cache
+def resize_operator() -> Callable[..., Any]:
+    """``operator(like, image uint8 [h, w, 3]) -> uint8 [H, W, 3]``, with ``like`` an empty uint8 [H, W, 0].
+
+    A DALI operator may know shapes, not values, before it runs, hence the size travels as a shape.
+    """
+    return _operator(_run_resize, [_UINT8, _UINT8], [3, 3], _UINT8)
+
+
+@functools.cache
+def colour_operator() -> Callable[..., Any]:
+    """``operator(colours float [H, W, 3], factors float [4]) -> float [H, W, 3]``; see ``jitter_colours``."""
+    return _operator(_run_colour, [_FLOAT, _FLOAT], [3, 1], _FLOAT)
+
+
+def _operator(run: Any, in_types: list[Any], in_dims: list[int], out_type: Any) -> Callable[..., Any]:
+    class Operator(NumbaFunction):
+        def _get_setup_fn_cpu(self, setup_fn: object) -> Any:
+            return _shape.address
+
+        def _get_run_fn_cpu(self, *_: object) -> Any:
+            return run.address
+
+    operator: Callable[..., Any] = Operator(
+        run_fn=run, setup_fn=_shape, out_types=[out_type], in_types=in_types, outs_ndim=[3], ins_ndim=in_dims
+    )
+    return operator
+
+
+def _as_pointer(_context, address):  # type: ignore[no-untyped-def]
+    """An integer address as a pointer for ``carray``."""
+
+    def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+_pointer: Any = intrinsic(_as_pointer)
+
+
+@njit(inline="always")
+def _entry(addresses, k):  # type: ignore[no-untyped-def]
+    """The ``k``-th of an array of addresses, as a pointer."""
+    return _pointer(carray(_pointer(addresses), (k + 1,), np.int64)[k])
+
+
+@njit(inline="always")
+def _picture(data, shapes, k, dtype):  # type: ignore[no-untyped-def]
+    """The ``k``-th array, of three dimensions."""
+    shape = carray(_entry(shapes, k), (3,), np.int64)
+    return carray(_entry(data, k), (shape[0], shape[1], shape[2]), dtype)
+
+
+@cfunc(_SHAPE_SIGNATURE, cache=True)
+def _shape(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
+    """Output shape of every sample: height and width of the first input, three channels."""
+    for i in range(samples):
+        out = carray(_entry(out_shapes, i), (3,), np.int64)
+        first = carray(_entry(in_shapes, i), (3,), np.int64)
+        out[0] = first[0]
+        out[1] = first[1]
+        out[2] = 3
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_resize(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    resize_bicubic(_picture(ins, in_shapes, 1, np.uint8), _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_colour(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    factors = carray(_entry(ins, 1), (4,), np.float32)
+    jitter_colours(_picture(ins, in_shapes, 0, np.float32), factors, _picture(outs, out_shapes, 0, np.float32))

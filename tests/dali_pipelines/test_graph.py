@@ -1,0 +1,164 @@
+"""Operators beside their twins, what the host feeds, and the GPU graph as far as it shows without a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from copynce.pixtrace import Crop, EditProgram, HorizontalFlip, LayerPlan, Overlay, Pad, PasteOnto, Remap, Resize
+from dali_pipelines.leaves import resize_bicubic
+from dali_pipelines.loaders import MEAN, STD
+from dali_pipelines.sources import EncodedPicture
+from dali_pipelines.views import Scene, View, check_plan, feed, input_table, working_size
+
+SHAPES = [((97, 130), (48, 48)), ((40, 31), (63, 257)), ((1, 1), (7, 5)), ((300, 17), (1, 64)), ((64, 64), (64, 64))]
+
+
+def noise(shape: tuple[int, int], grain: int = 1) -> np.ndarray:
+    """uint8 [height, width, 3]: noise with grains of so many pixels."""
+    coarse = -(-shape[0] // grain), -(-shape[1] // grain)
+    dots = np.random.default_rng(shape[0]).integers(0, 256, (*coarse, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(dots).resize(shape[::-1], Image.Resampling.BICUBIC)).copy()
+
+
+@pytest.mark.parametrize(("source", "target"), SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_bicubic_equals_pillow_to_the_bit(source: tuple[int, int], target: tuple[int, int]) -> None:
+    out = np.full((*target, 3), 77, np.uint8)
+    resize_bicubic(noise(source), out)
+    image = Image.fromarray(noise(source))
+    # Columns first, as every Pillow did when the published numbers were made; newer ones choose the order by cost.
+    narrow = image.resize((target[1], source[0]), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(out, np.asarray(narrow.resize(target[::-1], Image.Resampling.BICUBIC)))
+
+
+def test_both_resize_operators_agree() -> None:
+    from nvidia import dali
+    from nvidia.dali import fn
+
+    from dali_pipelines.cpu_operators import resize_operator
+
+    pictures = [noise(source, grain=8) for source, _ in SHAPES[:4]]
+    targets = [target for _, target in SHAPES[:4]]
+
+    @dali.pipeline_def(batch_size=4, num_threads=2, device_id=None)
+    def both() -> tuple[object, object]:
+        picture = fn.external_source(source=lambda: pictures, layout="HWC", batch=True)
+        like = fn.external_source(source=lambda: [np.zeros((*t, 0), np.uint8) for t in targets], batch=True)
+        sizes = fn.external_source(source=lambda: np.array(targets, np.float32), batch=True)
+        twin = fn.resize(picture, size=sizes, interp_type=dali.types.INTERP_CUBIC, antialias=True)
+        return resize_operator()(like, picture), twin
+
+    pipeline = both()
+    pipeline.build()
+    fast, twin = pipeline.run()
+    for i, target in enumerate(targets):
+        found, expected = np.array(fast[i]).astype(int), np.array(twin[i]).astype(int)
+        assert found.shape == expected.shape == (*target, 3)
+        # At the border Pillow leaves outside taps out, the twin repeats the border; in between only rounding differs.
+        inner = np.abs(found - expected)[2:-2, 2:-2]
+        assert inner.size == 0 or inner.max() <= 2, target
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [(1.4, 0.6, 1.3, 30.0), (0.5, 1.5, 0.0, 0.0), (1.0, 1.0, 1.0, -170.0), (0.0, 0.0, 5.0, 90.0)],
+    ids=["all", "grey", "hue", "black"],
+)
+def test_both_colour_operators_agree(factors: tuple[float, ...]) -> None:
+    from nvidia import dali
+    from nvidia.dali import fn
+
+    from dali_pipelines.graph import colour, colour_twin
+
+    @dali.pipeline_def(batch_size=2, num_threads=2, device_id=None)
+    def both() -> tuple[object, object]:
+        pictures = [noise(shape, grain=6).astype(np.float32) for shape in ((33, 57), (8, 1))]
+        colours = fn.external_source(source=lambda: pictures, layout="HWC", batch=True)
+        numbers = fn.external_source(source=lambda: np.array([factors] * 2, np.float32), batch=True)
+        return colour(colours, numbers, "cpu"), colour_twin(colours, numbers)
+
+    pipeline = both()
+    pipeline.build()
+    fast, twin = pipeline.run()
+    for i in range(2):
+        # DALI's constants of YIQ have three digits as ours, but its hue turns with its own rounding of the inverse.
+        np.testing.assert_allclose(np.array(fast[i]), np.array(twin[i]), atol=0.75)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("normalize", [None, (MEAN, STD)], ids=["uint8", "normalised"])
+def test_the_gpu_graph_is_valid(views: int, normalize: tuple[tuple[float, ...], tuple[float, ...]] | None) -> None:
+    """DALI checks every operator and argument when it serialises, also where no GPU is."""
+    from dali_pipelines.graph import build_pipeline
+
+    pipeline = build_pipeline(
+        lambda: [], views=views, size=224, batch_size=8, threads=2, device="gpu", device_id=None, normalize=normalize
+    )
+    assert len(pipeline.serialize()) > 1000
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cpu_and_gpu_render_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from copynce.pixtrace import sample_program
+    from dali_pipelines import render_programs
+
+    paths = []
+    for i in range(8):
+        path = tmp_path_factory.mktemp("gpu") / "picture.png"
+        Image.fromarray(noise((120 + 30 * i, 300 - 20 * i), grain=8)).save(path)
+        paths.append(path)
+    programs = [sample_program("matcher", seed=0, epoch=0, uuid=str(i)) for i in range(8)]
+    cpu, gpu = (render_programs(paths, programs, 96, device=d, pictures=paths).astype(int) for d in ("cpu", "gpu"))
+    # Other resize, JPEG and warp code; rare outliers at edges.
+    assert np.abs(cpu - gpu).mean() < 2.0
+
+
+def layer(width: float, height: float) -> LayerPlan:
+    return LayerPlan(np.diag([width, height, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("span", "shape", "expected"),
+    [
+        ((224, 224), (300, 330), (300, 330)),  # minified by less than 1.5: the warp does it alone
+        ((224, 224), (375, 500), (224, 224)),
+        ((160, 160), (375, 500), (224, 224)),  # the reference's resize is fine enough, and 1.4 times too fine
+        ((100, 100), (375, 500), (100, 100)),
+        ((448, 300), (375, 3000), (300, 448)),
+        ((448, 448), (375, 500), (375, 500)),  # never enlarged
+        ((0.2, 0.3), (375, 500), (1, 1)),
+    ],
+)
+def test_working_sizes(span: tuple[float, float], shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert working_size(layer(*span), shape, (224, 224)) == expected
+
+
+def test_what_is_off_costs_no_bytes() -> None:
+    picture = EncodedPicture(np.zeros(1000, np.uint8), (375, 500))
+    names = list(input_table(2))
+    plain = EditProgram().plan((375, 500), (224, 224))
+    mirrored = EditProgram((HorizontalFlip(),)).plan((375, 500), (224, 224))
+    padded = EditProgram((Pad(50, 50, 50, 50),)).plan((375, 500), (224, 224))
+    fed = feed([Scene((picture,), (View(p), View(plain))) for p in (plain, mirrored, padded)], 224)
+    row = dict(zip(names, fed, strict=True))
+    assert row["plain_0"].tolist() == [True, True, True]  # type: ignore[attr-defined]
+    assert row["view_0.as_plain"].tolist() == [True, True, True]  # type: ignore[attr-defined]
+    assert row["view_0.warp"].tolist() == [False, True, True]  # type: ignore[attr-defined]
+    assert row["view_0.blend"].tolist() == [False, False, True]  # type: ignore[attr-defined]
+    assert [w.size for w in row["view_0.weight"]] == [1, 1, 224 * 224]  # type: ignore[attr-defined]
+    assert [w.size for w in row["view_1.noise"]] == [3, 3, 3]  # type: ignore[attr-defined]
+    assert [p.size for p in row["picture_1"]] == [1, 1, 1]  # type: ignore[attr-defined]
+
+
+def test_plans_that_the_graph_cannot_render_are_named() -> None:
+    grid = (32, 32)
+    field = np.zeros((20, 20, 2), np.float32)
+    with pytest.raises(ValueError, match="cannot render Remap"):
+        check_plan(EditProgram((Remap(field),)).plan((20, 20), grid))
+    layers = (PasteOnto(40, 40, 0, 0), Overlay(0, 0, 5, 5), Overlay(5, 5, 5, 5))
+    with pytest.raises(ValueError, match="at most 2 other pictures, this program shows 3"):
+        check_plan(EditProgram(layers).plan((20, 20), grid))
+    check_plan(EditProgram((Crop(0, 0, 9, 9), Resize(8, 8), *layers[:2])).plan((20, 20), grid))

@@ -1,0 +1,166 @@
+"""Plain twins that the PixTrace tests share, and the chains they run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from copynce.pixtrace import (
+    Affine,
+    Crop,
+    Edit,
+    Erase,
+    HorizontalFlip,
+    Matte,
+    Overlay,
+    Pad,
+    PasteOnto,
+    Perspective,
+    Photometric,
+    Resize,
+    Rotation,
+    Stretch,
+    Tilt,
+    VerticalFlip,
+    mask_of,
+)
+
+Points = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def pull_points(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tuple[int, int]) -> Points:
+    """x, y in source pixels and the source's share of the colour, for every pixel centre of the view.
+
+    Walks back from the view, one edit at a time, in continuous coordinates: what the composed map must equal. Written
+    from the edits' definitions, not from their matrices.
+    """
+    height, width = source_shape
+    chain: list[tuple[Any, int, int]] = []
+    for edit in edits:
+        for concrete in edit.at(height, width, grid):
+            chain.append((concrete, height, width))
+            height, width = concrete.output_size(height, width)
+    y, x = np.mgrid[:height, :width] + 0.5
+    share = np.ones((height, width))
+    for edit, height, width in reversed(chain):
+        if isinstance(edit, Crop):
+            x, y = x + edit.left, y + edit.top
+        elif isinstance(edit, Resize):
+            x, y = x * width / edit.width, y * height / edit.height
+        elif isinstance(edit, HorizontalFlip):
+            x = width - x
+        elif isinstance(edit, VerticalFlip):
+            y = height - y
+        elif isinstance(edit, (Affine, Perspective, Matte)):
+            matrix = np.array(edit.matrix)
+            back = np.linalg.solve(matrix, np.stack([x, y, np.ones_like(x)]).reshape(3, -1)).reshape(3, *x.shape)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                x, y = back[0] / back[2], back[1] / back[2]
+            depth = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2]
+            centre = matrix[2] @ (width / 2, height / 2, 1.0)
+            share = np.where(depth * centre > 0, share, 0.0)
+        elif isinstance(edit, (Pad, PasteOnto)):
+            x, y = x - edit.left, y - edit.top
+        elif isinstance(edit, (Overlay, Erase)):
+            inside = _inside(x - edit.left, y - edit.top, edit.height, edit.width)
+            share = np.where(inside, share * (0.0 if isinstance(edit, Erase) else 1.0 - edit.opacity), share)
+        else:
+            assert isinstance(edit, Photometric)
+        if isinstance(edit, (Affine, Perspective, Matte, Pad, PasteOnto)):
+            share = np.where(_inside(x, y, height, width), share, 0.0)
+        if isinstance(edit, Matte):
+            rows, columns = (np.floor(np.where(share > 0, v, 0) + 1e-7).astype(int) for v in (y, x))
+            share = np.where(mask_of(edit.mask)[rows, columns] == 1, share, 0.0)
+        if isinstance(edit, (PasteOnto, Matte)):
+            share = share * edit.opacity
+    return x, y, share
+
+
+def _inside(x: np.ndarray, y: np.ndarray, height: int, width: int) -> np.ndarray:
+    # The tolerance of the tables: a point on a border up to rounding lies right of it or below it.
+    return (x >= -1e-7) & (x < width - 1e-7) & (y >= -1e-7) & (y < height - 1e-7)
+
+
+def exact_index(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """int32 [H, W]: the table of :func:`pull_points`."""
+    x, y, share = pull_points(edits, source_shape, grid)
+    shown = share >= 0.5
+    column = np.floor(np.where(shown, x, 0) * grid[1] / source_shape[1] + 1e-7).clip(0, grid[1] - 1)
+    row = np.floor(np.where(shown, y, 0) * grid[0] / source_shape[0] + 1e-7).clip(0, grid[0] - 1)
+    return np.where(shown, row * grid[1] + column, -1).astype(np.int32)
+
+
+def agreement(found: np.ndarray, expected: np.ndarray, width: int) -> tuple[float, float]:
+    """(share of pixels that both or neither call visible, share of those visible in both within one grid pixel)."""
+    both = (found >= 0) & (expected >= 0)
+    visible = float(((found >= 0) == (expected >= 0)).mean())
+    if not both.any():
+        return visible, 1.0
+    rows = np.abs(found[both] // width - expected[both] // width)
+    columns = np.abs(found[both] % width - expected[both] % width)
+    return visible, float((np.maximum(rows, columns) <= 1).mean())
+
+
+def random_chain(
+    rng: np.random.Generator, length: int, source: tuple[int, int], smallest: int, layers: bool = True
+) -> tuple[Edit, ...]:
+    """A chain of concrete edits that never makes the picture smaller than ``smallest`` pixels a side."""
+    height, width = source
+    chain: list[Edit] = []
+    while len(chain) < length:
+        kind = int(rng.integers(11 if layers else 8))
+        edit: Edit
+        if kind == 0:
+            h, w = (int(rng.integers(max(1, (2 * side) // 3), side + 1)) for side in (height, width))
+            edit = Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+        elif kind == 1:
+            edit = Resize(*(int(side * rng.uniform(0.7, 1.3)) + 1 for side in (height, width)))
+        elif kind == 2:
+            edit = HorizontalFlip()
+        elif kind == 3:
+            edit = VerticalFlip()
+        elif kind == 4:
+            (edit,) = Rotation(float(rng.uniform(0, 360)), float(rng.uniform(-30, 30))).at(height, width, (1, 1))
+        elif kind == 5:
+            moves = tuple((float(a), float(b)) for a, b in rng.uniform(0, 0.4, (4, 2)))
+            (edit,) = Tilt(moves).at(height, width, (1, 1))
+        elif kind == 6:
+            edit = Pad(*(int(v) for v in rng.integers(0, max(2, min(height, width) // 5), 4)))
+        elif kind == 7:
+            (edit,) = Stretch(float(rng.uniform(0.6, 1.5)), float(rng.uniform(0.6, 1.5))).at(height, width, (1, 1))
+        elif kind == 8:
+            h, w = height + int(rng.integers(60)), width + int(rng.integers(60))
+            top, left = int(rng.integers(h - height + 1)), int(rng.integers(w - width + 1))
+            edit = PasteOnto(h, w, top, left, float(rng.uniform(0.75, 1.0)), 0.3)
+        else:
+            h, w = (int(rng.integers(1, max(2, side // 2))) for side in (height, width))
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            edit = Overlay(top, left, h, w, float(rng.choice([0.2, 0.8])), 0.6) if kind == 9 else Erase(top, left, h, w)
+        size = edit.output_size(height, width)
+        if min(size) >= smallest and max(size) <= 1500:
+            chain.append(edit)
+            height, width = size
+    return tuple(chain)
+
+
+@pytest.fixture(scope="session")
+def pull() -> Callable[..., Points]:
+    return pull_points
+
+
+@pytest.fixture(scope="session")
+def exact() -> Callable[..., np.ndarray]:
+    return exact_index
+
+
+@pytest.fixture(scope="session")
+def agree() -> Callable[..., tuple[float, float]]:
+    return agreement
+
+
+@pytest.fixture(scope="session")
+def chain_of() -> Callable[..., tuple[Edit, ...]]:
+    return random_chain

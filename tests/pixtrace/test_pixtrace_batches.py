@@ -1,0 +1,161 @@
+"""Batches of tables: equal to single ones, for any number of threads, beside other thread pools, in new processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from copynce.pixtrace import (
+    EditProgram,
+    RenderPlan,
+    Rotation,
+    Swirl,
+    bridge,
+    sample_program,
+    trace_pairs,
+    trace_plan,
+)
+
+GRID = (96, 80)
+
+
+def plans_of(count: int, edited_reference: bool = True) -> list[tuple[RenderPlan, RenderPlan] | None]:
+    plans: list[tuple[RenderPlan, RenderPlan] | None] = []
+    for k in range(count):
+        query = sample_program("phase2", seed=0, epoch=0, uuid=f"q{k}").plan((200, 300), GRID)
+        if k % 5 == 3:
+            plans.append(None)
+        elif k % 2 and edited_reference:
+            plans.append((query, sample_program("matcher", seed=0, epoch=0, uuid=f"r{k}").plan((200, 300), GRID)))
+        else:
+            plans.append((query, EditProgram(()).plan((200, 300), GRID)))
+    return plans
+
+
+def tables_of(plans: list[tuple[RenderPlan, RenderPlan] | None], threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    # Filled with rubbish: a pixel that is not written shows.
+    arrays = np.full((2, len(plans), *GRID), -77, np.int32)
+    trace_pairs(plans, GRID, arrays[0], arrays[1], threads=threads)
+    return arrays[0], arrays[1]
+
+
+def test_a_batch_equals_single_bridges() -> None:
+    plans = plans_of(20)
+    plans.append(
+        (EditProgram((Swirl(0.2), Rotation(20.0))).plan((200, 300), GRID), EditProgram(()).plan((200, 300), GRID))
+    )
+    forward, backward = tables_of(plans)
+    for pair, q, r in zip(plans, forward, backward, strict=True):
+        if pair is None:
+            assert (q == -1).all()
+            assert (r == -1).all()
+            continue
+        query, reference = trace_plan(pair[0], GRID), trace_plan(pair[1], GRID)
+        assert (q == bridge(query, reference).index).mean() > 0.9999
+        assert (r == bridge(reference, query).index).mean() > 0.9999
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_equal_for_any_number_of_threads(threads: int) -> None:
+    plans = plans_of(13)
+    for one, many in zip(tables_of(plans), tables_of(plans, threads), strict=True):
+        assert (one == many).all()
+
+
+def test_empty_and_one() -> None:
+    assert tables_of([], threads=4)[0].shape == (0, *GRID)
+    assert (tables_of([None], threads=4)[0] == -1).all()
+
+
+def test_errors() -> None:
+    plan = EditProgram(()).plan((20, 30), GRID)
+    good = np.empty((1, *GRID), np.int32)
+    with pytest.raises(
+        ValueError, match=r"query_to_reference must be a contiguous int32 array \[1, 96, 80\], got int64"
+    ):
+        trace_pairs([(plan, plan)], GRID, good.astype(np.int64), good)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reference_to_query must be a contiguous"):
+        trace_pairs([(plan, plan)], GRID, good, np.empty((1, 80, 96), np.int32).swapaxes(1, 2))
+    with pytest.raises(ValueError, match=r"both plans of pair 0 must be of the size of the grid \(96, 80\)"):
+        trace_pairs([(plan, EditProgram(()).plan((20, 30), (80, 96)))], GRID, good, good.copy())
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        trace_pairs([(plan, plan)], GRID, good, good.copy(), threads=0)
+
+
+def test_safe_beside_torch_threads_and_other_callers() -> None:
+    """Several callers at once, each with threads of its own, while torch computes in its pool."""
+    import torch
+
+    plans = plans_of(8)
+    expected = tables_of(plans)[0]
+    stop = threading.Event()
+
+    def multiply() -> None:
+        a = torch.rand(200, 200)
+        while not stop.is_set():
+            a = torch.tanh(a @ a)
+
+    busy = threading.Thread(target=multiply)
+    busy.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(lambda _: tables_of(plans, 2)[0], range(8)):
+                assert (found == expected).all()
+    finally:
+        stop.set()
+        busy.join()
+
+
+def _checksum(count: int) -> int:
+    forward, backward = tables_of(plans_of(count), threads=2)
+    return int(forward.sum(dtype=np.int64) + backward.sum(dtype=np.int64))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_same_in_worker_processes(method: str) -> None:
+    """After threads have run here, so that a fork meets whatever state they leave behind."""
+    expected = _checksum(6)
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+    if method == "spawn":
+        code += "import test_pixtrace_batches as t; print(t._checksum(6))"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert int(found.stdout) == expected
+        return
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    workers = [context.Process(target=lambda: queue.put(_checksum(6))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found_sums = [queue.get() for _ in workers]
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert found_sums == [expected, expected]
+
+
+def test_processes_may_fill_the_compile_cache_together(tmp_path: Path) -> None:
+    """Processes start on an empty cache at once; all must compute the same and leave a cache that the next one uses.
+
+    One leaf with the options of all, so that the test compiles for a second and not for a minute.
+    """
+    code = (
+        "import numba, numpy as np, sys; from copynce.pixtrace import kernels as k;"
+        f"numba.config.CACHE_DIR = {str(tmp_path)!r};"
+        "f = numba.njit('void(int32[:, ::1], int32[::1])', **k._options)(k.scatter.py_func);"
+        "out = np.empty(7, np.int32); f(np.array([[2, 2, -1], [0, 5, 2]], np.int32), out);"
+        "print(out[1:].tolist(), sum(f.stats.cache_hits.values()))"
+    )
+    command = [sys.executable, "-c", code]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    assert {out.rsplit(" ", 1)[0] for out, _ in outputs} == {"[3, -1, 5, -1, -1, 4]"}
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout.split() == ["[3,", "-1,", "5,", "-1,", "-1,", "4]", "1"]

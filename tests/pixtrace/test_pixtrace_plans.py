@@ -1,0 +1,150 @@
+"""Composed plans: blending weights and layers against a plain step-by-step rendering of flat colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from copynce.pixtrace import (
+    Crop,
+    Edit,
+    EditProgram,
+    Erase,
+    HorizontalFlip,
+    LayerPlan,
+    Matte,
+    MatteShare,
+    Overlay,
+    Pad,
+    PasteOnto,
+    Resize,
+    Rotation,
+    Stamp,
+    Swirl,
+)
+from copynce.pixtrace.tables import _step
+
+EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def rendered_shares(edits: tuple[Edit, ...], size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """float [pictures + 1, H, W]: each picture's share of the colour, the noise last, drawn edit by edit."""
+    shares = [np.ones(size), np.zeros(size)]  # the source, the noise
+    for edit in edits:
+        for concrete in edit.at(*shares[0].shape, grid):
+            index, _ = _step(concrete, shares[0].shape)
+            shares = [np.where(index < 0, 0.0, share.reshape(-1)[index]) for share in shares]
+            if isinstance(concrete, (PasteOnto, Matte)):
+                inside = index >= 0
+                shares = [share * concrete.opacity for share in shares]
+                shares.insert(-1, np.where(inside, 1.0 - concrete.opacity, 1.0))
+            elif isinstance(concrete, (Overlay, Stamp, Erase)):
+                covered = np.zeros(index.shape, bool)
+                box = covered[
+                    concrete.top : concrete.top + concrete.height, concrete.left : concrete.left + concrete.width
+                ]
+                if isinstance(concrete, Stamp):
+                    rows = ((2 * np.arange(concrete.height) + 1) * len(concrete.bits)) // (2 * concrete.height)
+                    columns = ((2 * np.arange(concrete.width) + 1) * len(concrete.bits[0])) // (2 * concrete.width)
+                    box[:] = np.array([[concrete.bits[i][j] == "1" for j in columns] for i in rows])
+                else:
+                    box[:] = True
+                opacity = 1.0 if isinstance(concrete, Erase) else concrete.opacity
+                shares = [np.where(covered, share * (1 - opacity), share) for share in shares]
+                if isinstance(concrete, Erase):
+                    shares[-1] = np.where(covered, 1.0, shares[-1])
+                else:
+                    shares.insert(-1, np.where(covered, opacity, 0.0))
+    return np.stack(shares)
+
+
+CHAINS: dict[str, tuple[Edit, ...]] = {
+    "plain": (),
+    "pad": (Pad(30, 10, 5, 20),),
+    "paste": (PasteOnto(400, 500, 30, 40, 0.7),),
+    "paste, turn, pad": (PasteOnto(400, 500, 30, 40, 0.7), Rotation(25.0), Pad(10, 20, 30, 40)),
+    "overlay": (Overlay(20, 30, 150, 200, 0.4),),
+    "two overlays": (Overlay(20, 30, 150, 200, 0.4), HorizontalFlip(), Overlay(60, 50, 150, 200, 1.0)),
+    "overlay, then paste": (Overlay(20, 30, 150, 200, 0.3), PasteOnto(400, 600, 80, 120, 0.6), Crop(50, 60, 300, 400)),
+    "erase under an overlay": (Erase(40, 40, 100, 100, 5), Overlay(80, 80, 100, 100, 0.4)),
+    "turned, covered, erased": (Rotation(40.0), Overlay(10, 10, 200, 100), Erase(150, 50, 60, 200)),
+    "stamp": (Rotation(15.0), Stamp(("110", "011"), 20, 40, 120, 180, (1.0, 0.0, 0.0), 0.8), Crop(5, 5, 250, 300)),
+    "matte": (MatteShare(("0110", "1111", "1110"), 0.8, 20.0, 0.4, 0.5, 0.9), HorizontalFlip()),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_weights_equal_a_rendering_of_flat_colours(name: str) -> None:
+    edits = (*CHAINS[name], Resize(112, 112))
+    plan = EditProgram(CHAINS[name]).plan((300, 400), (112, 112))
+    expected = rendered_shares(edits, (300, 400), (112, 112))
+    weights = plan.weights()
+    assert weights.dtype == np.uint8
+    assert weights.shape == (1 + len(plan.layers), 112, 112)
+    off = np.abs(weights / 255.0 - expected[:-1])
+    assert (off < 0.01).mean() > 0.985  # all but the edges, which the rendering rounds to whole pixels at each step
+    assert ((plan.erase_mask() == 1) == (expected[-1] > 0.5)).mean() > 0.985
+    assert (weights.astype(int).sum(axis=0) <= 255 + len(weights)).all()
+
+
+def test_layers_lie_where_they_were_laid() -> None:
+    """A layer's matrix sends its unit square where the chain moved its box."""
+    plan = EditProgram((Overlay(30, 40, 50, 60, picture=0.5), HorizontalFlip(), Crop(10, 20, 100, 150))).plan(
+        (200, 300), (100, 150)
+    )
+    (layer,) = plan.layers
+    assert layer.picture == 0.5
+    corners = layer.matrix @ np.array([[0, 0, 1], [1, 1, 1]]).T
+    assert pytest.approx(np.array([[300 - 40 - 20, 20], [300 - 100 - 20, 70]])) == corners[:2].T
+    canvas = EditProgram((PasteOnto(400, 500, 10, 20, picture=0.25), Resize(200, 100))).plan((100, 100), (200, 100))
+    assert canvas.layers[0].matrix == pytest.approx(np.diag([100.0, 200.0, 1.0]))
+    assert canvas.source.matrix == pytest.approx(np.array([[20.0, 0, 4.0], [0, 50.0, 5.0], [0, 0, 1]]))
+
+
+def test_extent_is_the_size_that_the_whole_picture_would_span() -> None:
+    plan = EditProgram((Crop(0, 0, 50, 100),)).plan((200, 400), (224, 224))
+    assert plan.source.extent() == pytest.approx((4 * 224, 4 * 224))
+    turned = EditProgram((Rotation(90.0),)).plan((300, 300), (100, 100))
+    assert turned.source.extent() == pytest.approx((100.0, 100.0))
+    tilted = LayerPlan(np.array([[10.0, 0, 0], [0, 10.0, 0], [0.5, 0, 1]]))
+    assert tilted.extent()[1] > 8.0
+
+
+def test_flags() -> None:
+    assert EditProgram(()).plan((30, 40)).plain
+    assert EditProgram((Resize(5, 5),)).plan((30, 40)).opaque
+    assert not EditProgram((HorizontalFlip(),)).plan((30, 40)).plain
+    assert EditProgram((HorizontalFlip(),)).plan((30, 40)).opaque
+    assert not EditProgram((Pad(1, 0, 0, 0),)).plan((30, 40)).opaque
+    assert EditProgram((Pad(5, 0, 0, 0), Crop(0, 5, 30, 40))).plan((30, 40)).opaque  # the pad was cropped away
+
+
+def test_edits_beyond_one_warp_are_named() -> None:
+    matte = Matte(("1" * 40,) * 30, EYE, 30, 40)
+    plan = EditProgram((matte, Swirl(0.1), Stamp(("1",), 0, 0, 5, 5))).plan((30, 40))
+    assert plan.special == ("Remap", "Stamp")
+    assert plan.below is not None
+    assert plan.below[0].special == ()  # weights draw a matte
+    assert plan.layers[0].color == (0.0, 0.0, 0.0)
+
+
+def test_photometric_edits_are_kept_once_and_in_order() -> None:
+    from copynce.pixtrace import Blur, Grayscale
+
+    plan = EditProgram((Grayscale(), Swirl(0.1), Blur(2.0))).plan((30, 40))
+    assert plan.photometric == (Grayscale(), Blur(2.0))
+    assert plan.below is not None
+    assert plan.below[0].photometric == ()
+
+
+def test_oracle_and_plan_agree_on_the_shares(
+    pull: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]], chain_of: Callable[..., tuple[Edit, ...]]
+) -> None:
+    rng = np.random.default_rng(11)
+    for _ in range(20):
+        edits = (*chain_of(rng, 5, (120, 90), 20), Resize(64, 48))
+        share = pull(edits, (120, 90), (64, 48))[2]
+        weight = EditProgram(edits).plan((120, 90), (64, 48)).weights()[0] / 255.0
+        assert (np.abs(share - weight) < 0.015).mean() > 0.998

@@ -158,7 +158,13 @@ def _field_sentences(kind: type) -> dict[str, str]:
 def _demo(options: argparse.Namespace) -> None:
     from copynce.demo import run_demo
 
-    metrics = run_demo(options.out, data=options.data, steps=options.steps, seed=options.seed)
+    metrics = run_demo(
+        options.out,
+        data=options.data,
+        steps=options.steps,
+        seed=options.seed,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
     _print_metrics(
         f"held-out copies, {metrics['queries']} queries, {metrics['references']} references",
         {"before": metrics["before"], "after": metrics["after"]},

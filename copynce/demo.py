@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from copynce.training import DataConfig, LossConfig, OptimConfig, TrainConfig, c
 from dali_pipelines import BrokenPicture, PictureLoader, read_picture, render_programs
 
 #: Pictures that the demo makes for itself.
-MADE_PICTURES = 900
+MADE_PICTURES = 600
 #: Fewer would leave no held-out queries worth a figure.
 LEAST_PICTURES = 60
 #: Training steps that take about two minutes on two cores.
@@ -46,8 +47,8 @@ QUERY_SIDE = 256
 _QUERY_POLICY = "descriptor"
 _MODEL = DescriptorConfig(
     backbone="vit_small_patch16_224",
-    backbone_options={"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 16},
-    img_size=112,
+    backbone_options={"embed_dim": 192, "depth": 3, "num_heads": 3, "patch_size": 16},
+    img_size=96,
     dim=128,
     freeze_patch_embed=False,  # nothing pretrained is worth keeping
 )
@@ -62,31 +63,44 @@ class _Query:
     original: int | None
 
 
-def run_demo(out: Path, *, data: Path | None = None, steps: int | None = None, seed: int = 0) -> dict[str, Any]:
+def run_demo(
+    out: Path,
+    *,
+    data: Path | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Train and judge a small descriptor; returns what metrics.json holds (uap, rp90, ..., before, after).
 
     ``data``: a folder (or CSV) of at least 60 pictures; None makes pictures. A run that was killed continues; ``out``
-    is made if absent. Raises DataError if there are too few pictures that can be decoded.
+    is made if absent. ``say`` is told what happens. Raises DataError if there are too few pictures that can be decoded,
+    or if ``out`` holds a demo of other settings.
     """
+    steps = STEPS if steps is None else steps
     out.mkdir(parents=True, exist_ok=True)
+    _claim(out, {"data": None if data is None else str(data.resolve()), "steps": steps, "seed": seed})
     if data is None:
+        say(f"making {MADE_PICTURES} pictures")
         make_pictures(out / "pictures", MADE_PICTURES, seed)
     manifest = read_manifest(data or out / "pictures")
     quarantine = Quarantine(out / "broken.jsonl")
     training, references, strangers = _divide(manifest, seed)
+    say("editing held-out pictures into queries")
     queries = _make_queries(out / "queries", training, references, strangers, seed, quarantine)
     _write_list(out / "train.csv", training)
 
     config = TrainConfig(
         out=str(out / "run"),
-        data=DataConfig(train=str(out / "train.csv"), root=str(training.root), batch_size=32),
+        data=DataConfig(train=str(out / "train.csv"), root=str(training.root), batch_size=min(48, len(training))),
         model=_MODEL,
         loss=LossConfig(),
-        optim=OptimConfig(lr=5e-3, steps=STEPS if steps is None else steps, warmup_epochs=1.0, weight_decay=0.04),
+        optim=OptimConfig(lr=1e-2, steps=steps),
         seed=seed,
         log_every=5,
         checkpoint_every=100,
     )
+    say(f"training for {steps} steps")
     last = train(config)
     first = checkpoints(out / "run")[0]
 
@@ -97,6 +111,7 @@ def run_demo(out: Path, *, data: Path | None = None, steps: int | None = None, s
         training=None,
         ground_truth={q.path.stem: [] if q.original is None else [references.uuids[q.original]] for q in queries},
     )
+    say("evaluating before and after")
     models = {
         name: load_checkpoint(folder / "model.safetensors") for name, folder in (("before", first), ("after", last))
     }
@@ -107,7 +122,7 @@ def run_demo(out: Path, *, data: Path | None = None, steps: int | None = None, s
         "references": len(references),
         "pictures": "made" if data is None else str(data),
         "seed": seed,
-        "steps": config.optim.steps,
+        "steps": steps,
         **results,
     }
     with atomic_text(out / "metrics.json") as file:
@@ -115,6 +130,18 @@ def run_demo(out: Path, *, data: Path | None = None, steps: int | None = None, s
         file.write("\n")
     _report(out, metrics, queries, references, models)
     return metrics
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Note the demo's settings in its folder; a folder of other settings must not be continued."""
+    file = out / "demo.json"
+    if file.is_file():
+        found = json.loads(file.read_text())
+        if found != settings:
+            raise DataError(f"{out} holds a demo with {found}, got {settings}; choose another --out or remove it")
+        return
+    with atomic_text(file) as text:
+        json.dump(settings, text)
 
 
 def _divide(manifest: Manifest, seed: int) -> tuple[Manifest, Manifest, Manifest]:

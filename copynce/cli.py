@@ -39,7 +39,7 @@ class EvalConfig:
     batch_size: int = 64
     k: int = 10
     """Predictions per query."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
     threads: int = 2
     """DALI's CPU threads."""
 
@@ -185,28 +185,24 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    import torch
-
     from copynce.data import open_dataset
     from copynce.evaluation import evaluate_descriptor
     from copynce.models import load_checkpoint
     from copynce.training import find_model
+    from copynce.training.distributed import choose_device
 
     config = load_config(EvalConfig, None, options.overrides)
     weights = find_model(options.run_folder)
     folder = Path(options.run_folder)
     out = Path(config.out) if config.out else (folder if folder.is_dir() else folder.parent) / f"eval-{config.split}"
     split = open_dataset(config.dataset, config.split, lists=config.lists)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     with progress_bars() as report:
         metrics = evaluate_descriptor(
             load_checkpoint(weights),
             split,
             out,
             batch_size=config.batch_size,
-            device=device,
+            device=choose_device(config.device),
             k=config.k,
             score_normalization=config.score_normalization,
             progress=report,

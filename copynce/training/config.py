@@ -112,7 +112,8 @@ class TrainConfig:
     seed: int = 123
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest checkpoint in ``out``, if there is one. never: refuse a folder that has one."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train, decode and edit; auto: on GPUs where there are any."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the encoder; losses are float32. auto: bf16 where the processor or GPU multiplies it in hardware."""
     threads: int | None = None

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from copynce.training.config import ConfigError
+
 
 @dataclass(frozen=True)
 class World:
@@ -46,24 +48,33 @@ class World:
         return total / self.size
 
 
+def choose_device(device: str) -> torch.device:
+    """The device that the setting "cpu", "gpu" or "auto" (a GPU where there is one) means for this process.
+
+    Raises ConfigError for "gpu" where none is visible.
+    """
+    if device == "auto":
+        device = "gpu" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device=gpu needs a CUDA device, none is visible; use device=cpu or device=auto")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
 @contextmanager
 def world(device: str) -> Iterator[World]:
     """Join the process group that torchrun announces in the environment (NCCL on GPUs, gloo on CPUs), or none.
 
-    ``device``: "cpu", "cuda" or "auto" (a GPU where there is one).
+    ``device``: "cpu", "gpu" or "auto", see :func:`choose_device`.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda needs a CUDA device, none is visible; use device=cpu or device=auto")
-    place = torch.device("cpu")
-    if device == "cuda":
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    place = choose_device(device)
+    if place.type == "cuda":
         torch.cuda.set_device(place)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield World(0, 1, place)
         return
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), place)
     finally:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from copynce.data import DataError
 from copynce.models import load_checkpoint
-from copynce.training import RunError, TrainConfig, TrainingError, checkpoints, find_model, read_log, train
+from copynce.training import ConfigError, RunError, TrainConfig, TrainingError, checkpoints, find_model, read_log, train
 from copynce.training.config import save_config
 
 Tiny = Callable[..., TrainConfig]
@@ -177,3 +177,20 @@ def test_two_processes_equal_one_with_the_whole_batch(tiny: Tiny) -> None:
         torch.testing.assert_close(
             found[name], value, rtol=1e-3, atol=3e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_bf16_trains_close_to_fp32(tiny: Tiny) -> None:
+    """The encoder's autocast; losses stay float32 (bfloat16 has 8 bits, so a tenth on a loss of about 30)."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = tiny(f"precision={precision}", "optim.steps=2", out=precision)
+        train(config)
+        losses[precision] = [line["loss"] for line in read_log(Path(config.out) / "log.jsonl")]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_gpu_without_a_gpu_is_named(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="device=gpu needs a CUDA device"):
+        train(tiny("device=gpu"))

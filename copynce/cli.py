@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# OpenMP's threads spin while they wait for each other, and so take the processor from DALI's threads and from whoever
+# else is there. Read once, when torch loads OpenMP; a policy that the user has set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import argparse
 import sys
 import textwrap

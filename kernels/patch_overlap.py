@@ -1,63 +1,330 @@
-"""Patch overlap: how many pixels of each patch come from each patch of the other picture, and the prior made of them.
+"""Patch-overlap counts and the row scales of the prior, from coordinate tables or straight from 3x3 matrices.
 
-``n_ij`` is the number of pixels of patch i whose entry in the coordinate table lies in patch j of the other picture,
-``n_i0`` the number with no source; ``n_i0 + sum_j n_ij = P`` (eq. 4 of the paper is ``n_ij / P``). The prior is
+``n_ij`` is the number of pixels of patch i whose entry lies in patch j of the other picture, ``n_i0`` of those without
+source (eq. 4). The prior ``w_ij = scale_i * power(n_ij)`` is never stored: the loss reads a byte a count and makes it
+in registers. With ``power(n) = n^gamma`` for gamma 1, 2 and 3 and, else, ``2^(log_i(n) - peak_i)`` from a table of
+``gamma log2 n`` and its largest value in the row (so no gamma overflows, and gamma 2^17 is the limit of infinity):
 
-    released:  w_ij = n_ij^gamma / (n_i0^gamma + sum_k n_ik^gamma)     mass below 1 for partly copied patches
-    paper:     w_ij = n_ij^gamma / sum_k n_ik^gamma                    mass 1 for each patch with any source (eq. 5)
+    scale_i = 1 / (power(n_i0) + sum_k power(n_ik))  "released",    1 / sum_k power(n_ik)  "paper" (eq. 5; 0 if empty)
+    mass_i  = sum_k w_ik
 
-with ``0^0 = 1``, so that gamma 0 gives a constant (in "paper" only to patches with any source), and gamma infinity the
-largest bins in equal shares. Each row is divided by its largest bin before it is raised to gamma: no power underflows.
+One program makes one histogram of a run of neighbouring patches: every pixel is counted under (patch of the run, patch
+of the other picture). Integer sums alone: the result is the same bit for bit, whatever the downscale. Counts of patches
+of at most 256 pixels saturate at 255 in a byte; 256 occurs only where the whole patch falls in one bin, and there the
+weight is 1 all the same, because the scale is made from the saturated count.
 
-Shapes: B pairs, H x W pixels of the table, L its patches, M patches of the other picture, P pixels a patch.
-Cost of the twin: O(B H W) index work and a [B, L, M + 1] tensor.
+Shapes: B pairs, H x W pixels of the table, L its patches, M patches of the other picture, P pixels a patch, S = M
+rounded up to 16 (rows that start on 16 bytes are what vector loads need; the rest of a row is 0).
+Cost: 4 B H W bytes read and B L S written for one direction. From matrices the first direction reads nothing and
+leaves the reverse table (the last pixel in raster order wins: an integer maximum) in a scratch for the second.
 """
+
+# mypy: disable-error-code="no-untyped-def"
+# (a kernel's arguments are pointers and constants to Triton; their dtypes and shapes stand beside them)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from .coordinate_table import project
+from .coordinate_table_reference import fixed_point_matrix
+from .launch import launch, next_power_of_2
 
-def patch_of_pixel(height: int, width: int, patch_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Patch index of every pixel, int64 [height * width], both in row-major order."""
-    row = torch.arange(height, device=device) // patch_size
-    column = torch.arange(width, device=device) // patch_size
-    return (row[:, None] * (width // patch_size) + column).flatten()
+# Rows of the prior tensor [B, 2, L], or [B, 3, L] where the power comes from the table.
+SCALE = tl.constexpr(0)
+MASS = tl.constexpr(1)
+PEAK = tl.constexpr(2)
+
+# (patches of a run) x (patches of the other picture, padded): 16 KiB of histogram and 16 counts a thread, so that the
+# resources are the same from 196 patches to 1024.
+_BINS = 4096
+_WARPS = 8
+_GAMMA_LIMIT = 2.0**17  # (1023 / 1024)^gamma is below 2^-150 here: the largest bins alone are left, as at infinity
+_SCRATCH_BYTES = (
+    16 << 20
+)  # reverse tables in flight: they stay in the last-level cache of A100 (40 MB) and H100 (50 MB)
 
 
-def overlap_counts_reference(table: Tensor, patch_size: int, target_shape: Sequence[int]) -> Tensor:
-    """Pixels that each patch shares with each patch of the other picture, int32 [B, L, M + 1].
+@triton.jit
+def power(b_count, b_peak, p_power, POWER: tl.constexpr):
+    """power(count) of the module's docstring, float32; ``p_power`` float32 [P + 1] and ``b_peak`` serve POWER 0."""
+    if POWER == 0:
+        return tl.exp2(tl.load(p_power + b_count.to(tl.int32)) - b_peak)
+    b_base = b_count.to(tl.float32)
+    b_result = b_base
+    if POWER >= 2:
+        b_result = b_result * b_base
+    if POWER == 3:
+        b_result = b_result * b_base
+    return b_result
 
-    ``table`` [B, H, W]: int32 pixel index into the other picture, -1 where there is no source. ``target_shape``: height
-    and width of the other picture in pixels. The last column counts pixels without source; rows sum to patch_size ** 2.
+
+@triton.jit
+def _patch_overlap_kernel(
+    p_table,  # [B, H, W] int32: pixel index in the other picture or -1; with MATRIX, the scratch [B, HT, WT] or unused
+    p_matrix,  # [B, 3, 3] int64: fixed-point map to the other picture, read with MATRIX only
+    p_power,  # [P + 1] float32: read with POWER 0 only
+    p_counts,  # [B, L, STRIDE] uint8 or int16: out
+    p_prior,  # [B, 2 or 3, L] float32: out, rows SCALE, MASS and, with POWER 0 only, PEAK
+    H: tl.constexpr,
+    W: tl.constexpr,
+    HT: tl.constexpr,  # sides of the other picture
+    WT: tl.constexpr,
+    PATCH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    RUN: tl.constexpr,  # neighbouring patches of one program
+    MP: tl.constexpr,  # bins of a patch: M padded to a power of two
+    MATRIX: tl.constexpr,  # entries come from p_matrix, and p_table receives the reverse table (-1 before)
+    CLEAR: tl.constexpr,  # leave -1 behind in p_table
+    POWER: tl.constexpr,
+    RELEASED: tl.constexpr,
+):
+    COLUMNS: tl.constexpr = W // PATCH
+    RUNS: tl.constexpr = (COLUMNS + RUN - 1) // RUN
+    L: tl.constexpr = (H // PATCH) * COLUMNS
+    M: tl.constexpr = (HT // PATCH) * (WT // PATCH)
+    PY: tl.constexpr = triton.next_power_of_2(PATCH)
+    PX: tl.constexpr = triton.next_power_of_2(PATCH * RUN)
+    PRIOR_ROWS: tl.constexpr = 3 if POWER == 0 else 2
+    LARGEST: tl.constexpr = 255 if PATCH * PATCH <= 256 else PATCH * PATCH
+    i_sample = tl.program_id(1).to(tl.int64)
+    i_row = tl.program_id(0) // RUNS
+    i_first = (tl.program_id(0) % RUNS) * RUN
+
+    # Entries of the run's pixels, and the patch that each falls in.
+    o_y = tl.arange(0, PY)[:, None]
+    o_x = tl.arange(0, PX)[None, :]
+    o_pixel = (i_row * PATCH + o_y) * W + i_first * PATCH + o_x
+    m_pixel = (o_y < PATCH) & (o_x < PATCH * RUN) & (i_first * PATCH + o_x < W)
+    if MATRIX:
+        b_entry = project(p_matrix + i_sample * 9, i_row * PATCH + o_y, i_first * PATCH + o_x, HT, WT)
+        m_source = m_pixel & (b_entry >= 0)
+        tl.atomic_max(p_table + i_sample * (HT * WT) + b_entry, o_pixel, mask=m_source, sem="relaxed")
+    else:
+        p_entry = p_table + i_sample * (H * W) + o_pixel
+        b_entry = tl.load(p_entry, mask=m_pixel, other=-1)
+        m_source = (b_entry >= 0) & (b_entry < HT * WT)
+        if CLEAR:
+            tl.store(p_entry, tl.full((PY, PX), -1, tl.int32), mask=m_pixel)
+    b_target = (b_entry // WT // PATCH) * (WT // PATCH) + (b_entry % WT) // PATCH
+    b_bin = tl.where(m_source, (o_x // PATCH) * MP + b_target, 0)
+    b_counts = tl.histogram(tl.reshape(b_bin, (PY * PX,)), RUN * MP, mask=tl.reshape(m_source, (PY * PX,)))
+    b_counts = tl.reshape(b_counts, (RUN, MP))
+
+    # Scale and mass of each patch's prior.
+    o_patch = tl.arange(0, RUN)
+    o_bin = tl.arange(0, MP)
+    m_patch = i_first + o_patch < COLUMNS
+    b_outside = PATCH * PATCH - tl.sum(b_counts, axis=1)
+    b_counts = tl.minimum(b_counts, LARGEST)
+    b_largest = tl.max(b_counts, axis=1)
+    b_peak = b_largest.to(tl.float32)
+    if POWER == 0:
+        b_most = tl.maximum(b_largest, b_outside) if RELEASED else b_largest
+        b_peak = tl.load(p_power + tl.maximum(b_most, 1))
+    b_power = tl.where(o_bin[None, :] < M, power(b_counts, b_peak[:, None], p_power, POWER), 0.0)
+    b_inside = tl.sum(b_power, axis=1)
+    if RELEASED:
+        b_total = b_inside + power(b_outside, b_peak, p_power, POWER)
+    else:
+        b_total = tl.where(b_largest > 0, b_inside, 0.0)
+    b_scale = tl.where(b_total > 0, 1.0 / tl.where(b_total > 0, b_total, 1.0), 0.0)
+
+    o_l = i_row * COLUMNS + i_first + o_patch
+    p_row = p_prior + i_sample * (PRIOR_ROWS * L) + o_l
+    tl.store(p_row + SCALE * L, b_scale, mask=m_patch)
+    tl.store(p_row + MASS * L, b_inside * b_scale, mask=m_patch)
+    if POWER == 0:
+        tl.store(p_row + PEAK * L, b_peak, mask=m_patch)
+    o_count = i_sample * (L * STRIDE) + o_l[:, None] * STRIDE + o_bin[None, :]
+    tl.store(
+        p_counts + o_count, b_counts.to(p_counts.dtype.element_ty), mask=m_patch[:, None] & (o_bin < STRIDE)[None, :]
+    )
+
+
+def power_mode(gamma: float) -> int:
+    """POWER of the kernels: gamma itself where it takes at most two products, else 0."""
+    return int(gamma) if gamma in (1, 2, 3) else 0
+
+
+@functools.lru_cache(maxsize=64)
+def power_table(gamma: float, pixels: int, device: torch.device) -> Tensor:
+    """``gamma log2(n / pixels)`` for n of 0 .. pixels, float32; -inf for n = 0, or 0 with gamma 0 (0^0 = 1).
+
+    Made on the device, so that nothing waits for a copy, and kept.
     """
-    batch, height, width = table.shape
-    target_height, target_width = target_shape
-    patch_of = patch_of_pixel(target_height, target_width, patch_size, table.device)
-    bins = (target_height // patch_size) * (target_width // patch_size) + 1
-    target = torch.where(table >= 0, patch_of[table.clamp_min(0).long()], bins - 1)
-    target = target.view(batch, height // patch_size, patch_size, width // patch_size, patch_size)
-    target = target.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    counts = torch.zeros(batch, target.shape[1], bins, dtype=torch.int32, device=table.device)
-    return counts.scatter_add_(2, target, torch.ones_like(target, dtype=torch.int32))
+    if gamma == 0:
+        return torch.zeros(pixels + 1, device=device)
+    counts = torch.arange(pixels + 1, dtype=torch.float64, device=device)
+    return ((counts / pixels).log2() * min(gamma, _GAMMA_LIMIT)).float()
 
 
-def overlap_prior_reference(counts: Tensor, gamma: float, prior: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sharpened prior of eq. 5, ``dtype`` [B, L, M], from ``overlap_counts_reference``'s counts [B, L, M + 1].
+def row_stride(patches: int) -> int:
+    """Elements from one row of counts or cosines to the next: ``patches`` rounded up to 16."""
+    return -(-patches // 16) * 16
 
-    ``gamma``: sharpening exponent in [0, inf]. ``prior``: "released" or "paper", as in the module's docstring.
+
+def patches_of(shape: tuple[int, int], patch_size: int) -> int:
+    """Number of patches of a picture of height x width pixels."""
+    return (shape[0] // patch_size) * (shape[1] // patch_size)
+
+
+def scratch_samples(batch: int, height: int, width: int) -> int:
+    """Samples whose reverse tables of height x width pixels are in flight at a time."""
+    return min(batch, max(1, _SCRATCH_BYTES // (4 * height * width)))
+
+
+def empty_outputs(
+    like: Tensor, batch: int, shape: tuple[int, int], target_shape: tuple[int, int], patch_size: int, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Counts [batch, L, S] and prior rows [batch, 2 or 3, L] of one direction, unwritten."""
+    patches, stride = patches_of(shape, patch_size), row_stride(patches_of(target_shape, patch_size))
+    dtype = torch.uint8 if patch_size**2 <= 256 else torch.int16
+    rows = 2 if power_mode(gamma) else 3
+    counts = like.new_empty(batch, patches, stride, dtype=dtype)
+    return counts, like.new_empty(batch, rows, patches, dtype=torch.float32)
+
+
+def patch_overlap_fwd(
+    table: Tensor,
+    matrix: Tensor | None,
+    counts: Tensor,
+    prior: Tensor,
+    shape: tuple[int, int],
+    target_shape: tuple[int, int],
+    patch_size: int,
+    gamma: float,
+    released: bool,
+    clear: bool = False,
+) -> None:
+    """Fill ``counts`` [B, L, S] and ``prior`` [B, 2 or 3, L] of one direction; one launch.
+
+    ``table`` int32 [B, H, W] is read (and left at -1 with ``clear``); with ``matrix`` int64 [B, 3, 3] in fixed point
+    it is [B, HT, WT], all -1, and receives the reverse table instead.
     """
-    bins = counts.to(dtype) if prior == "released" else counts[..., :-1].to(dtype)
-    power = (bins / bins.amax(-1, keepdim=True).clamp_min(1)) ** gamma
-    weights = power / power.sum(-1, keepdim=True).clamp_min(1)  # the largest bin's power is 1: clamps empty rows only
-    if prior == "released":
-        return weights[..., :-1]
-    return weights * copied_patches(counts)[..., None]
+    columns = shape[1] // patch_size
+    bins = max(64, next_power_of_2(patches_of(target_shape, patch_size)))
+    run = max(1, min(_BINS // bins, next_power_of_2(columns)))
+    constants: dict[str, Any] = {
+        "H": shape[0],
+        "W": shape[1],
+        "HT": target_shape[0],
+        "WT": target_shape[1],
+        "PATCH": patch_size,
+        "STRIDE": counts.shape[2],
+        "RUN": run,
+        "MP": bins,
+        "MATRIX": matrix is not None,
+        "CLEAR": clear,
+        "POWER": power_mode(gamma),
+        "RELEASED": released,
+    }
+    arguments = {
+        "p_table": table,
+        "p_matrix": table if matrix is None else matrix,
+        "p_power": prior if power_mode(gamma) else power_table(gamma, patch_size**2, table.device),
+        "p_counts": counts,
+        "p_prior": prior,
+    }
+    programs = (shape[0] // patch_size) * -(-columns // run)
+    launch(_patch_overlap_kernel, (programs, len(table)), arguments, constants, warps=_WARPS, stages=1)
 
 
-def copied_patches(counts: Tensor) -> Tensor:
-    """True for each patch with at least one pixel that has a source, bool [B, L]; ``counts`` int32 [B, L, M + 1]."""
-    return counts[..., :-1].any(-1)
+@torch.library.custom_op("copynce::patch_overlap", mutates_args=())
+def patch_overlap(
+    table: Tensor, target_height: int, target_width: int, patch_size: int, gamma: float, released: bool
+) -> tuple[Tensor, Tensor]:
+    """Counts uint8 (int16 for patches of more than 256 pixels) [B, L, S] and prior rows float32 [B, 2 or 3, L].
+
+    ``table`` [B, H, W]: int32 pixel index in the other picture of target_height x target_width pixels, or -1; any other
+    entry counts as no source. ``gamma``, ``released``: the prior's form, as in the twin. M is at most 4096.
+    """
+    shape, target_shape = (table.shape[1], table.shape[2]), (target_height, target_width)
+    counts, prior = empty_outputs(table, len(table), shape, target_shape, patch_size, gamma)
+    if counts.numel():
+        patch_overlap_fwd(table.contiguous(), None, counts, prior, shape, target_shape, patch_size, gamma, released)
+    return counts, prior
+
+
+@patch_overlap.register_fake
+def _(
+    table: Tensor, target_height: int, target_width: int, patch_size: int, gamma: float, released: bool
+) -> tuple[Tensor, Tensor]:
+    shape, target_shape = (table.shape[1], table.shape[2]), (target_height, target_width)
+    return empty_outputs(table, table.shape[0], shape, target_shape, patch_size, gamma)
+
+
+@torch.library.custom_op("copynce::patch_overlap_of_matrix", mutates_args=())
+def patch_overlap_of_matrix(
+    matrix: Tensor,
+    query_height: int,
+    query_width: int,
+    reference_height: int,
+    reference_width: int,
+    patch_size: int,
+    gamma: float,
+    released: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Counts and prior rows of query to reference, then of reference to query, without a table in between.
+
+    ``matrix`` [B, 3, 3] float64: query to reference, in pixels. The reference-to-query table is the reversal of the
+    other: each reference pixel takes the last query pixel in raster order that falls on it.
+    """
+    query_shape, reference_shape = (query_height, query_width), (reference_height, reference_width)
+    batch = len(matrix)
+    query = empty_outputs(matrix, batch, query_shape, reference_shape, patch_size, gamma)
+    reference = empty_outputs(matrix, batch, reference_shape, query_shape, patch_size, gamma)
+    if not query[0].numel():
+        return *query, *reference
+    fixed = fixed_point_matrix(matrix)
+    samples = scratch_samples(batch, reference_height, reference_width)
+    scratch = torch.full((samples, reference_height, reference_width), -1, dtype=torch.int32, device=matrix.device)
+    for start in range(0, batch, samples):
+        part = slice(start, min(start + samples, batch))
+        table = scratch[: part.stop - part.start]
+        patch_overlap_fwd(
+            table,
+            fixed[part],
+            query[0][part],
+            query[1][part],
+            query_shape,
+            reference_shape,
+            patch_size,
+            gamma,
+            released,
+        )
+        patch_overlap_fwd(
+            table,
+            None,
+            reference[0][part],
+            reference[1][part],
+            reference_shape,
+            query_shape,
+            patch_size,
+            gamma,
+            released,
+            clear=True,
+        )
+    return *query, *reference
+
+
+@patch_overlap_of_matrix.register_fake
+def _(
+    matrix: Tensor,
+    query_height: int,
+    query_width: int,
+    reference_height: int,
+    reference_width: int,
+    patch_size: int,
+    gamma: float,
+    released: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query_shape, reference_shape = (query_height, query_width), (reference_height, reference_width)
+    query = empty_outputs(matrix, matrix.shape[0], query_shape, reference_shape, patch_size, gamma)
+    return *query, *empty_outputs(matrix, matrix.shape[0], reference_shape, query_shape, patch_size, gamma)

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from copynce.losses.copynce_cpu import LARGEST_LOGIT_RANGE, copynce_cpu_forward
-from kernels.copynce import copynce_reference
+from kernels.copynce_reference import copynce_reference
+
+try:
+    from kernels.copynce import LARGEST_PATCH_SIZE, LARGEST_PATCHES, copynce_triton, fits, keeps_cosines
+    from kernels.launch import runs_on
+    from kernels.patch_overlap import patch_overlap
+except ImportError:  # no Triton for this platform
+    TRITON = False
+else:
+    TRITON = True
 
 Prior = Literal["released", "paper"]
 Backend = Literal["auto", "triton", "cpu", "reference"]
@@ -32,7 +41,7 @@ def copynce_loss(
 
     ``loss = sum_b active_b (l(q -> r) + l(r -> q)) / 2 / sum_b active_b`` with
     ``l(q -> r) = -(1/N) sum_ij w_ij log softmax_j(cos_ij / temperature)``;
-    ``kernels.patch_overlap`` defines the prior w, ``kernels.copynce`` the number of patches N.
+    ``kernels.patch_overlap_reference`` defines the prior w, ``kernels.copynce_reference`` the number of patches N.
     If no pair is active the loss is 0 and its gradients are 0.
 
     Args:
@@ -50,6 +59,9 @@ def copynce_loss(
             tokens hold.
         backend: "auto" takes the fused path of the tokens' device where it applies, else "reference" (always for
             float64). "cpu" is the fused path on the CPU, which computes in float32 and needs 2 / temperature <= 80.
+            "triton" is the fused path on CUDA (compute capability 8.0 or more): the same temperatures, at most 1024
+            patches, 16-bit or float32 tokens; an index outside of the other picture counts as no source there, since
+            looking for one would wait for the device.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -76,7 +88,7 @@ def copynce_loss(
     if active is None:
         active = torch.ones(len(query_tokens), dtype=torch.bool, device=query_tokens.device)
     if backend == "auto":
-        backend = _choose_backend(query_tokens, temperature)
+        backend = _choose_backend(query_tokens, reference_tokens, temperature, patch_size)
     if backend == "cpu":
         _check_cpu(query_tokens, temperature)
         needs_gradient = torch.is_grad_enabled() and (query_tokens.requires_grad or reference_tokens.requires_grad)
@@ -94,10 +106,24 @@ def copynce_loss(
         )
         return loss
     if backend == "triton":
-        raise RuntimeError(
-            "backend='triton' needs tokens on a CUDA device and the Triton kernels, "
-            f"got tokens on {query_tokens.device} and no kernels in this version; use backend='auto'"
+        _check_triton(query_tokens, reference_tokens, temperature, patch_size)
+        settings = patch_size, float(gamma), prior == "released"
+        query_overlap = patch_overlap(query_to_reference, *reference_to_query.shape[1:], *settings)
+        reference_overlap = patch_overlap(reference_to_query, *query_to_reference.shape[1:], *settings)
+        needs_gradient = torch.is_grad_enabled() and (query_tokens.requires_grad or reference_tokens.requires_grad)
+        loss, *_ = copynce_triton(
+            query_tokens,
+            reference_tokens,
+            *query_overlap,
+            *reference_overlap,
+            active,
+            patch_size,
+            float(temperature),
+            float(gamma),
+            prior == "released",
+            needs_gradient and keeps_cosines(query_tokens),
         )
+        return loss
     _check_indices(query_to_reference, reference_to_query)
     with torch.autocast(query_tokens.device.type, enabled=False):
         return copynce_reference(
@@ -162,10 +188,14 @@ class CopyNCELoss(nn.Module):
         )
 
 
-def _choose_backend(query_tokens: Tensor, temperature: float) -> Backend:
-    # The fused Triton kernels take the place of the twin on CUDA as they land.
-    fits = query_tokens.dtype != torch.float64 and 2 / temperature <= LARGEST_LOGIT_RANGE
-    return "cpu" if query_tokens.device.type == "cpu" and fits else "reference"
+def _choose_backend(query_tokens: Tensor, reference_tokens: Tensor, temperature: float, patch_size: int) -> Backend:
+    device = query_tokens.device
+    if device.type == "cpu":
+        fused = query_tokens.dtype != torch.float64 and 2 / temperature <= LARGEST_LOGIT_RANGE
+        return "cpu" if fused else "reference"
+    if TRITON and runs_on(device) and fits(query_tokens, reference_tokens, temperature, patch_size):
+        return "triton"
+    return "reference"
 
 
 def _check_types(tensors: dict[str, Tensor]) -> None:
@@ -246,6 +276,23 @@ def _check_cpu(query_tokens: Tensor, temperature: float) -> None:
     if 2 / temperature > LARGEST_LOGIT_RANGE:
         raise ValueError(
             f"backend='cpu' needs temperature >= {2 / LARGEST_LOGIT_RANGE:g}, got {temperature}; "
+            "use backend='reference'"
+        )
+
+
+def _check_triton(query_tokens: Tensor, reference_tokens: Tensor, temperature: float, patch_size: int) -> None:
+    device = query_tokens.device
+    if not (TRITON and runs_on(device)):
+        raise RuntimeError(
+            "backend='triton' needs Triton and tokens on a CUDA device of compute capability 8.0 or more, "
+            f"got tokens on {device}{'' if TRITON else ' and no Triton'}; use backend='auto'"
+        )
+    if not fits(query_tokens, reference_tokens, temperature, patch_size):
+        patches = max(query_tokens.shape[1], reference_tokens.shape[1])
+        raise ValueError(
+            f"backend='triton' needs float32, float16 or bfloat16 tokens, at most {LARGEST_PATCHES} patches, "
+            f"patch_size <= {LARGEST_PATCH_SIZE} and temperature >= {2 / LARGEST_LOGIT_RANGE:g}, got "
+            f"{query_tokens.dtype}, {patches} patches, patch_size {patch_size} and temperature {temperature}; "
             "use backend='reference'"
         )
 

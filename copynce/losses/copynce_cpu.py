@@ -9,7 +9,8 @@ With raw tokens Q_i and R_j, their inverse lengths u_i and v_j, ``S_ij = u_i v_j
 
 where T is the sum of both directions' priors, each over its number of patches, and m, n their row masses. Forward
 leaves G [B, Lq, Lr] and the two scalings; normalised tokens, priors and softmaxes live for one sample, in cache.
-Everything between the products is one Numba pass a sample, spread over ``torch.get_num_threads()`` threads.
+Everything between the products is one Numba pass a sample. ``torch.get_num_threads()`` threads each take a few samples
+from first to last, products included: no thread waits for another before the end.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
-from kernels.patch_overlap import patch_of_pixel
+from kernels.patch_overlap_reference import patch_of_pixel
 
 # exp(S - 1/tau) must stay a normal float32 down to cosine -1, that is exp(-2/tau) > 1e-38.
 LARGEST_LOGIT_RANGE = 80.0
 _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
-_CHUNK_BYTES = 8 << 20  # tokens and affinities of the samples in flight: a share of the last-level cache
+_CHUNK_BYTES = 2 << 20  # tokens and affinities of the samples of one thread: about a core's share of the caches
+
+Result = TypeVar("Result")
 
 # Sums may be reordered and fused so that they vectorise; NaN and infinity keep their meaning.
 _FAST = {"reassoc", "contract", "nsz"}
@@ -230,8 +233,6 @@ def _gradient_rows(
 
 @njit(nogil=True, cache=True)
 def _forward_samples(
-    start: int,
-    stop: int,
     affinity: np.ndarray,
     query_inverse: np.ndarray,
     reference_inverse: np.ndarray,
@@ -249,7 +250,7 @@ def _forward_samples(
     radial_query: np.ndarray,
     radial_reference: np.ndarray,
 ) -> int:
-    """Losses of samples start..stop from their raw products ``affinity``, which become G where a gradient is needed.
+    """Losses of samples from their raw products ``affinity``, which become G where a gradient is needed.
 
     Returns the first sample whose tables hold an index outside of the other picture, or -1.
     """
@@ -258,7 +259,7 @@ def _forward_samples(
     exponential = np.empty((query_patches, reference_patches), np.float32)
     query_mass, row_sum = np.empty(query_patches, np.float32), np.empty(query_patches, np.float32)
     reference_mass, column_sum = np.empty(reference_patches, np.float32), np.empty(reference_patches, np.float32)
-    for b in range(start, stop):
+    for b in range(affinity.shape[0]):
         targets[:] = 0
         if not _add_prior(
             query_to_reference[b], reference_bin_of, patch_size, gamma, released, targets, query_mass
@@ -315,7 +316,7 @@ def copynce_cpu_forward(
     tables = query_to_reference.contiguous().numpy(), reference_to_query.contiguous().numpy()
     bins = tuple(_bin_of_entry((table.shape[1], table.shape[2]), patch_size) for table in tables)
 
-    def run(chunk: slice) -> Callable[[int, int], int]:
+    def run(chunk: slice) -> int:
         query, reference = query_tokens[chunk].float(), reference_tokens[chunk].float()
         products = affinity[chunk] if needs_gradient else affinity.new_empty(len(query), *affinity.shape[1:])
         inverses = [
@@ -338,16 +339,16 @@ def copynce_cpu_forward(
             radial_query[chunk].numpy(),
             radial_reference[chunk].numpy(),
         )
-        return lambda start, stop: _forward_samples(start, stop, *arguments)
+        bad = _forward_samples(*arguments)
+        return chunk.start + bad if bad >= 0 else -1
 
-    with _exact_products(query_tokens.dtype), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for chunk in _chunks(active, query_tokens, reference_tokens):
-            bad = _spread(pool, run(chunk), chunk.stop - chunk.start)
-            if bad >= 0:
-                raise ValueError(
-                    f"tables of sample {chunk.start + bad} must hold -1 or a pixel index of the other picture, below "
-                    f"{bins[1].size - 1} in query_to_reference and {bins[0].size - 1} in reference_to_query"
-                )
+    reports = _on_all_threads(run, active, query_tokens, reference_tokens)
+    bad = next((report for report in reports if report >= 0), -1)
+    if bad >= 0:
+        raise ValueError(
+            f"tables of sample {bad} must hold -1 or a pixel index of the other picture, below "
+            f"{bins[1].size - 1} in query_to_reference and {bins[0].size - 1} in reference_to_query"
+        )
     return torch.tensor(loss.sum(), dtype=torch.float32), affinity, radial_query, radial_reference
 
 
@@ -388,20 +389,22 @@ def copynce_cpu_backward(
     gradients = torch.empty_like(query_tokens), torch.empty_like(reference_tokens)
     for gradient in gradients:
         gradient[~active] = 0
-    with _exact_products(query_tokens.dtype):
-        for chunk in _chunks(active, query_tokens, reference_tokens):
-            query, reference = query_tokens[chunk].float(), reference_tokens[chunk].float()
-            matrix = affinity[chunk]
-            for gradient, own, other, product, radial in (
-                (gradients[0][chunk], query, reference, matrix, radial_query[chunk]),
-                (gradients[1][chunk], reference, query, matrix.transpose(1, 2), radial_reference[chunk]),
-            ):
-                # In place where the tokens are float32: the chunk is written once, in cache.
-                result = gradient if gradient.dtype == torch.float32 else torch.empty_like(own)
-                torch.mul(own, radial[..., None], out=result)
-                result.baddbmm_(product, other, beta=-scale, alpha=scale)
-                if result is not gradient:
-                    gradient.copy_(result)
+
+    def run(chunk: slice) -> None:
+        query, reference = query_tokens[chunk].float(), reference_tokens[chunk].float()
+        matrix = affinity[chunk]
+        for gradient, own, other, product, radial in (
+            (gradients[0][chunk], query, reference, matrix, radial_query[chunk]),
+            (gradients[1][chunk], reference, query, matrix.transpose(1, 2), radial_reference[chunk]),
+        ):
+            # In place where the tokens are float32: the chunk is written once, in cache.
+            result = gradient if gradient.dtype == torch.float32 else torch.empty_like(own)
+            torch.mul(own, radial[..., None], out=result)
+            result.baddbmm_(product, other, beta=-scale, alpha=scale)
+            if result is not gradient:
+                gradient.copy_(result)
+
+    _on_all_threads(run, active, query_tokens, reference_tokens)
     return gradients
 
 
@@ -439,29 +442,42 @@ def _bin_of_entry(shape: tuple[int, int], patch_size: int) -> np.ndarray:
     return np.concatenate(([0], patches + 1)).astype(np.uint16 if patches[-1] < 65534 else np.uint32)
 
 
-def _chunks(active: Tensor, query_tokens: Tensor, reference_tokens: Tensor) -> Iterator[slice]:
-    """Runs of neighbouring active samples, short enough for one run's tokens and affinities to stay in cache."""
+def _on_all_threads(
+    run: Callable[[slice], Result], active: Tensor, query_tokens: Tensor, reference_tokens: Tensor
+) -> list[Result]:
+    """Results of ``run`` on each chunk of active samples, in order, worked off by all threads."""
+    threads = torch.get_num_threads()
+    chunks = list(_chunks(active, query_tokens, reference_tokens, threads))
+
+    def alone(chunk: slice) -> Result:
+        with torch.inference_mode():  # a state of the thread, as autocast; nothing here is recorded
+            return run(chunk)
+
+    with _exact_products(query_tokens.dtype):
+        if threads == 1 or len(chunks) < 2:
+            return [alone(chunk) for chunk in chunks]
+        torch.set_num_threads(1)  # of each product: the threads share out samples, and new threads start from this
+        try:
+            with ThreadPoolExecutor(min(threads, len(chunks))) as pool:
+                return list(pool.map(alone, chunks))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _chunks(active: Tensor, query_tokens: Tensor, reference_tokens: Tensor, threads: int) -> Iterator[slice]:
+    """Runs of neighbouring active samples, short enough for the cache and for each thread to get some."""
     query_patches, channels = query_tokens.shape[1:]
     reference_patches = reference_tokens.shape[1]
     sample = 4 * (channels * (query_patches + reference_patches) + query_patches * reference_patches)
-    longest = max(_CHUNK_BYTES // sample, torch.get_num_threads())
-    flags = [*active.tolist(), False]
+    flags = active.tolist()
+    longest = max(1, min(_CHUNK_BYTES // sample, math.ceil(sum(flags) / threads)))
     start = 0
-    for index, flag in enumerate(flags):
+    for index, flag in enumerate([*flags, False]):
         if start < index and (not flag or index - start == longest):
             yield slice(start, index)
             start = index
         if not flag:
             start = index + 1
-
-
-def _spread(pool: ThreadPoolExecutor, work: Callable[[int, int], int], count: int) -> int:
-    """Run ``work(start, stop)`` over ``count`` samples on all threads; the first sample that it reports, or -1."""
-    threads = min(torch.get_num_threads(), count)
-    edges = [count * part // threads for part in range(threads + 1)]
-    others = [pool.submit(work, edges[part], edges[part + 1]) for part in range(1, threads)]
-    reports = [work(edges[0], edges[1]), *(future.result() for future in others)]
-    return next((report for report in reports if report >= 0), -1)
 
 
 @contextlib.contextmanager

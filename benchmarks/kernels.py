@@ -1,0 +1,581 @@
+"""The Triton kernels: resources compiled ahead of time for sm_80 and sm_90 (no GPU needed), or times on this GPU.
+
+    python -m benchmarks.kernels --aot [--json resources.json]   every kernel for both architectures, against the bars
+    python -m benchmarks.kernels --gpu [--json times.json]       times, accuracy and ceilings on this machine's GPU
+
+``--aot`` runs the host code of a training step on meta tensors with ``kernels.launch.launch`` replaced by a recorder:
+launches, buffers and constants are those of training, and each recorded launch is compiled with the divisibility hints
+that the runtime would add. Registers and stack come from cuobjdump, local loads and stores (spills) from nvdisasm,
+both of the triton package, tensor-core, cp.async and vector instructions from the PTX. The exit status is 1 if a bar
+is missed.
+
+``--gpu`` checks each provider's results against float64 before it times it, with CUDA events over whole steps, and
+writes rows as pytest-benchmark does (``pytest-benchmark compare`` reads them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import kernels.coordinate_table
+import kernels.copynce
+import kernels.patch_overlap
+from kernels.coordinate_table_reference import fixed_point_matrix
+from kernels.copynce import copynce_bwd, copynce_fwd
+from kernels.patch_overlap import empty_outputs, patch_overlap_fwd, power_mode, power_table
+
+ARCHITECTURES = (80, 90)
+LARGEST_SHARED = 110 * 1024
+BYTES_BARS = {"forward": 91e6, "backward": 149e6, "prior": 170e6, "prior of a matrix": 131e6}  # B=192, L=196, D=384
+LAUNCHES_BAR, ATEN_BAR = 5, 4
+PATCH = 16
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and settings of one training step."""
+
+    pairs: int = 192
+    patches: int = 196
+    channels: int = 384
+    gamma: float = 3.0
+    dtype: torch.dtype = torch.bfloat16
+    released: bool = True
+
+    @property
+    def side(self) -> int:
+        return math.isqrt(self.patches) * PATCH
+
+
+GPU_SHAPES = Shape(), Shape(patches=256), Shape(channels=768), Shape(pairs=48, patches=441)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded kernel launch."""
+
+    stage: str
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes and contains."""
+
+    kernel: str
+    stage: str
+    arch: int
+    patches: int
+    channels: int
+    gamma: float
+    dtype: str
+    registers: int
+    stack: int
+    local: int  # LDL and STL instructions
+    shared: int
+    mma: int
+    wgmma: int
+    cp_async: int
+    vector_loads: int  # 128-bit global loads
+    warps: int
+    stages: int
+
+
+# ---- recording ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def recorder(stage: Callable[[], str]) -> Iterator[list[Launch]]:
+    """Launches made inside, which start nothing."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, grid: Any, arguments: Any, constants: Any, warps: int, stages: int) -> None:
+        launches.append(Launch(stage(), kernel, grid, arguments, constants, warps, stages))
+
+    with (
+        mock.patch.object(kernels.copynce, "launch", record),
+        mock.patch.object(kernels.patch_overlap, "launch", record),
+        mock.patch.object(kernels.coordinate_table, "launch", record),
+    ):
+        yield launches
+
+
+def record_step(shape: Shape, matrix: bool = False) -> list[Launch]:
+    """Launches of prior, forward and backward of one step, on tensors without memory; the prior from tables or maps."""
+    stage = "prior"
+    size = (shape.side, shape.side)
+    settings = PATCH, shape.gamma, shape.released
+    with torch.device("meta"), recorder(lambda: stage) as launches:
+        overlaps = [empty_outputs(torch.empty(0), shape.pairs, size, size, PATCH, shape.gamma) for _ in range(2)]
+        tables = [torch.empty(shape.pairs, *size, dtype=torch.int32) for _ in range(2)]
+        if matrix:
+            scratch, fixed = tables[0], fixed_point_matrix(torch.empty(shape.pairs, 3, 3, dtype=torch.float64))
+            patch_overlap_fwd(scratch, fixed, *overlaps[0], size, size, *settings)
+            patch_overlap_fwd(scratch, None, *overlaps[1], size, size, *settings, clear=True)
+        else:
+            for table, overlap in zip(tables, overlaps, strict=True):
+                patch_overlap_fwd(table, None, *overlap, size, size, *settings)
+        query, reference = (torch.empty(shape.pairs, shape.patches, shape.channels, dtype=shape.dtype) for _ in "qr")
+        share, upstream = torch.empty(shape.pairs), torch.empty(())
+        mode = power_mode(shape.gamma)
+        powers = share if mode else power_table(shape.gamma, PATCH**2, torch.device("meta"))
+        common = (*overlaps[0], *overlaps[1])
+        stage = "forward"
+        stash = shape.dtype.itemsize == 2
+        _, cosine, *factors = copynce_fwd(query, reference, *common, share, powers, 1 / 16, mode, shape.released, stash)
+        stage = "backward"
+        copynce_bwd(upstream, query, reference, *common, *factors, share, powers, cosine, 1 / 16, mode, shape.released)
+    return launches
+
+
+def bytes_of(launches: list[Launch], stage: str) -> int:
+    """Bytes of all distinct buffers that a stage's launches read or write: each byte moved at least once."""
+    buffers = {}
+    for launch in launches:
+        if launch.stage == stage:
+            mode = launch.constants.get("POWER")
+            for name, value in launch.arguments.items():
+                if isinstance(value, Tensor) and not (name == "p_power" and mode != 0):
+                    buffers[id(value)] = value.numel() * value.element_size()
+    return sum(buffers.values())
+
+
+class _Counter(TorchDispatchMode):
+    """Counts ATen operators that start device work."""
+
+    FREE = ("empty", "new_empty")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in self.FREE and func.namespace == "aten":
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def aten_operators() -> list[str]:
+    """ATen operators with device work in the forward and backward of the registered operators, besides the kernels."""
+    shape = Shape(pairs=2, patches=4, channels=16)
+    size = (shape.side, shape.side)
+    settings = PATCH, shape.gamma, shape.released
+    # The operators are called as the dispatcher does, below autograd, on real memory that nothing writes.
+    with recorder(lambda: "") as launches, _Counter() as counter:
+        table = torch.zeros(2, *size, dtype=torch.int32)
+        tokens = torch.zeros(2, 4, 16, dtype=torch.bfloat16)
+        active, upstream = torch.ones(2, dtype=torch.bool), torch.ones(())
+        counter.names.clear()
+        overlaps = [kernels.patch_overlap.patch_overlap._init_fn(table, *size, *settings) for _ in range(2)]
+        common = (*overlaps[0], *overlaps[1])
+        _, cosine, *factors, share = kernels.copynce.copynce_triton._init_fn(
+            tokens, tokens, *common, active, PATCH, 1 / 16, *settings[1:], True
+        )
+        kernels.copynce.copynce_triton_backward._init_fn(
+            upstream, tokens, tokens, *common, cosine, *factors, share, PATCH, 1 / 16, *settings[1:]
+        )
+    assert len(launches) == LAUNCHES_BAR
+    return counter.names
+
+
+# ---- compiling ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def compile_launch(launch: Launch, arch: int) -> Any:
+    """Compile a recorded launch for ``arch`` with the hints that the runtime derives from its arguments."""
+    signature: dict[str, str] = {}
+    attributes = {}
+    for index, name in enumerate(launch.kernel.arg_names):
+        value = launch.arguments.get(name)
+        if name in launch.constants:
+            signature[name] = "constexpr"
+        elif isinstance(value, Tensor):
+            signature[name] = TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, launch.constants, attributes)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def resources_of(launch: Launch, arch: int, shape: Shape) -> Resources:
+    """Resources of a recorded launch of a step of ``shape``, compiled for ``arch``."""
+    compiled = compile_launch(launch, arch)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run(_tool("cuobjdump"), "--dump-resource-usage", file.name)
+        machine = _run(_tool("nvdisasm"), "-c", file.name)
+    ptx = compiled.asm["ptx"]
+    function = re.search(r"Function (\w+):\s*REG:(\d+) STACK:(\d+)", usage)
+    assert function is not None, f"cuobjdump reports no function: {usage}"
+    return Resources(
+        kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel")
+        + "_matrix" * launch.constants.get("MATRIX", 0),
+        stage=launch.stage,
+        arch=arch,
+        patches=shape.patches,
+        channels=shape.channels,
+        gamma=shape.gamma,
+        dtype=str(shape.dtype).removeprefix("torch."),
+        registers=int(function[2]),
+        stack=int(function[3]),
+        local=len(re.findall(r"\b(?:LDL|STL)\b", machine)),
+        shared=compiled.metadata.shared,
+        mma=len(re.findall(r"\bmma\.sync", ptx)),
+        wgmma=len(re.findall(r"\bwgmma\.mma_async", ptx)),
+        cp_async=len(re.findall(r"\bcp\.async\.c[ag]", ptx)),
+        vector_loads=len(re.findall(r"\bld\.global\S*\.v4\.", ptx)),
+        warps=launch.warps,
+        stages=launch.stages,
+    )
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def faults_of(resources: Resources) -> list[str]:
+    """Bars that a kernel misses."""
+    faults = []
+    if resources.stack or resources.local:
+        faults.append(f"spills: {resources.stack} bytes of stack, {resources.local} LDL/STL")
+    if resources.shared > LARGEST_SHARED:
+        faults.append(f"{resources.shared} bytes of shared memory, over {LARGEST_SHARED}")
+    if resources.kernel in ("copynce_fwd", "copynce_bwd"):
+        wide = resources.arch >= 90 and resources.patches <= 256
+        if not (resources.wgmma if wide else resources.mma):
+            faults.append(f"no {'wgmma' if wide else 'mma.sync'}")
+        if not resources.cp_async:
+            faults.append("no cp.async")
+        if resources.vector_loads < (8 if resources.kernel == "copynce_fwd" else 12):
+            faults.append(f"{resources.vector_loads} vector loads: counts or cosines are read one by one")
+    return faults
+
+
+def traffic() -> tuple[dict[str, float], int, list[str]]:
+    """Bytes of each stage, Triton launches and ATen operators of one step at B=192, L=196, D=384 in bfloat16."""
+    launches, from_matrix = record_step(Shape()), record_step(Shape(), matrix=True)
+    moved: dict[str, float] = {stage: bytes_of(launches, stage) for stage in ("forward", "backward", "prior")}
+    # Filled once, then maxima in, entries out, -1 in again: all counted, although the scratch of a slice stays in L2.
+    scratch = kernels.patch_overlap.scratch_samples(192, 224, 224) * 224 * 224 * 4
+    table = 192 * 224 * 224 * 4
+    moved["prior of a matrix"] = bytes_of(from_matrix, "prior") - table + scratch
+    moved["prior of a matrix, if nothing stayed in L2"] = bytes_of(from_matrix, "prior") + 2 * table
+    return moved, len(launches), aten_operators()
+
+
+def ahead_of_time(patches: list[int], channels: list[int], gammas: list[float], path: Path | None) -> int:
+    """Compile the whole matrix, print the table and check the bars; the number of bars missed."""
+    moved, launches, operators = traffic()
+    faults = [
+        f"{name}: {moved[name] / 1e6:.1f} MB, over {bar / 1e6:g}"
+        for name, bar in BYTES_BARS.items()
+        if moved[name] > bar
+    ]
+    print("one step, B=192 L=196 D=384, bfloat16 tokens")
+    for name, number in moved.items():
+        print(
+            f"  {name:45} {number / 1e6:7.1f} MB" + (f"   bar {BYTES_BARS[name] / 1e6:g}" if name in BYTES_BARS else "")
+        )
+    print(
+        f"  Triton launches {launches} (bar {LAUNCHES_BAR}), "
+        f"ATen operators {len(operators)} (bar {ATEN_BAR}): {', '.join(operators)}"
+    )
+    if launches > LAUNCHES_BAR or len(operators) > ATEN_BAR:
+        faults.append(f"{launches} Triton launches and {len(operators)} ATen operators")
+    print()
+    columns = ("kernel", "sm", "L", "D", "gamma", "tokens", "reg", "stack", "LDL/STL", "shared", "mma", "wgmma")
+    columns += ("cp.async", "v4 loads", "warps")
+    widths = (21, 3, 5, 4, 6, 9, 4, 6, 8, 7, 4, 6, 9, 9, 6)
+    print(" ".join(name.rjust(width) for name, width in zip(columns, widths, strict=True)))
+    rows = []
+    for shape in [Shape(patches=l, channels=d, gamma=g) for l in patches for d in channels for g in gammas]:  # noqa: E741
+        launched = record_step(shape) + record_step(shape, matrix=True)[:1]
+        for launch in launched:
+            if launch.stage == "prior" and shape.channels != channels[0]:
+                continue
+            for arch in ARCHITECTURES:
+                row = resources_of(launch, arch, shape)
+                if row in rows:
+                    continue
+                rows.append(row)
+                missed = faults_of(row)
+                faults += [
+                    f"{row.kernel} sm_{arch} L={row.patches} D={row.channels} gamma={row.gamma:g}: {m}" for m in missed
+                ]
+                values = (row.kernel, arch, row.patches, row.channels, f"{row.gamma:g}", row.dtype, row.registers)
+                values += (
+                    row.stack,
+                    row.local,
+                    row.shared,
+                    row.mma,
+                    row.wgmma,
+                    row.cp_async,
+                    row.vector_loads,
+                    row.warps,
+                )
+                line = " ".join(str(value).rjust(width) for value, width in zip(values, widths, strict=True))
+                print(line + "".join(f"   <- {m}" for m in missed), flush=True)
+    print(
+        "\n" + ("\n".join(f"missed: {fault}" for fault in faults) or f"all bars held by {len(rows)} compiled kernels")
+    )
+    if path is not None:
+        report = {
+            "versions": {"torch": torch.__version__, "triton": triton.__version__},
+            "bytes": moved,
+            "triton_launches": launches,
+            "aten_operators": operators,
+            "kernels": [asdict(row) for row in rows],
+            "missed": faults,
+        }
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    return len(faults)
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+def times_ms(call: Callable[[], object], rounds: int = 30) -> list[float]:
+    """Milliseconds of each of ``rounds`` calls on the GPU, after warm-up."""
+    for _ in range(5):
+        call()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    torch.cuda.synchronize()
+    for start, end in events:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def ceilings() -> tuple[float, float]:
+    """Bytes per second of a large copy and FLOP per second of a large bfloat16 product, measured here."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / (min(times_ms(lambda: target.copy_(source))) / 1e3)
+    side = 8192
+    one = torch.randn(side, side, dtype=torch.bfloat16, device="cuda")
+    multiplied = 2 * side**3 / (min(times_ms(lambda: one @ one, 10)) / 1e3)
+    return copied, multiplied
+
+
+def flop_of(shape: Shape) -> dict[str, float]:
+    """FLOP of the products alone, without padding: one forward, two backward."""
+    one = 2.0 * shape.pairs * shape.patches**2 * shape.channels
+    return {"forward": one, "full": 3 * one}
+
+
+def on_gpu(path: Path | None, tune: bool) -> int:
+    """Check and time all providers on this machine's GPU; the number of failed checks."""
+    from benchmarks.bench_copynce_loss import make_batch
+    from copynce.losses import copynce_loss
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--gpu needs a CUDA device and finds none; --aot works without")
+    bandwidth, rate = ceilings()
+    print(
+        f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s, bfloat16 product {rate / 1e12:.0f} TFLOP/s"
+    )
+    rows: list[dict[str, Any]] = []
+    failed = 0
+    for shape in GPU_SHAPES:
+        batch = [tensor.detach().cuda() for tensor in make_batch(shape.pairs, shape.side, PATCH, shape.channels)]
+        exact = _loss_and_gradients(
+            [batch[0].bfloat16().double(), batch[1].bfloat16().double(), *batch[2:]], copynce_loss, "reference"
+        )
+        half = [batch[0].bfloat16(), batch[1].bfloat16(), *batch[2:]]
+        compiled = torch.compile(copynce_loss)
+        name = f"B{shape.pairs}-L{shape.patches}-D{shape.channels}"
+        bounds = {
+            "forward": max(bytes_of(record_step(shape), "forward") / bandwidth, flop_of(shape)["forward"] / rate),
+            "full": max(
+                sum(bytes_of(record_step(shape), stage) for stage in ("prior", "forward", "backward")) / bandwidth,
+                flop_of(shape)["full"] / rate,
+            ),
+        }
+        for provider, function, backend in (
+            ("eager", copynce_loss, "reference"),
+            ("compiled", compiled, "reference"),
+            ("triton", copynce_loss, "triton"),
+        ):
+            results = [_loss_and_gradients(half, function, backend) for _ in range(2)]
+            errors = [
+                float((one.double() - other).norm() / other.norm())
+                for one, other in zip(results[0], exact, strict=True)
+            ]
+            same = all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+            if provider == "triton" and not (errors[0] <= 1e-5 and max(errors[1:]) <= 3e-3 and same):
+                failed += 1
+                print(f"FAILED {name}: errors {errors}, repeatable {same}")
+            for mode, call in (
+                ("forward", functools.partial(_forward, half, function, backend)),
+                ("full", functools.partial(_loss_and_gradients, half, function, backend)),
+            ):
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                times = times_ms(call)
+                peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+                row = _row(f"copynce_loss {mode} {name}", provider, times)
+                row["extra_info"] = {
+                    "relative_errors": errors,
+                    "bitwise_repeatable": same,
+                    "bound_ms": bounds[mode] * 1e3,
+                    "peak_mib": peak,
+                }
+                rows.append(row)
+                print(
+                    f"{name} {mode:8} {provider:9} {row['stats']['median'] * 1e3:8.3f} ms   "
+                    f"bound {bounds[mode] * 1e3:.3f} ms   peak {peak:.0f} MiB   "
+                    f"errors {' '.join(f'{error:.1e}' for error in errors)}"
+                )
+        if tune:
+            _tune(shape, half, copynce_loss)
+    if path is not None:
+        report = {
+            "machine_info": {
+                "gpu": torch.cuda.get_device_name(),
+                "torch": torch.__version__,
+                "triton": triton.__version__,
+                "cuda": torch.version.cuda,
+                "copy_bytes_per_second": bandwidth,
+                "product_flop_per_second": rate,
+            },
+            "commit_info": {},
+            "datetime": datetime.datetime.now(datetime.UTC).isoformat(),
+            "version": "5.2.3",
+            "benchmarks": rows,
+        }
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    return failed
+
+
+def _loss_and_gradients(batch: list[Tensor], function: Callable[..., Tensor], backend: str) -> list[Tensor]:
+    query, reference = (tokens.detach().requires_grad_() for tokens in batch[:2])
+    loss = function(query, reference, *batch[2:], gamma=3.0, backend=backend)
+    return [loss.detach(), *torch.autograd.grad(loss, (query, reference))]
+
+
+def _forward(batch: list[Tensor], function: Callable[..., Tensor], backend: str) -> Tensor:
+    with torch.no_grad():
+        return function(*batch, gamma=3.0, backend=backend)
+
+
+def _row(group: str, name: str, times: list[float]) -> dict[str, Any]:
+    """One result in pytest-benchmark's form, in seconds."""
+    seconds = torch.tensor(times, dtype=torch.float64).div(1e3)
+    low, middle, high = (float(seconds.quantile(share)) for share in (0.25, 0.5, 0.75))
+    stats = {
+        "min": float(seconds.min()),
+        "max": float(seconds.max()),
+        "mean": float(seconds.mean()),
+        "stddev": float(seconds.std()),
+        "median": middle,
+        "q1": low,
+        "q3": high,
+        "iqr": high - low,
+        "rounds": len(times),
+        "iterations": 1,
+        "ops": 1 / float(seconds.mean()),
+        "total": float(seconds.sum()),
+        "outliers": "",
+    }
+    return {
+        "group": group,
+        "name": f"{group} {name}",
+        "fullname": f"{group} {name}",
+        "params": {"provider": name},
+        "stats": stats,
+    }
+
+
+def _tune(shape: Shape, batch: list[Tensor], function: Callable[..., Tensor]) -> None:
+    """Print the time of a step under each candidate launch configuration of forward and backward."""
+    width = max(256, kernels.copynce.next_power_of_2(shape.patches))
+    for table in ("_FORWARD", "_BACKWARD"):
+        configs = getattr(kernels.copynce, table)
+        for rows, channels, warps, stages in (
+            (64, 64, 8, 3),
+            (64, 64, 8, 2),
+            (64, 64, 16, 2),
+            (32, 64, 8, 2),
+            (32, 32, 8, 3),
+        ):
+            config = kernels.copynce.Config(rows, channels, warps, stages)
+            with mock.patch.dict(configs, {width: config}):
+                try:
+                    times = times_ms(functools.partial(_loss_and_gradients, batch, function, "triton"))
+                except triton.runtime.errors.OutOfResources as error:
+                    print(f"  {table} {config}: {error}")
+                    continue
+            print(f"  {table} {config}: {sorted(times)[len(times) // 2]:.3f} ms a step")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--aot", action="store_true", help="compile for sm_80 and sm_90 and check the bars")
+    mode.add_argument("--gpu", action="store_true", help="check and time on this machine's GPU")
+    parser.add_argument("--tune", action="store_true", help="with --gpu: also time candidate launch configurations")
+    parser.add_argument("--patches", type=int, nargs="+", default=[196, 256, 441], help="L of --aot (square numbers)")
+    parser.add_argument("--channels", type=int, nargs="+", default=[384, 768], help="D of --aot")
+    parser.add_argument("--gamma", type=float, nargs="+", default=[1.0, 2.0, 3.0], help="exponents of --aot")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    arguments = parser.parse_args()
+    if arguments.aot:
+        faults = ahead_of_time(arguments.patches, arguments.channels, arguments.gamma, arguments.json)
+    else:
+        faults = on_gpu(arguments.json, arguments.tune)
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -145,7 +145,7 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
         "decode_alone": cpu_ms(lambda: [decoder.run() for _ in files], count),
         "graph": whole,
     }
-    for stage in ("blend", "colour", "blur", "jpeg", "erase"):
+    for stage in ("blend", "paint", "colour", "effects", "blur", "jpeg", "erase"):
         parts[f"graph_saves_without_{stage}"] = round(whole - cpu_ms(graph(stage), count), 2)
     loader.close()
     benchmark.extra_info |= {f"cpu_ms_{name}": value for name, value in parts.items()}

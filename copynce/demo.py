@@ -44,7 +44,7 @@ LEAST_PICTURES = 60
 STEPS = 300
 #: Side of a query picture in pixels; queries are saved as JPEG, as a finder of copies would meet them.
 QUERY_SIDE = 256
-_QUERY_POLICY = "descriptor"
+_POLICY = "light"  # a small model learns little from the full policy in three minutes
 _MODEL = DescriptorConfig(
     backbone="vit_small_patch16_224",
     backbone_options={"embed_dim": 192, "depth": 3, "num_heads": 3, "patch_size": 16},
@@ -92,7 +92,9 @@ def run_demo(
 
     config = TrainConfig(
         out=str(out / "run"),
-        data=DataConfig(train=str(out / "train.csv"), root=str(training.root), batch_size=min(48, len(training))),
+        data=DataConfig(
+            train=str(out / "train.csv"), root=str(training.root), policy=_POLICY, batch_size=min(48, len(training))
+        ),
         model=_MODEL,
         loss=LossConfig(),
         optim=OptimConfig(lr=1e-2, steps=steps),
@@ -164,7 +166,7 @@ def _make_queries(
         wanted.append((f"copy-{i:04d}", references.paths[i], i))
         wanted.append((f"distractor-{i:04d}", strangers.paths[i], None))
     wanted = [item for item in wanted if _readable(item[1], quarantine)]
-    programs = [sample_program(_QUERY_POLICY, seed=seed, epoch=-1, uuid=name) for name, _, _ in wanted]
+    programs = [sample_program(_POLICY, seed=seed, epoch=-1, uuid=name) for name, _, _ in wanted]
     pictures = render_programs([path for _, path, _ in wanted], programs, size=QUERY_SIDE, pictures=training.paths)
     queries = []
     for (name, _, row), program, pixels in zip(wanted, programs, pictures, strict=True):

@@ -17,12 +17,12 @@ from numba.extending import intrinsic
 from nvidia import dali
 from nvidia.dali.plugin.numba import NumbaFunction
 
-from dali_pipelines.leaves import jitter_colours, resize_bicubic
+from dali_pipelines.leaves import apply_curve, jitter_colours, median, remap_bilinear, resize_bicubic
 
 _ADDRESS, _COUNT = types.uint64, types.int32
 _SHAPE_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT)
 _RUN_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT)
-_UINT8, _FLOAT = dali.types.UINT8, dali.types.FLOAT  # type: ignore[attr-defined]
+_UINT8, _INT32, _FLOAT = dali.types.UINT8, dali.types.INT32, dali.types.FLOAT  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -38,6 +38,30 @@ def resize_operator() -> Callable[..., Any]:
 def colour_operator() -> Callable[..., Any]:
     """``operator(colours float [H, W, 3], factors float [4]) -> float [H, W, 3]``; see ``jitter_colours``."""
     return _operator(_run_colour, [_FLOAT, _FLOAT], [3, 1], _FLOAT)
+
+
+@functools.cache
+def remap_operator() -> Callable[..., Any]:
+    """``operator(points float [H, W, 2], image uint8 [h, w, 3]) -> uint8 [H, W, 3]``; see ``remap_bilinear``."""
+    return _operator(_run_remap, [_FLOAT, _UINT8], [3, 3], _UINT8)
+
+
+@functools.cache
+def move_operator() -> Callable[..., Any]:
+    """``operator(points float [H, W, 2], colours float [h, w, 3]) -> float [H, W, 3]``; see ``remap_bilinear``."""
+    return _operator(_run_move, [_FLOAT, _FLOAT], [3, 3], _FLOAT)
+
+
+@functools.cache
+def curve_operator() -> Callable[..., Any]:
+    """``operator(colours float [H, W, 3], curve float [256]) -> float [H, W, 3]``; see ``apply_curve``."""
+    return _operator(_run_curve, [_FLOAT, _FLOAT], [3, 1], _FLOAT)
+
+
+@functools.cache
+def median_operator() -> Callable[..., Any]:
+    """``operator(image uint8 [H, W, 3], window int32 [1]) -> uint8 [H, W, 3]``; see ``median``."""
+    return _operator(_run_median, [_UINT8, _INT32], [3, 1], _UINT8)
 
 
 def _operator(run: Any, in_types: list[Any], in_dims: list[int], out_type: Any) -> Callable[..., Any]:
@@ -99,3 +123,27 @@ def _run_resize(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, 
 def _run_colour(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
     factors = carray(_entry(ins, 1), (4,), np.float32)
     jitter_colours(_picture(ins, in_shapes, 0, np.float32), factors, _picture(outs, out_shapes, 0, np.float32))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_remap(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    points = _picture(ins, in_shapes, 0, np.float32)
+    remap_bilinear(_picture(ins, in_shapes, 1, np.uint8), points, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_move(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    points = _picture(ins, in_shapes, 0, np.float32)
+    remap_bilinear(_picture(ins, in_shapes, 1, np.float32), points, _picture(outs, out_shapes, 0, np.float32))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_curve(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    curve = carray(_entry(ins, 1), (256,), np.float32)
+    apply_curve(_picture(ins, in_shapes, 0, np.float32), curve, _picture(outs, out_shapes, 0, np.float32))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_median(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    window = carray(_entry(ins, 1), (1,), np.int32)[0]
+    median(_picture(ins, in_shapes, 0, np.uint8), window, _picture(outs, out_shapes, 0, np.uint8))

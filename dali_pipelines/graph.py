@@ -1,7 +1,7 @@
 """The processing graph: encoded pictures and composed edits in, views out; one for training, evaluation and people.
 
     decode -> shrink (antialiased, where the picture is much larger than it will appear) -> ONE warp -> blend with other
-    pictures -> colour -> blur -> JPEG -> erase -> normalise
+    pictures and paint -> colour -> effects -> blur -> JPEG -> erase -> normalise
 
 The graph samples nothing and composes nothing: :mod:`dali_pipelines.views` turns a ``RenderPlan`` into its inputs. An
 ``if`` on a graph node is per sample: samples that are off skip the operators inside. An ``if`` marked *build time* is
@@ -22,7 +22,14 @@ from nvidia import dali
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
-from dali_pipelines.cpu_operators import colour_operator, resize_operator
+from dali_pipelines.cpu_operators import (
+    colour_operator,
+    curve_operator,
+    median_operator,
+    move_operator,
+    remap_operator,
+    resize_operator,
+)
 from dali_pipelines.views import LAYERS, LUMA, input_table
 
 # DALI's stubs leave out its data types and say "node, nodes or nothing" of every operator.
@@ -32,6 +39,9 @@ math: Any = dali.math
 pipeline_def: Any = dali.pipeline.pipeline_def
 
 Nodes = dict[str, DataNode]
+
+#: Tiles a side and clip limit of Clahe, which DALI takes when the graph is built.
+CLAHE_TILES, CLAHE_LIMIT = 8, 2.5
 
 
 def build_pipeline(
@@ -118,17 +128,25 @@ def view(picture: DataNode, plain: DataNode, inputs: Nodes, size: int, device: s
         else:
             working = picture
     if inputs["warp"]:
-        pixels = warp(working, inputs["matrix"], size)
+        warped = warp(working, inputs["matrix"], size)
     else:
-        pixels = working
+        warped = working
+    if inputs["remap"]:
+        pixels = remap(warped, inputs["points"], device)
+    else:
+        pixels = warped
     colours = fn.cast(pixels, dtype=types.FLOAT)
     if inputs["blend"]:
         colours = colours * share(inputs["weight"], device)
         for k in range(LAYERS):
             if inputs[f"layer_{k}"]:
                 colours = colours + layer(inputs, k, size, device)
+        if inputs["paint"]:
+            colours = colours + fn.cast(_on(inputs["painted"], device), dtype=types.FLOAT)
     if inputs["colour"]:
         colours = colour(colours, inputs["factors"], device)
+    if inputs["effects"]:
+        colours = effects(colours, inputs, size, device)
     if inputs["blur"]:
         colours = blur(colours, inputs, device)
     if inputs["jpeg"]:
@@ -173,6 +191,22 @@ def warp(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
     )
 
 
+def remap(picture: DataNode, points: DataNode, device: str) -> DataNode:
+    """Bilinear dense map; ``points`` float [H, W, 2] are (x, y) in the picture's pixels, corner convention.
+
+    DALI has no CPU backend of it: there a Numba leaf does the same.
+    """
+    if device == "cpu":  # build time
+        return fn.reshape(remap_operator()(points, picture), layout="HWC")
+    return remap_twin(picture, points)
+
+
+def remap_twin(picture: DataNode, points: DataNode) -> DataNode:
+    """:func:`remap` by DALI's own operator, which shows black outside: points must lie half a pixel inside."""
+    at = points.gpu()
+    return fn.experimental.remap(picture, at[:, :, 0], at[:, :, 1], interp=types.INTERP_LINEAR, pixel_origin="corner")
+
+
 def share(weight: DataNode, device: str) -> DataNode:
     """Blending weights uint8 [S, S, 1] as a share in [0, 1]."""
     return fn.cast(_on(weight, device), dtype=types.FLOAT) * np.float32(1.0 / 255.0)
@@ -185,7 +219,10 @@ def layer(inputs: Nodes, k: int, size: int, device: str) -> DataNode:
         working = resize(picture, inputs[f"layer_working_{k}"], device)
     else:
         working = picture
-    placed = warp(working, inputs[f"layer_matrix_{k}"], size)
+    if inputs[f"layer_remap_{k}"]:
+        placed = remap(working, inputs[f"layer_points_{k}"], device)
+    else:
+        placed = warp(working, inputs[f"layer_matrix_{k}"], size)
     return fn.cast(placed, dtype=types.FLOAT) * share(inputs[f"layer_weight_{k}"], device)
 
 
@@ -207,7 +244,67 @@ def colour_twin(colours: DataNode, factors: DataNode) -> DataNode:
     means = fn.reductions.mean(turned, axes=[0, 1])
     luma = fn.reductions.sum(means * types.Constant(np.array(LUMA, np.float32)), axes=[0])
     changed = turned * contrast + luma * (np.float32(1.0) - contrast)
-    return math.min(math.max(changed, np.float32(0.0)), np.float32(255.0))
+    return _clipped(changed)
+
+
+def effects(colours: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
+    """The rarer colour operations, in the order of :data:`copynce.pixtrace.edits.PHOTOMETRIC_ORDER`."""
+    if inputs["mix"]:
+        colours = _clipped(fn.coord_transform(colours, MT=inputs["mixing"]))
+    if inputs["curve"]:
+        colours = curve(colours, inputs["levels"], size, device)
+    if inputs["equalize"]:
+        colours = fn.cast(fn.equalize(_as_bytes(colours)), dtype=types.FLOAT)
+    if inputs["clahe"]:
+        levelled = fn.clahe(_as_bytes(colours), tiles_x=CLAHE_TILES, tiles_y=CLAHE_TILES, clip_limit=CLAHE_LIMIT)
+        colours = fn.cast(levelled, dtype=types.FLOAT)
+    if inputs["convolve"]:
+        colours = _clipped(fn.filter(colours, _on(inputs["kernel"], device)))
+    if inputs["median"]:
+        colours = fn.cast(median(_as_bytes(colours), inputs["window"], device), dtype=types.FLOAT)
+    if inputs["pixelate"]:
+        colours = pixelate(colours, inputs["cells"], size)
+    if inputs["shuffle"]:
+        if device == "cpu":  # build time
+            colours = fn.reshape(move_operator()(inputs["places"], colours), layout="HWC")
+        else:
+            colours = remap_twin(colours, inputs["places"])
+    if inputs["grain"]:
+        colours = _clipped(colours + _on(inputs["grains"], device))
+    return colours
+
+
+def curve(colours: DataNode, levels: DataNode, size: int, device: str) -> DataNode:
+    """``levels`` float [256] at the colours' values, linear in between."""
+    if device == "cpu":  # build time
+        return fn.reshape(curve_operator()(colours, levels), layout="HWC")
+    # The curve is a picture of one row, the colours are places on it.
+    row = fn.reshape(levels.gpu(), shape=[1, 256, 1], layout="HWC")
+    x = fn.reshape(_clipped(colours), shape=[size, 3 * size], layout="HW") + np.float32(0.5)
+    y = fn.reshape(colours, shape=[size, 3 * size], layout="HW") * np.float32(0.0) + np.float32(0.5)
+    found = fn.experimental.remap(row, x, y, interp=types.INTERP_LINEAR, pixel_origin="corner")
+    return fn.reshape(found, shape=[size, size, 3], layout="HWC")
+
+
+def median(picture: DataNode, window: DataNode, device: str) -> DataNode:
+    """Median of ``window`` int32 [1] x ``window`` pixels."""
+    if device == "cpu":  # build time
+        return fn.reshape(median_operator()(picture, window), layout="HWC")
+    return fn.experimental.median_blur(picture, window_size=window)
+
+
+def pixelate(colours: DataNode, cells: DataNode, size: int) -> DataNode:
+    """Shrink to ``cells`` (height, width), antialiased, and repeat pixels to enlarge again."""
+    few = fn.resize(colours, size=cells, interp_type=types.INTERP_LINEAR, antialias=True)
+    return fn.resize(few, size=[size, size], interp_type=types.INTERP_NN)
+
+
+def _clipped(colours: DataNode) -> DataNode:
+    return math.min(math.max(colours, np.float32(0.0)), np.float32(255.0))
+
+
+def _as_bytes(colours: DataNode) -> DataNode:
+    return fn.cast(colours, dtype=types.UINT8)  # rounds and clips
 
 
 def blur(colours: DataNode, inputs: Nodes, device: str) -> DataNode:

@@ -3,7 +3,8 @@
 ``resize_bicubic`` does Pillow's integer arithmetic (cubic kernel with a = -0.5, widened by the scale when shrinking; 22
 fractional bits; columns first, rounded to 8 bits between the two passes), so evaluation pictures equal the protocol's
 to the bit; its twin is ``fn.resize``. ``jitter_colours`` is one pass of what :func:`dali_pipelines.graph.colour` writes
-in operators, its twin.
+in operators, its twin. ``remap_bilinear`` and ``apply_curve`` stand for ``fn.experimental.remap`` and
+``median`` for ``fn.experimental.median_blur``, which have no CPU backend.
 """
 
 from __future__ import annotations
@@ -135,3 +136,80 @@ def jitter_colours(colours, factors, out):  # type: ignore[no-untyped-def]
     flat = out.reshape(height * width * 3)
     for i in range(flat.size):
         flat[i] = min(max(flat[i] * contrast + shift, np.float32(0.0)), np.float32(255.0))
+
+
+@njit(["void(uint8[:, :, ::1], float32[:, :, ::1], uint8[:, :, ::1])",
+       "void(float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1])"],
+      nogil=True, cache=True, error_model="numpy")  # fmt: skip
+def remap_bilinear(picture, points, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [H, W, 3] with ``picture`` [h, w, 3] at ``points`` [H, W, 2], (x, y) in its pixels, held at the
+    border."""
+    height, width, _ = out.shape
+    right = np.float32(picture.shape[1] - 1)
+    bottom = np.float32(picture.shape[0] - 1)
+    last_x = max(picture.shape[1] - 2, 0)
+    last_y = max(picture.shape[0] - 2, 0)
+    rounding = np.float32(0.5) if out.itemsize == 1 else np.float32(0.0)
+    for i in range(height):
+        for j in range(width):
+            x = min(max(points[i, j, 0] - np.float32(0.5), np.float32(0.0)), right)
+            y = min(max(points[i, j, 1] - np.float32(0.5), np.float32(0.0)), bottom)
+            x0 = min(int(x), last_x)
+            y0 = min(int(y), last_y)
+            x1 = min(x0 + 1, picture.shape[1] - 1)
+            y1 = min(y0 + 1, picture.shape[0] - 1)
+            fx = x - np.float32(x0)
+            fy = y - np.float32(y0)
+            for c in range(3):
+                above = np.float32(picture[y0, x0, c])
+                above += fx * (np.float32(picture[y0, x1, c]) - above)
+                below = np.float32(picture[y1, x0, c])
+                below += fx * (np.float32(picture[y1, x1, c]) - below)
+                out[i, j, c] = above + fy * (below - above) + rounding
+
+
+@njit("void(float32[:, :, ::1], float32[::1], float32[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
+def apply_curve(colours, curve, out):  # type: ignore[no-untyped-def]
+    """out = ``curve`` [256] at ``colours`` [H, W, 3] (0..255, held at both ends), linear between its entries."""
+    flat = colours.reshape(-1)
+    to = out.reshape(-1)
+    for i in range(flat.size):
+        x = min(max(flat[i], np.float32(0.0)), np.float32(255.0))
+        k = min(int(x), 254)
+        to[i] = curve[k] + (x - np.float32(k)) * (curve[k + 1] - curve[k])
+
+
+@njit("void(uint8[:, :, ::1], int64, uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
+def median(picture, window, out):  # type: ignore[no-untyped-def]
+    """out [H, W, 3] = median of each channel over ``window`` x ``window`` pixels, held at the border.
+
+    A histogram slides along the row; ``below`` counts what lies below the median so far (Huang 1979).
+    """
+    height, width, _ = picture.shape
+    reach = window // 2
+    half = window * window // 2
+    for c in range(3):
+        for i in range(height):
+            counts = np.zeros(256, np.int32)
+            for y in range(i - reach, i + reach + 1):
+                for x in range(-reach, reach + 1):
+                    counts[picture[min(max(y, 0), height - 1), min(max(x, 0), width - 1), c]] += 1
+            middle = 0
+            below = 0
+            for j in range(width):
+                while below > half:
+                    middle -= 1
+                    below -= counts[middle]
+                while below + counts[middle] <= half:
+                    below += counts[middle]
+                    middle += 1
+                out[i, j, c] = middle
+                gone = min(max(j - reach, 0), width - 1)
+                come = min(max(j + reach + 1, 0), width - 1)
+                for y in range(i - reach, i + reach + 1):
+                    row = min(max(y, 0), height - 1)
+                    old = picture[row, gone, c]
+                    new = picture[row, come, c]
+                    counts[old] -= 1
+                    counts[new] += 1
+                    below += (1 if new < middle else 0) - (1 if old < middle else 0)

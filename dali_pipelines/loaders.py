@@ -68,7 +68,7 @@ class _Reader:
 
     def layers(self, plan: RenderPlan) -> list[tuple[Path, EncodedPicture]]:
         """The other pictures of a plan; a broken one is replaced by the next of the list."""
-        return [self._layer(layer) for layer in plan.layers]
+        return [self._layer(layer) for layer in plan.pictures() if layer.color is None]
 
     def _try(self, path: Path) -> EncodedPicture | BrokenPicture:
         try:
@@ -104,8 +104,9 @@ def render_programs(
 ) -> np.ndarray:
     """The views of ``programs`` on the pictures ``paths``: uint8 [N, size, size, 3].
 
-    ``pictures``: files from which ``picture`` of PasteOnto and Overlay chooses. Erasing noise is clipped to 8 bits.
-    Raises :class:`BrokenPicture` for a file that cannot be used, ``ValueError`` naming an edit that cannot be rendered.
+    ``pictures``: files from which ``picture`` of PasteOnto, Matte and Overlay chooses. Erasing noise is clipped to 8
+    bits. Raises :class:`BrokenPicture` for a file that cannot be used, ``ValueError`` naming an edit that cannot be
+    rendered.
     """
     if len(paths) != len(programs):
         raise ValueError(f"paths and programs must have one length, got {len(paths)} and {len(programs)}")

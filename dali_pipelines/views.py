@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -10,7 +9,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from copynce.pixtrace import Blur, ColorJitter, Grayscale, Jpeg, LayerPlan, RenderPlan
+import copynce.pixtrace.kernels as kernels
+from copynce.pixtrace import (
+    Blur,
+    Clahe,
+    ColorJitter,
+    ColorMatrix,
+    Convolve,
+    Equalize,
+    Grayscale,
+    Jpeg,
+    LayerPlan,
+    Median,
+    Noise,
+    Pixelate,
+    RenderPlan,
+    ShufflePixels,
+    ToneCurve,
+)
+from copynce.pixtrace.edits import PHOTOMETRIC_ORDER
 from dali_pipelines.sources import EncodedPicture, Size
 
 #: Other pictures that one view can show.
@@ -28,12 +45,17 @@ _NOISE_OFFSETS = 256
 #: Standard deviation in pixels below which a Gaussian leaves an 8-bit picture as it is.
 _LEAST_SIGMA = 0.2
 
+#: Share of the pixels that ShufflePixels moves.
+_SHUFFLED = 0.1
+
 # Name -> (DALI layout, what a sample that does not use the input is fed with).
 _OFF = False
 _NO_BYTES = np.zeros(1, np.uint8)
 _NO_SIZE = np.zeros((1, 1, 0), np.uint8)
 _NO_WEIGHT = np.zeros((1, 1, 1), np.uint8)
 _NO_MATRIX = np.eye(3, dtype=np.float32)
+_NO_POINTS = np.zeros((1, 1, 2), np.float32)
+_NO_COLOURS = np.zeros((1, 1, 3), np.float32)
 _NO_KERNEL = np.ones((1, 1), np.float32)
 _SCENE_INPUTS: dict[str, tuple[str, object]] = {
     "picture_0": ("", _NO_BYTES),
@@ -51,6 +73,8 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
     "working": ("", _NO_SIZE),
     "warp": ("", _OFF),
     "matrix": ("", _NO_MATRIX),
+    "remap": ("", _OFF),
+    "points": ("HWC", _NO_POINTS),
     "blend": ("", _OFF),
     "weight": ("HWC", _NO_WEIGHT),
     **{
@@ -62,11 +86,32 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
             "layer_shrink_{}": ("", _OFF),
             "layer_working_{}": ("", _NO_SIZE),
             "layer_matrix_{}": ("", _NO_MATRIX),
+            "layer_remap_{}": ("", _OFF),
+            "layer_points_{}": ("HWC", _NO_POINTS),
             "layer_weight_{}": ("HWC", _NO_WEIGHT),
         }.items()
     },
+    "paint": ("", _OFF),
+    "painted": ("HWC", np.zeros((1, 1, 3), np.uint8)),
     "colour": ("", _OFF),
     "factors": ("", np.array([1.0, 1.0, 1.0, 0.0], np.float32)),
+    "effects": ("", _OFF),
+    "mix": ("", _OFF),
+    "mixing": ("", np.eye(3, 4, dtype=np.float32)),
+    "curve": ("", _OFF),
+    "levels": ("", np.zeros(256, np.float32)),
+    "equalize": ("", _OFF),
+    "clahe": ("", _OFF),
+    "convolve": ("", _OFF),
+    "kernel": ("", _NO_KERNEL),
+    "median": ("", _OFF),
+    "window": ("", np.array([3], np.int32)),
+    "pixelate": ("", _OFF),
+    "cells": ("", np.ones(2, np.float32)),
+    "shuffle": ("", _OFF),
+    "places": ("HWC", _NO_POINTS),
+    "grain": ("", _OFF),
+    "grains": ("HWC", _NO_COLOURS),
     "blur": ("", _OFF),
     "blur_row": ("", _NO_KERNEL),
     "blur_column": ("", _NO_KERNEL),
@@ -74,8 +119,12 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
     "quality": ("", np.int32(100)),
     "erase": ("", _OFF),
     "mask": ("HWC", _NO_WEIGHT),
-    "noise": ("HWC", np.zeros((1, 1, 3), np.float32)),
+    "noise": ("HWC", _NO_COLOURS),
 }
+
+
+#: Shapes of neutral values that are those of all samples.
+_DENSE = {(3, 3), (3, 4), (4,), (2,), (256,)}
 
 
 @functools.cache
@@ -110,34 +159,41 @@ def feed(scenes: Sequence[Scene], size: int) -> list[object]:
     """The arrays of one batch, in the order of :func:`input_table`: dense [B, ...], or a list where shapes differ."""
     rows = [_scene_inputs(scene, size) for scene in scenes]
     table = input_table(len(scenes[0].views))
-    return [_column([row.get(name, neutral) for row in rows]) for name, (_, neutral) in table.items()]
+    return [_column([row.get(name, neutral) for row in rows], neutral) for name, (_, neutral) in table.items()]
 
 
 def check_plan(plan: RenderPlan) -> None:
     """Raise ``ValueError``, naming the edit, if the graph cannot render the plan."""
-    if plan.special:
-        raise ValueError(f"the graph cannot render {', '.join(plan.special)}; these edits can only be traced")
-    if len(plan.layers) > LAYERS:
-        raise ValueError(f"a view can show at most {LAYERS} other pictures, this program shows {len(plan.layers)}")
-    names = [type(edit).__name__ for edit in plan.photometric]
-    order = [kind.__name__ for kind in (ColorJitter, Grayscale, Blur, Jpeg)]
-    for at, name in enumerate(names):
-        if name not in order:
-            raise ValueError(f"the graph cannot render the edit {name}; colour edits are {', '.join(order)}")
-        if at and order.index(name) <= order.index(names[at - 1]):
+    shown = sum(layer.color is None for layer in plan.pictures())
+    if shown > LAYERS:
+        raise ValueError(f"a view can show at most {LAYERS} other pictures, this program shows {shown}")
+    places: list[int] = []
+    for edit in plan.photometric:
+        if type(edit) not in PHOTOMETRIC_ORDER:
             raise ValueError(
-                f"the graph applies {', '.join(order)} once each and in this order, got {name} after {names[at - 1]}"
+                f"the graph cannot render the edit {type(edit).__name__}; colour edits are {_names(PHOTOMETRIC_ORDER)}"
             )
+        place = PHOTOMETRIC_ORDER.index(type(edit))
+        if places and (place < places[-1] or (place == places[-1] and not isinstance(edit, Convolve))):
+            raise ValueError(
+                f"the graph applies {_names(PHOTOMETRIC_ORDER)} once each (Convolve more often) and in this order, "
+                f"got {type(edit).__name__} after {PHOTOMETRIC_ORDER[places[-1]].__name__}"
+            )
+        places.append(place)
 
 
-def working_size(layer: LayerPlan, shape: Size, view: Size) -> Size:
+def _names(kinds: Sequence[type]) -> str:
+    return ", ".join(kind.__name__ for kind in kinds)
+
+
+def working_size(extent: tuple[float, float], shape: Size, view: Size) -> Size:
     """(height, width) to which a picture of ``shape`` is shrunk before its warp; ``shape`` itself if it need not be.
 
-    Never larger than the picture. Where the warp alone would minify by more than ``MAX_MINIFICATION`` it is the size of
-    the view if that is fine enough and not too fine (then the reference's resize serves), else the size at which the
-    warp does not minify at all.
+    ``extent``: output pixels that its height and width would span. Never larger than the picture. Where the warp alone
+    would minify by more than ``MAX_MINIFICATION`` it is the size of the view if that is fine enough and not too fine
+    (then the reference's resize serves), else the size at which the warp does not minify at all.
     """
-    wanted = tuple(min(have, max(1, math.ceil(span - 1e-3))) for have, span in zip(shape, layer.extent(), strict=True))
+    wanted = tuple(min(have, max(1, math.ceil(span - 1e-3))) for have, span in zip(shape, extent, strict=True))
     if _minifies_little(shape, wanted):
         return shape
     if all(w <= v <= have for w, v, have in zip(wanted, view, shape, strict=True)) and _minifies_little(view, wanted):
@@ -162,70 +218,158 @@ def _scene_inputs(scene: Scene, size: int) -> dict[str, object]:
     return row | {"separate": len(scene.pictures) == 2}
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A picture of a view: its place, as a map or (behind a dense map) point by point, and its weight."""
+
+    layer: LayerPlan
+    weight: np.ndarray | None  # uint8 [S, S]; None: it fills the view
+    points: np.ndarray | None  # float32 [S, S, 2]
+
+    def working_size(self, shape: Size, size: int) -> Size:
+        extent = self.layer.extent() if self.points is None else _dense_extent(self.points)
+        return working_size(extent, shape, (size, size))
+
+    def place(self, working: Size) -> tuple[bool, np.ndarray]:
+        """Whether the picture goes through a dense map, and that map or the matrix, to its pixels at working size."""
+        if self.points is None:
+            return False, _to_picture(self.layer, working)
+        height, width = working
+        # DALI's GPU operator shows black outside of the picture; the border must be held, as the warp does.
+        far = np.array([width - 0.5, height - 0.5], np.float32)
+        return True, np.clip(self.points * np.array([width, height], np.float32), np.float32(0.5), far)
+
+
+def _placed(plan: RenderPlan) -> list[_Placed]:
+    """The source and the other pictures and colours of a view."""
+    if plan.below is not None:
+        return [_Placed(surface.layer, surface.weight, surface.points) for surface in plan.surfaces()]
+    if plan.opaque:
+        return [_Placed(plan.source, None, None)]
+    weights = plan.weights()
+    return [_Placed(layer, weights[k], None) for k, layer in enumerate((plan.source, *plan.layers))]
+
+
 def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
     plan = view.plan
     check_plan(plan)
     if plan.output_shape != (size, size):
         raise ValueError(f"the plan must end at the view's size {(size, size)}, got {plan.output_shape}")
-    if len(view.layers) != len(plan.layers):
-        raise ValueError(f"the plan shows {len(plan.layers)} other pictures, got {len(view.layers)}")
-    working = (size, size) if plan.plain else working_size(plan.source, shape, (size, size))
+    # What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released.
+    source, *others = _placed(plan.without_noise())
+    pictures = [other for other in others if other.layer.color is None]
+    if len(view.layers) != len(pictures):
+        raise ValueError(f"the plan shows {len(pictures)} other pictures, got {len(view.layers)}")
+    working = (size, size) if plan.plain else source.working_size(shape, size)
     as_plain = plan.plain or (working == (size, size) and working != shape)
     row: dict[str, object] = {"as_plain": as_plain}
     if not plan.plain:
-        row |= {"warp": True, "matrix": _to_picture(plan.source, working)}
+        dense, place = source.place(working)
+        row |= {"remap": True, "points": place} if dense else {"warp": True, "matrix": place}
     if not as_plain and working != shape:
         row |= {"shrink": True, "working": _empty_like(*working)}
-    shown = tuple(cover for cover in plan.covers if cover.layer >= 0)
-    if shown != plan.covers:
+    if source.weight is not None:
+        row |= {"blend": True, "weight": source.weight[..., None]}
+        for k, (placed, picture) in enumerate(zip(pictures, view.layers, strict=True)):
+            row |= _layer_inputs(k, placed, picture, size)
+        if len(pictures) < len(others):
+            row |= {"paint": True, "painted": _painted(others, size)}
+    if plan.erases():
         row |= {"erase": True, "mask": plan.erase_mask()[..., None], "noise": _noise(plan.noise, size)}
-        # What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released.
-        plan = dataclasses.replace(plan, covers=shown)
-    if not plan.opaque:
-        weights = plan.weights()
-        row |= {"blend": True, "weight": weights[0][..., None]}
-        for k, (layer, picture) in enumerate(zip(plan.layers, view.layers, strict=True)):
-            row |= _layer_inputs(k, layer, picture, weights[1 + k])
     return row | _photometric_inputs(plan, size)
 
 
-def _layer_inputs(k: int, layer: LayerPlan, picture: EncodedPicture, weight: np.ndarray) -> dict[str, object]:
-    height, width = weight.shape
-    working = working_size(layer, picture.shape, (height, width))
+def _layer_inputs(k: int, placed: _Placed, picture: EncodedPicture, size: int) -> dict[str, object]:
+    assert placed.weight is not None, "other pictures come with weights"
+    working = placed.working_size(picture.shape, size)
+    dense, place = placed.place(working)
     return {
         f"layer_{k}": True,
         f"layer_picture_{k}": picture.data,
         f"layer_shrink_{k}": working != picture.shape,
         f"layer_working_{k}": _empty_like(*working),
-        f"layer_matrix_{k}": _to_picture(layer, working),
-        f"layer_weight_{k}": weight[..., None],
+        f"layer_remap_{k}": dense,
+        f"layer_points_{k}" if dense else f"layer_matrix_{k}": place,
+        f"layer_weight_{k}": placed.weight[..., None],
     }
+
+
+def _painted(others: Sequence[_Placed], size: int) -> np.ndarray:
+    """uint8 [size, size, 3]: the sum of the flat colours, each times its weight."""
+    colours = np.zeros((size, size, 3), np.uint8)
+    for placed in others:
+        if placed.layer.color is not None:
+            kernels.add_colour(placed.weight, *placed.layer.color, colours)
+    return colours
 
 
 def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
     row: dict[str, object] = {}
     factors = [1.0, 1.0, 1.0, 0.0]
+    kernel: np.ndarray | None = None
     for edit in plan.photometric:
         match edit:
             case ColorJitter():
                 factors = [edit.brightness, edit.contrast, edit.saturation, 360.0 * edit.hue]
             case Grayscale():
                 factors[2] = 0.0
+            case ColorMatrix():
+                mixing = np.array(edit.rows, np.float32)
+                mixing[:, 3] *= 255.0
+                row |= {"mix": True, "mixing": mixing}
+            case ToneCurve():
+                levels = 255.0 * np.interp(np.linspace(0, len(edit.levels) - 1, 256), _steps(edit), edit.levels)
+                row |= {"curve": True, "levels": levels.astype(np.float32)}
+            case Equalize():
+                row["equalize"] = True
+            case Clahe():
+                row["clahe"] = True
+            case Convolve():
+                # DALI correlates, and so does Pillow: the kernel is not mirrored.
+                new = np.array(edit.kernel, np.float64)
+                kernel = new if kernel is None else _convolved(kernel, new)
+            case Median():
+                row |= {"median": True, "window": np.array([edit.window], np.int32)}
+            case Pixelate() if round(edit.ratio * size) < size:
+                row |= {"pixelate": True, "cells": np.full(2, max(1, round(edit.ratio * size)), np.float32)}
+            case ShufflePixels():
+                row |= {"shuffle": True, "places": _shuffled(size)}
+            case Noise():
+                noise = _noise(edit.noise, size)
+                row |= {"grain": True, "grains": edit.luma * noise[..., :1] + edit.chroma * noise[::-1]}
             case Blur() if edit.sigma * size / 224 >= _LEAST_SIGMA:
-                kernel = _gaussian(edit.sigma * size / 224, size)
-                row |= {"blur": True, "blur_row": kernel[None, :], "blur_column": kernel[:, None]}
+                taps = _gaussian(edit.sigma * size / 224, size)
+                row |= {"blur": True, "blur_row": taps[None, :], "blur_column": taps[:, None]}
             case Jpeg():
                 row |= {"jpeg": True, "quality": np.int32(edit.quality)}
+    if kernel is not None:
+        row |= {"convolve": True, "kernel": kernel.astype(np.float32)}
+    if row.keys() & {"mix", "curve", "equalize", "clahe", "convolve", "median", "pixelate", "shuffle", "grain"}:
+        row["effects"] = True
     if factors != [1.0, 1.0, 1.0, 0.0]:
         row |= {"colour": True, "factors": np.array(factors, np.float32)}
     return row
 
 
-def _column(values: list[object]) -> object:
-    """One input of a batch: numbers and matrices as one dense array, pictures and the like as they are."""
-    if not isinstance(values[0], np.ndarray):
+def _steps(curve: ToneCurve) -> np.ndarray:
+    return np.arange(len(curve.levels))
+
+
+def _convolved(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The full convolution of two small kernels."""
+    (h, w), (height, width) = first.shape, second.shape
+    out = np.zeros((h + height - 1, w + width - 1))
+    for i in range(height):
+        for j in range(width):
+            out[i : i + h, j : j + w] += second[i, j] * first
+    return out
+
+
+def _column(values: list[object], neutral: object) -> object:
+    """One input of a batch: numbers and arrays of one shape as one dense array, pictures and the like as they are."""
+    if not isinstance(neutral, np.ndarray):
         return np.array(values)
-    if values[0].shape == _NO_MATRIX.shape:
+    if neutral.shape in _DENSE:
         return np.array(values, np.float32)
     return values
 
@@ -248,6 +392,31 @@ def _gaussian(sigma: float, size: int) -> np.ndarray:
     radius = min(math.ceil(3.0 * sigma), size - 1)
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return (taps / taps.sum()).astype(np.float32)
+
+
+def _dense_extent(points: np.ndarray) -> tuple[float, float]:
+    """Output pixels that a picture's height and width would span where a dense map shows it at its largest (nearly).
+
+    ``points`` [H, W, 2] in the unit square; from the inverse of the map's derivative at each pixel.
+    """
+    across, down = np.diff(points, axis=1)[:-1], np.diff(points, axis=0)[:, :-1]
+    area = np.abs(across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0])
+    shown = area > 1e-12
+    if not shown.any():
+        return 1.0, 1.0
+    tall = np.hypot(across[..., 0], down[..., 0])[shown] / area[shown]
+    wide = np.hypot(across[..., 1], down[..., 1])[shown] / area[shown]
+    return float(np.percentile(tall, 90)), float(np.percentile(wide, 90))
+
+
+@functools.lru_cache(maxsize=4)
+def _shuffled(size: int) -> np.ndarray:
+    """float32 [size, size, 2]: where each pixel comes from, (x, y) of its centre."""
+    random = np.random.Generator(np.random.PCG64(10))
+    moved = np.flatnonzero(random.random(size * size) < _SHUFFLED)
+    places = np.arange(size * size)
+    places[moved] = random.permutation(moved)
+    return np.stack([places % size + 0.5, places // size + 0.5], axis=-1).reshape(size, size, 2).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)

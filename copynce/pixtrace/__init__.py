@@ -1,13 +1,17 @@
 """PixTrace: edits, edit programs and the coordinate tables that trace every pixel of a copy to its source."""
 
 from copynce.pixtrace.bitmaps import bits_of, mask_of, stroke_bits, text_bits
-from copynce.pixtrace.compose import Cover, LayerPlan, Mask, Region, RenderPlan
+from copynce.pixtrace.compose import Cover, LayerPlan, Mask, Region, RenderPlan, Surface
 from copynce.pixtrace.edits import (
     Affine,
     Blur,
+    Clahe,
     ColorJitter,
+    ColorMatrix,
+    Convolve,
     Crop,
     Edit,
+    Equalize,
     Erase,
     Geometry,
     Grayscale,
@@ -15,18 +19,23 @@ from copynce.pixtrace.edits import (
     Jpeg,
     Layered,
     Matte,
+    Median,
+    Noise,
     Overlay,
     Pad,
     PasteOnto,
     Perspective,
     Photometric,
+    Pixelate,
     Remap,
     Resize,
+    ShufflePixels,
     Stamp,
+    ToneCurve,
     VerticalFlip,
 )
 from copynce.pixtrace.programs import EditProgram
-from copynce.pixtrace.sampling import POLICIES, RELEASED_PAINT, Policy, sample_program
+from copynce.pixtrace.sampling import POLICIES, Policy, sample_program
 from copynce.pixtrace.shares import (
     EraseShare,
     Lens,
@@ -58,15 +67,18 @@ from copynce.pixtrace.tables import (
 
 __all__ = [
     "POLICIES",
-    "RELEASED_PAINT",
     "Affine",
     "Blur",
+    "Clahe",
     "ColorJitter",
+    "ColorMatrix",
+    "Convolve",
     "CoordinateTable",
     "Cover",
     "Crop",
     "Edit",
     "EditProgram",
+    "Equalize",
     "Erase",
     "EraseShare",
     "Geometry",
@@ -79,7 +91,9 @@ __all__ = [
     "Mask",
     "Matte",
     "MatteShare",
+    "Median",
     "Mesh",
+    "Noise",
     "Overlay",
     "OverlayShare",
     "Pad",
@@ -88,6 +102,7 @@ __all__ = [
     "PasteShare",
     "Perspective",
     "Photometric",
+    "Pixelate",
     "Policy",
     "Region",
     "Remap",
@@ -96,12 +111,15 @@ __all__ = [
     "ResizedCrop",
     "Rotation",
     "Shift",
+    "ShufflePixels",
     "SizeFree",
     "Stamp",
     "StampShare",
     "Stretch",
+    "Surface",
     "Swirl",
     "Tilt",
+    "ToneCurve",
     "VerticalFlip",
     "Wave",
     "bits_of",

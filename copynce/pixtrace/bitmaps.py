@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 from numpy.typing import NDArray
+
+import copynce.pixtrace.kernels as kernels
 
 Bits = tuple[str, ...]  #: a bitmap: one text of 0 and 1 per row, so that programs stay plain and comparable
 
@@ -33,18 +33,16 @@ def stroke_bits(points: tuple[tuple[float, float], ...], thickness: float, size:
     stamp."""
     if len(points) < 2 or size < 1:
         raise ValueError(f"a stroke needs at least 2 points and 1 pixel, got {len(points)} points, size {size}")
-    y, x = (np.mgrid[:size, :size] + 0.5) / size
-    inside = np.zeros((size, size), bool)
-    for (ax, ay), (bx, by) in itertools.pairwise(points):
-        dx, dy = bx - ax, by - ay
-        along = np.clip(((x - ax) * dx + (y - ay) * dy) / max(dx * dx + dy * dy, 1e-12), 0.0, 1.0)
-        inside |= np.hypot(x - ax - along * dx, y - ay - along * dy) <= thickness / 2
-    return bits_of(inside)
+    drawn = np.zeros((size, size), np.uint8)
+    kernels.draw_stroke(np.array(points, np.float64) * size, thickness * size / 2, drawn)
+    return bits_of(drawn)
 
 
 def bits_of(mask: NDArray) -> Bits:
     """The rows of a 2-D array as texts of 0 and 1 (1 where it is not 0)."""
-    return tuple("".join(row) for row in np.where(np.asarray(mask) != 0, "1", "0").tolist())
+    mask = np.asarray(mask)
+    text = np.where(mask != 0, np.uint8(ord("1")), np.uint8(ord("0"))).tobytes().decode("ascii")
+    return tuple([text[i : i + mask.shape[1]] for i in range(0, mask.size, mask.shape[1])])
 
 
 def mask_of(bits: Bits) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ from copynce.pixtrace.shares import bilinear
 
 Points = NDArray[np.floating]
 Planes = NDArray[np.float64]  # [K, 3]; see copynce.pixtrace.kernels
+_Point = tuple[Points, Points, Points]  # x, y, weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,9 @@ class LayerPlan:
         return tall, wide
 
 
+_Spread = tuple[LayerPlan, Points, Points, Points]  # with x, y in its unit square and weight
+
+
 @dataclass(frozen=True, eq=False)
 class Mask:
     """A bitmap that cuts a region: a point of the view belongs to it if ``matrix`` sends it onto a 1 of ``bits``.
@@ -99,6 +103,7 @@ class Region:
 
     planes: Planes
     masks: tuple[Mask, ...] = ()
+    _cache: dict[tuple[int, ...], NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
 
     def at(self, x: Points, y: Points) -> NDArray[np.bool_]:
         """True where the points (x, y) of the view belong to the region."""
@@ -112,26 +117,36 @@ class Region:
     def fill(self, value: int, weight: NDArray[np.uint8]) -> None:
         """Set ``weight`` uint8 [H, W] to ``value`` inside."""
         if self.masks:
-            weight[self._drawn(weight.shape)] = value
+            kernels.fill_drawn(self._drawn(weight.shape), value, weight)
         else:
             kernels.fill(self.planes, value, weight)
 
     def fade(self, kept: int, weight: NDArray[np.uint8]) -> None:
         """Multiply ``weight`` uint8 [H, W] by ``kept / 255`` inside, rounding to nearest."""
         if self.masks:
-            inside = self._drawn(weight.shape)
-            weight[inside] = (weight[inside].astype(np.int32) * kept + 127) // 255
+            kernels.fade_drawn(self._drawn(weight.shape), kept, weight)
         else:
             kernels.fade(self.planes, kept, weight)
 
-    def _drawn(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        drawn = np.zeros(shape, np.uint8)
-        kernels.fill(self.planes, 1, drawn)
-        inside = drawn != 0
-        y, x = np.nonzero(inside)
-        for mask in self.masks:
-            inside[y, x] &= mask.at(x + 0.5, y + 0.5)
-        return inside
+    def _drawn(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """uint8 [H, W]: 1 inside. Kept, since both the table and the weights of a view ask for it."""
+        drawn = self._cache.get(shape)
+        if drawn is None:
+            drawn = np.zeros(shape, np.uint8)
+            kernels.fill(self.planes, 1, drawn)
+            for mask in self.masks:
+                kernels.cut(self.planes, mask.matrix, mask_of(mask.bits), drawn)
+            self._cache[shape] = drawn
+        return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """A picture of a view, point by point: ``points`` float32 [H, W, 2] in its unit square (x, y), ``weight`` uint8."""
+
+    layer: LayerPlan
+    points: NDArray[np.float32]
+    weight: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +176,7 @@ class RenderPlan:
     ``noise``: which noise fills the erased region. ``plain``: True if the view is the whole source, resized, so that
     no warp is needed. ``code``: the same for :mod:`copynce.pixtrace.kernels`. ``below``: if not None, the "source" of
     this view is not the picture but another view of it, ``below[0]``, drawn and sent through the dense map
-    ``below[1]``. ``special``: names of the edits that take more than warps, weights and photometry to draw.
+    ``below[1]``.
     """
 
     output_shape: Size
@@ -174,7 +189,6 @@ class RenderPlan:
     plain: bool
     code: NDArray[np.float64]
     below: tuple[RenderPlan, Remap] | None = None
-    special: tuple[str, ...] = ()
 
     @property
     def opaque(self) -> bool:
@@ -186,52 +200,54 @@ class RenderPlan:
         """True if the whole view is one projective map with straight edges, which the kernels trace from ``code``."""
         return self.below is None and not self.visible.masks and not any(cover.region.masks for cover in self.covers)
 
+    def pictures(self) -> tuple[LayerPlan, ...]:
+        """The other pictures and colours of the view, those below a dense map first."""
+        return self.layers if self.below is None else (*self.below[0].pictures(), *self.layers)
+
+    def erases(self) -> bool:
+        """True if noise fills a part of the view."""
+        return any(cover.layer < 0 for cover in self.covers) or (self.below is not None and self.below[0].erases())
+
+    def without_noise(self) -> RenderPlan:
+        """The same view with nothing erased."""
+        if not self.erases():
+            return self
+        below = None if self.below is None else (self.below[0].without_noise(), self.below[1])
+        return replace(self, covers=tuple(cover for cover in self.covers if cover.layer >= 0), below=below)
+
     def weights(self) -> NDArray[np.uint8]:
-        """uint8 [1 + len(layers), H, W]: share (of 255) that the source and each other picture have in a pixel.
+        """uint8 [1 + len(pictures()), H, W]: share (of 255) that the source and each other picture have in a pixel.
 
         Sums to at most 255 (within rounding); the rest is black. Erased pixels are 0 throughout.
         """
-        return self._blend()[:-1]
+        return self._blend()[:-1] if self.below is None else np.stack([s.weight for s in self.surfaces()])
 
     def erase_mask(self) -> NDArray[np.uint8]:
         """uint8 [H, W]: 1 where the view is filled with noise."""
-        return (self._blend()[-1] > LEAST_SOURCE_WEIGHT).astype(np.uint8)
+        if self.below is None:
+            noise = self._blend()[-1].astype(np.float64)
+        else:
+            noise = self._spread(*_centres(self.output_shape))[1]
+        return (noise > LEAST_SOURCE_WEIGHT).astype(np.uint8)
 
-    def _blend(self) -> NDArray[np.uint8]:
-        """Blending weights of the source, the other pictures and, last, the noise."""
-        weights = np.zeros((2 + len(self.layers), *self.output_shape), np.uint8)
-        self.visible.fill(255, weights[0])
-        for cover in self.covers:
-            for weight in weights:
-                cover.region.fade(cover.kept, weight)
-            if cover.ground is None:
-                cover.region.fill(255 - cover.kept, weights[cover.layer])
-            else:
-                cover.ground.fill(255, weights[cover.layer])
-                cover.region.fade(255 - cover.kept, weights[cover.layer])
-        return weights
+    def surfaces(self) -> list[Surface]:
+        """The source and the other pictures, in the order of :meth:`pictures`, as point by point maps of the view.
+
+        For views of a dense map, where ``layer.matrix`` alone does not say what a pixel shows.
+        """
+        spread, _ = self._spread(*_centres(self.output_shape))
+        return [
+            Surface(layer, np.stack([u, v], axis=-1).astype(np.float32), np.round(weight).astype(np.uint8))
+            for layer, u, v, weight in spread
+        ]
 
     def pull(self, x: Points, y: Points) -> tuple[Points, Points, Points]:
         """Points (x, y) of the view to the source's unit square: (u, v, weight), the weight as in :meth:`weights`.
 
         The long way, point by point, for views that are no single projective map (and to check those that are).
         """
-        weight = np.where(self.visible.at(x, y), 255.0, 0.0)
-        for cover in self.covers:
-            weight = np.where(cover.region.at(x, y), weight * cover.keep, weight)
-        u, v, w = _apply(np.linalg.inv(self.source.matrix), x, y)
-        hidden = (w <= 0) | (weight == 0)
-        u, v = np.where(hidden, 0.5, u) / np.where(hidden, 1.0, w), np.where(hidden, 0.5, v) / np.where(hidden, 1.0, w)
-        weight = np.where(hidden, 0.0, weight)
-        if self.below is None:
-            return u, v, weight
-        view, remap = self.below
-        height, width = remap.field.shape[:2]
-        point = bilinear(remap.field, u * width - 0.5, v * height - 0.5)
-        px, py = point[..., 0], point[..., 1]
-        height, width = view.output_shape
-        u, v, under = view.pull(px, py)
-        return u, v, np.where((px >= 0) & (py >= 0) & (px < width) & (py < height), weight * under / 255.0, 0.0)
+        ((_, u, v, weight), *_), _ = self._spread(x, y, others=False)
+        return u, v, weight
 
     def trace(self, grid: Size, index: NDArray[np.int32]) -> Matrix | None:
         """Fill ``index`` (int32 [H, W] of the view) with grid pixels or -1.
@@ -240,13 +256,70 @@ class RenderPlan:
         """
         if self.fused:
             kernels.trace_view(self.code, grid[0], grid[1], index)
+        elif self.below is None:
+            shown = np.zeros(self.output_shape, np.uint8)
+            self.visible.fill(255, shown)
+            for cover in self.covers:
+                cover.region.fade(cover.kept, shown)
+            kernels.trace_view(_bare(self.code), grid[0], grid[1], index)
+            index[shown < LEAST_SOURCE_WEIGHT] = -1
         else:
-            y, x = np.mgrid[: index.shape[0], : index.shape[1]] + 0.5
-            u, v, weight = self.pull(x, y)
+            u, v, weight = self.pull(*_centres(self.output_shape))
             column = np.clip(np.floor(u * grid[1] + TIE), 0, grid[1] - 1)
             row = np.clip(np.floor(v * grid[0] + TIE), 0, grid[0] - 1)
             index[:] = np.where(weight >= LEAST_SOURCE_WEIGHT - 0.5, row * grid[1] + column, -1)
         return None if self.below is not None else self.source.matrix * (1.0 / grid[1], 1.0 / grid[0], 1.0)
+
+    def _blend(self) -> NDArray[np.uint8]:
+        """Blending weights of the source, the layers and, last, the noise, on this canvas."""
+        weights = np.zeros((2 + len(self.layers), *self.output_shape), np.uint8)
+        self.visible.fill(255, weights[0])
+        shown = {0}  # what is not 0 throughout
+        for cover in self.covers:
+            for k in shown:
+                cover.region.fade(cover.kept, weights[k])
+            if cover.ground is None:
+                cover.region.fill(255 - cover.kept, weights[cover.layer])
+            else:
+                cover.ground.fill(255, weights[cover.layer])
+                cover.region.fade(255 - cover.kept, weights[cover.layer])
+            shown.add(cover.layer)
+        return weights
+
+    def _spread(self, x: Points, y: Points, *, others: bool = True) -> tuple[list[_Spread], Points]:
+        """At points (x, y) of the view: (layer, u, v, weight) of the source and each other picture, and the noise."""
+        weights = [np.where(self.visible.at(x, y), 255.0, 0.0)]
+        weights += [np.zeros(x.shape) for _ in range(len(self.layers) + 1)]
+        for cover in self.covers:
+            inside = cover.region.at(x, y)
+            for k in range(len(weights) if others else 1):
+                weights[k] = np.where(inside, weights[k] * cover.keep, weights[k])
+            if not others:
+                continue
+            shown = np.where(inside, 255.0 * (1.0 - cover.keep), 0.0)
+            if cover.ground is None:
+                weights[cover.layer] += shown
+            else:
+                weights[cover.layer] = np.where(inside, shown, np.where(cover.ground.at(x, y), 255.0, 0.0))
+        noise = weights[-1]
+        u, v, weight = _onto_unit_square(self.source.matrix, x, y, weights[0])
+        spread = [(self.source, u, v, weight)]
+        if self.below is not None:
+            view, remap = self.below
+            height, width = remap.field.shape[:2]
+            point = bilinear(remap.field, u * width - 0.5, v * height - 0.5)
+            px, py = point[..., 0], point[..., 1]
+            height, width = view.output_shape
+            weight = np.where((px >= 0) & (py >= 0) & (px < width) & (py < height), weight, 0.0)
+            spread, under = view._spread(px, py, others=others)
+            spread = [(layer, u, v, weight * below / 255.0) for layer, u, v, below in spread]
+            noise = noise + weight * under / 255.0
+        if others:
+            spread += [
+                (layer, *_onto_unit_square(layer.matrix, x, y, weight))
+                for layer, weight in zip(self.layers, weights[1:-1], strict=True)
+            ]
+        return spread, noise
 
 
 def compose(edits: Iterable[Edit], source_shape: Size, grid: Size, *, end_at_grid: bool = False) -> RenderPlan:
@@ -305,11 +378,10 @@ class _Walk:
         self.covers: list[tuple[_Box, float, int, _Box | None]] = []
         self.clips: list[_Box] = []  # canvases that later edits exposed the outside of
         self.photometric: list[Photometric] = photometric or []
-        self.noise = 0
+        self.noise = 0 if below is None else below[0].noise
         self.plain = below is None
         self.below = below
         self.masked = False  # True if a bitmap cuts any region
-        self.special: list[str] = [] if below is None else [*below[0].special, "Remap"]
 
     def step(self, edit: Edit) -> None:
         """Apply one concrete edit; raises ``ValueError`` naming it if it does not fit the canvas."""
@@ -344,7 +416,6 @@ class _Walk:
             elif isinstance(edit, Stamp):
                 layer = self._layer(edit.top, edit.left, edit.height, edit.width, 0.0, edit.color)
                 keep, bits = 1.0 - edit.opacity, edit.bits
-                self.special.append("Stamp")
                 self.masked = True
             else:
                 self.noise = edit.noise
@@ -397,7 +468,6 @@ class _Walk:
             plain=plain,
             code=code,
             below=self.below,
-            special=tuple(dict.fromkeys(self.special)),
         )  # fmt: skip
 
     def _box(self, left: float, top: float, right: float, bottom: float, bits: Bits | None = None) -> _Box:
@@ -433,6 +503,27 @@ class _Walk:
                     found.append(Mask(np.array(matrix).reshape(3, 3), part.bits))
             masks.append(tuple(found))
         return masks
+
+
+def _centres(shape: Size) -> tuple[Points, Points]:
+    """x and y, each [H, W], of the pixel centres."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    return x, y
+
+
+def _onto_unit_square(matrix: Matrix, x: Points, y: Points, weight: Points) -> _Point:
+    """Points of the view to a picture's unit square: (u, v, weight), weight 0 and (0.5, 0.5) behind the viewer."""
+    u, v, w = _apply(np.linalg.inv(matrix), x, y)
+    hidden = (w <= 0) | (weight == 0)
+    depth = np.where(hidden, 1.0, w)
+    return np.where(hidden, 0.5, u) / depth, np.where(hidden, 0.5, v) / depth, np.where(hidden, 0.0, weight)
+
+
+def _bare(code: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The code of the same view without covers."""
+    bare = code.copy()
+    bare[4, :2] = 0.0
+    return bare
 
 
 def _apply(matrix: Points, x: Points, y: Points) -> tuple[Points, Points, Points]:

@@ -432,6 +432,123 @@ class Jpeg(Photometric):
         require_range(self, 1, 100, "quality")
 
 
+@dataclass(frozen=True)
+class ColorMatrix(Photometric):
+    """Each of red, green and blue becomes ``row @ (red, green, blue, 1)``, colours in [0, 1], then clipped to it."""
+
+    rows: tuple[tuple[float, float, float, float], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != 3 or not all(
+            len(row) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in row) for row in self.rows
+        ):
+            raise fail(self, "rows", "three rows of four finite numbers")
+
+
+@dataclass(frozen=True)
+class ToneCurve(Photometric):
+    """Every channel through one curve: ``levels`` in [0, 1] at equidistant inputs from 0 to 1, linear in between.
+
+    256 levels are a table of 8-bit values; two are a line.
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.levels) <= 256 or not all(
+            isinstance(v, (int, float)) and 0.0 <= v <= 1.0 for v in self.levels
+        ):
+            raise fail(self, "levels", "2 to 256 numbers in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Equalize(Photometric):
+    """The histogram of each channel made flat."""
+
+
+@dataclass(frozen=True)
+class Clahe(Photometric):
+    """The histogram of the lightness made flatter in each of 8 x 8 tiles, with a clip limit of 2.5."""
+
+
+@dataclass(frozen=True)
+class Convolve(Photometric):
+    """Filter by a small ``kernel`` (odd sides up to 15), centred, at the view's resolution; then clipped.
+
+    Sharpening, edge enhancement, motion blur. Kernels of a program are convolved into one.
+    """
+
+    kernel: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        sides = {len(self.kernel), *(len(row) for row in self.kernel)}
+        if not sides <= {1, 3, 5, 7, 9, 11, 13, 15} or len({len(row) for row in self.kernel}) != 1:
+            raise fail(self, "kernel", "rows of one length, all sides odd and at most 15")
+        if not all(isinstance(v, (int, float)) and math.isfinite(v) for row in self.kernel for v in row):
+            raise fail(self, "kernel", "finite numbers")
+
+
+@dataclass(frozen=True)
+class Median(Photometric):
+    """Each channel's median over ``window`` x ``window`` pixels (odd, 3 to 15) of the view, on 8-bit values."""
+
+    window: int = 3
+
+    def __post_init__(self) -> None:
+        _require_integers(self, 3, "window")
+        if self.window % 2 == 0 or self.window > 15:
+            raise fail(self, "window", "odd and at most 15")
+
+
+@dataclass(frozen=True)
+class Pixelate(Photometric):
+    """The view shrunk to ``ratio`` of its sides and enlarged by repeating pixels; nothing from a ratio of 1 on."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        require_range(self, 1e-3, 10.0, "ratio")
+
+
+@dataclass(frozen=True)
+class ShufflePixels(Photometric):
+    """A tenth of the view's pixels change places among themselves, which ones depends on the view's size only."""
+
+
+@dataclass(frozen=True)
+class Noise(Photometric):
+    """Gaussian noise: ``luma`` the same on all channels, ``chroma`` on each; standard deviations on the [0, 1] scale.
+
+    ``noise`` chooses which, as in :class:`Erase`.
+    """
+
+    luma: float = 0.0
+    chroma: float = 0.0
+    noise: int = 0
+
+    def __post_init__(self) -> None:
+        require_range(self, 0.0, 1.0, "luma", "chroma")
+        require_range(self, 0, 2**31 - 1, "noise")
+
+
+#: The order in which the pixel executor applies colour edits, each at most once but for Convolve.
+PHOTOMETRIC_ORDER: tuple[type[Photometric], ...] = (
+    ColorJitter,
+    Grayscale,
+    ColorMatrix,
+    ToneCurve,
+    Equalize,
+    Clahe,
+    Convolve,
+    Median,
+    Pixelate,
+    ShufflePixels,
+    Noise,
+    Blur,
+    Jpeg,
+)
+
+
 # --------------------------------------------------------------------------------------------- helpers
 
 
@@ -483,7 +600,7 @@ def checked_bits(edit: Edit, parameter: str, bits: object) -> Bits:
     rows = bits if isinstance(bits, tuple) else None
     if (
         not rows
-        or not all(isinstance(row, str) and row and set(row) <= {"0", "1"} for row in rows)
+        or not all(isinstance(row, str) and row and not row.strip("01") for row in rows)
         or len({len(row) for row in rows}) != 1
     ):
         raise ValueError(

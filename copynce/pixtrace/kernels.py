@@ -402,6 +402,91 @@ def fill(planes, value, weight):  # type: ignore[no-untyped-def]
         weight[i, first:last] = value
 
 
+@njit("void(float64[:, ::1], float64[:, ::1], uint8[:, ::1], uint8[:, ::1])", **_options)
+def cut(planes, matrix, bits, drawn):  # type: ignore[no-untyped-def]
+    """Set ``drawn`` to 0 where, inside of the region, ``matrix`` sends the pixel centre to no 1 of ``bits``."""
+    height, width = drawn.shape
+    rows = float(bits.shape[0])
+    columns = float(bits.shape[1])
+    spans = _spans(planes, 0, planes.shape[0], height, width)
+    affine = matrix[2, 0] == 0.0 and matrix[2, 1] == 0.0
+    for i in range(height):
+        y = i + 0.5
+        u0 = matrix[0, 1] * y + matrix[0, 2]
+        v0 = matrix[1, 1] * y + matrix[1, 2]
+        w0 = matrix[2, 1] * y + matrix[2, 2]
+        scale = 1.0 / w0
+        for j in range(spans[i, 0], spans[i, 1]):
+            x = j + 0.5
+            w = matrix[2, 0] * x + w0
+            if not affine:
+                scale = 1.0 / w
+            u = (matrix[0, 0] * x + u0) * scale + TIE
+            v = (matrix[1, 0] * x + v0) * scale + TIE
+            if not (w > 0.0 and u >= 0.0 and u < columns and v >= 0.0 and v < rows and bits[int(v), int(u)] != 0):
+                drawn[i, j] = 0
+
+
+@njit("void(uint8[:, ::1], uint8, uint8[:, ::1])", **_options)
+def fill_drawn(drawn, value, weight):  # type: ignore[no-untyped-def]
+    """Set ``weight`` to ``value`` where ``drawn`` is not 0."""
+    inside = drawn.reshape(-1)
+    flat = weight.reshape(-1)
+    for k in range(flat.size):
+        flat[k] = value if inside[k] != 0 else flat[k]
+
+
+@njit("void(uint8[:, ::1], int64, uint8[:, ::1])", **_options)
+def fade_drawn(drawn, kept, weight):  # type: ignore[no-untyped-def]
+    """Multiply ``weight`` by ``kept / 255`` where ``drawn`` is not 0, rounding to nearest."""
+    faded = np.empty(256, np.uint8)
+    for value in range(256):
+        faded[value] = (value * kept + 127) // 255
+    inside = drawn.reshape(-1)
+    flat = weight.reshape(-1)
+    for k in range(flat.size):
+        if inside[k] != 0:
+            flat[k] = faded[flat[k]]
+
+
+@njit("void(uint8[:, ::1], float64, float64, float64, uint8[:, :, ::1])", **_options)
+def add_colour(weight, red, green, blue, out):  # type: ignore[no-untyped-def]
+    """out [H, W, 3] += one colour, in [0, 1], times ``weight``, rounded."""
+    height, width = weight.shape
+    for i in range(height):
+        for j in range(width):
+            share = weight[i, j]
+            if share != 0:
+                out[i, j, 0] = min(255, out[i, j, 0] + int(share * red + 0.5))
+                out[i, j, 1] = min(255, out[i, j, 1] + int(share * green + 0.5))
+                out[i, j, 2] = min(255, out[i, j, 2] + int(share * blue + 0.5))
+
+
+@njit("void(float64[:, ::1], float64, uint8[:, ::1])", **_options)
+def draw_stroke(points, radius, drawn):  # type: ignore[no-untyped-def]
+    """Set ``drawn`` to 1 where a pixel's centre lies within ``radius`` of the line through points (x, y) [N, 2]."""
+    height, width = drawn.shape
+    for k in range(len(points) - 1):
+        ax = points[k, 0]
+        ay = points[k, 1]
+        dx = points[k + 1, 0] - ax
+        dy = points[k + 1, 1] - ay
+        length = max(dx * dx + dy * dy, 1e-12)
+        top = max(int(min(ay, ay + dy) - radius - 1.0), 0)
+        bottom = min(int(max(ay, ay + dy) + radius + 1.0), height)
+        left = max(int(min(ax, ax + dx) - radius - 1.0), 0)
+        right = min(int(max(ax, ax + dx) + radius + 1.0), width)
+        for i in range(top, bottom):
+            for j in range(left, right):
+                x = j + 0.5 - ax
+                y = i + 0.5 - ay
+                along = min(max((x * dx + y * dy) / length, 0.0), 1.0)
+                x -= along * dx
+                y -= along * dy
+                if x * x + y * y <= radius * radius:
+                    drawn[i, j] = 1
+
+
 @njit("void(int32[:, ::1], int64, uint16[::1], uint16[:, ::1])", **_options)
 def count_overlap(index, patch, numbers, counts):  # type: ignore[no-untyped-def]
     """counts[p, q] = number of pixels of view patch p whose source lies in grid patch q (``numbers`` says which).

@@ -252,7 +252,7 @@ class StampShare(SizeFree):
         if w > width:
             h, w = max(1, round(h * width / w)), width
         top, left = round(self.y * (height - h)), round(self.x * (width - max(1, w)))
-        return (Stamp(self.bits, top, left, h, max(1, w), self.color, self.opacity),)
+        return (_trusted(Stamp, self.bits, top, left, h, max(1, w), self.color, self.opacity),)
 
 
 @dataclass(frozen=True)

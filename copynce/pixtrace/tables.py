@@ -13,6 +13,7 @@ A :class:`CoordinateTable` is the dictionary T of the paper in array form: ``T[c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -318,19 +319,41 @@ def trace_pairs(
     def work(begin: int, end: int) -> None:
         kernels.trace_pairs(packed, starts, begin, end, *grid, query_to_reference, reference_to_query)
 
+    def work_slowly(i: int) -> None:
+        pair = plans[i]
+        assert pair is not None, "only pairs with plans are slow"
+        _trace_pair(*pair, grid, query_to_reference[i], reference_to_query[i])
+
     if threads == 1 or len(plans) < 2:
         work(0, len(plans))
+        for i in slow:
+            work_slowly(i)
     else:
         # Four pieces a thread, since pairs differ in cost.
         edges = np.linspace(0, len(plans), min(len(plans), 4 * threads) + 1).astype(int).tolist()
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, edges[:-1], edges[1:]))
-    for i in slow:
-        pair = plans[i]
-        assert pair is not None, "only pairs with plans are slow"
-        query_table, reference_table = trace_plan(pair[0], grid), trace_plan(pair[1], grid)
-        query_to_reference[i] = bridge(query_table, reference_table).index
-        reference_to_query[i] = bridge(reference_table, query_table).index
+            done = [pool.submit(work, begin, end) for begin, end in itertools.pairwise(edges)]
+            done += [pool.submit(work_slowly, i) for i in slow]
+            for future in done:
+                future.result()
+
+
+def _trace_pair(
+    query: RenderPlan,
+    reference: RenderPlan,
+    grid: Size,
+    query_to_reference: NDArray[np.int32],
+    reference_to_query: NDArray[np.int32],
+) -> None:
+    """Both tables of one pair, for views that the batch's kernel cannot trace: those of bitmaps and dense maps."""
+    if reference.plain and query.below is None:
+        # The reference is the source itself, resized: the query's own table is the answer, and leads back.
+        forward = query.trace(grid, query_to_reference)
+        kernels.project(forward, query_to_reference, False, query_to_reference, reference_to_query)
+        return
+    query_table, reference_table = trace_plan(query, grid), trace_plan(reference, grid)
+    query_to_reference[:] = bridge(query_table, reference_table).index
+    reference_to_query[:] = bridge(reference_table, query_table).index
 
 
 def _trusted(

@@ -1,11 +1,13 @@
 """The heart of the suite: a picture whose colours encode its coordinates must come out as the table says.
 
 The pixel executor (DALI) and the coordinate executor (PixTrace) share the program's numbers and nothing else, so they
-can only agree if both are right.
+can only agree if both are right. COPYNCE_PROGRAMS sets how many random programs of each policy are drawn (default 200).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,26 +16,40 @@ import pytest
 from PIL import Image
 
 from copynce.pixtrace import (
+    POLICIES,
     Affine,
     Crop,
     Edit,
     EditProgram,
     Erase,
     HorizontalFlip,
+    Lens,
+    Matte,
+    MatteShare,
+    Mesh,
     Overlay,
     Pad,
     PasteOnto,
     Perspective,
+    Remap,
     Resize,
     Rotation,
+    Stamp,
+    StampShare,
+    Swirl,
     VerticalFlip,
+    Wave,
+    bits_of,
     sample_program,
+    stroke_bits,
+    text_bits,
 )
 from dali_pipelines import render_programs
 
 SIZE = 224
 #: Blue tells what a pixel shows: the source, another picture, or nothing (black).
 SOURCE_BLUE, OTHER_BLUE = 128, 255
+PROGRAMS = int(os.environ.get("COPYNCE_PROGRAMS", "200"))
 
 
 def coded_picture(height: int, width: int) -> np.ndarray:
@@ -64,11 +80,21 @@ def neighbourhood(mask: np.ndarray, radius: int = 2) -> np.ndarray:
     return windows.all(axis=(2, 3))
 
 
+def bare(program: EditProgram) -> EditProgram:
+    """The geometry and layers of a program, what is painted in the blue of other pictures."""
+    return EditProgram(
+        tuple(
+            dataclasses.replace(edit, color=(0.0, 0.0, 1.0)) if isinstance(edit, (Stamp, StampShare)) else edit
+            for edit in program.geometry_only().edits
+        )
+    )
+
+
 def check(path: Path, programs: Sequence[EditProgram], other: Path) -> None:
     """Assert that pixels and tables agree; says which program does not."""
     with Image.open(path) as image:
         width, height = image.size
-    programs = [program.geometry_only() for program in programs]
+    programs = [bare(program) for program in programs]
     rendered = render_programs([path] * len(programs), programs, SIZE, pictures=[other]).astype(np.float64)
     pixels_per_level = np.array([1 / levels_per_pixel(width), 1 / levels_per_pixel(height)])
     # One source pixel. A source larger than the grid: one pixel of the grid, the table's unit, and one grey level.
@@ -97,6 +123,11 @@ def check(path: Path, programs: Sequence[EditProgram], other: Path) -> None:
     assert good / total >= 0.99
 
 
+_Y, _X = np.mgrid[:80, :60] + 0.5
+DISC = np.hypot((_Y - 40) / 36, (_X - 30) / 25) < 1
+#: Twice as large, mirrored, and partly from outside of the picture.
+SPREAD = np.stack([75.0 - np.mgrid[:150, :160][1] / 2, np.mgrid[:150, :160][0] / 2 + 20.0], axis=-1)
+
 SINGLE: dict[str, tuple[Edit, ...]] = {
     "none": (),
     "crop": (Crop(13, 11, 70, 57),),
@@ -112,6 +143,19 @@ SINGLE: dict[str, tuple[Edit, ...]] = {
     "paste onto": (Resize(80, 60), PasteOnto(200, 170, 33, 51)),
     "overlay": (Overlay(20, 10, 61, 47),),
     "erase": (Erase(11, 5, 50, 60, noise=5),),
+    "stamp": (Stamp(bits_of(np.tri(6, 8)), 9, 7, 60, 55),),
+    "text": (StampShare(text_bits("COPY"), 0.4, 0.3, 0.6),),
+    "stroke": (StampShare(stroke_bits(((0.1, 0.2), (0.9, 0.5), (0.2, 0.9)), 0.15), 0.9, 0.5, 0.5),),
+    "matte": (
+        Resize(80, 60),
+        Matte(bits_of(DISC), ((0.9, -0.4, 30.0), (0.3, 1.1, 10.0), (0.001, 0.0, 1.0)), 120, 130, picture=0.4),
+    ),
+    "swirl": (Swirl(0.15, 0.6, 0.4, 0.55),),
+    "wave": (Wave(0.04, 0.03, 2.5, 0.2),),
+    "lens": (Lens(0.5),),
+    "pulled lens": (Lens(-0.4),),
+    "mesh": (Mesh((((0.0, 0.1), (0.05, 0.0)), ((-0.1, 0.0), (0.0, -0.08)), ((0.1, 0.1), (0.0, 0.0)))),),
+    "remap of another size": (Resize(90, 80), Remap(SPREAD)),
 }
 CHAINS: dict[str, tuple[Edit, ...]] = {
     "flip then paste then rotate": (HorizontalFlip(), PasteOnto(700, 600, 12, 20), Rotation(17.0), Pad(5, 6, 7, 8)),
@@ -126,6 +170,25 @@ CHAINS: dict[str, tuple[Edit, ...]] = {
         Perspective(((1.0, 0.2, 0.0), (0.1, 1.0, 0.0), (0.0005, 0.0, 1.0))),
         Resize(100, 90),
     ),
+    "stamp, then matte, then turn": (
+        StampShare(text_bits("OK"), 0.5, 0.2, 0.3),
+        MatteShare(bits_of(DISC), 0.8, 30.0, 0.4, 0.6),
+        Rotation(-20.0),
+    ),
+    "overlay, swirl, crop, paste": (
+        Overlay(20, 10, 40, 30),
+        Swirl(-0.1),
+        Crop(30, 30, 150, 160),
+        PasteOnto(200, 200, 10, 30),
+    ),
+    "erase and stamp below two dense maps": (
+        Erase(10, 10, 30, 20, noise=9),
+        StampShare(("1",), 0.2, 0.9, 0.9),
+        Lens(0.3),
+        HorizontalFlip(),
+        Wave(0.03, 0.0, 1.5),
+        Pad(10, 20, 30, 40),
+    ),
 }
 
 
@@ -135,12 +198,16 @@ def test_single_edits_and_chains(folder: Path, picture: str) -> None:
     check(folder / f"{picture}.png", programs, folder / "other.png")
 
 
-@pytest.mark.parametrize("policy", ["descriptor", "matcher"])
+EVERYTHING = dataclasses.replace(POLICIES["phase2"], text="effective", emoji=0.3, stroke=0.3, matte=0.2, remap=0.4)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "everything"])
 def test_random_programs(folder: Path, policy: str) -> None:
-    programs = [sample_program(policy, seed=3, epoch=1, uuid=f"picture {i}") for i in range(200)]
-    for half, picture in ((programs[:100], "wide"), (programs[100:], "tall")):
-        check(folder / f"{picture}.png", half, folder / "other.png")
-    check(folder / "large.png", programs[:60], folder / "other.png")
+    chosen = EVERYTHING if policy == "everything" else policy
+    programs = [sample_program(chosen, seed=3, epoch=1, uuid=f"picture {i}") for i in range(PROGRAMS)]
+    # Twice as many on small pictures, where a pixel has two levels of its colour.
+    for part, picture in enumerate(("wide", "tall", "large", "wide", "tall")):
+        check(folder / f"{picture}.png", programs[part::5], folder / "other.png")
 
 
 def test_layers_show_at_their_opacity(folder: Path) -> None:
@@ -149,6 +216,17 @@ def test_layers_show_at_their_opacity(folder: Path) -> None:
     left, right = pixels[100, 20].astype(float), pixels[100, 200].astype(float)
     assert right[2] == pytest.approx(SOURCE_BLUE, abs=1)
     assert left[2] == pytest.approx(0.75 * SOURCE_BLUE + 0.25 * OTHER_BLUE, abs=2)
+
+
+def test_paint_shows_in_its_colour_at_its_opacity(folder: Path) -> None:
+    box = Stamp(("1",), 0, 0, 97, 64, color=(1.0, 0.5, 0.0), opacity=0.75)
+    dot = Stamp(("1",), 0, 0, 97, 32, color=(0.0, 0.0, 1.0))
+    pixels = render_programs([folder / "wide.png"], [EditProgram((box, dot))], SIZE)[0].astype(float)
+    plain = render_programs([folder / "wide.png"], [EditProgram()], SIZE)[0].astype(float)
+    np.testing.assert_allclose(pixels[:, :54], np.broadcast_to([0, 0, 255], (SIZE, 54, 3)), atol=1)
+    blended = 0.25 * plain[:, 58:110] + 0.75 * np.array([255, 127.5, 0])
+    np.testing.assert_allclose(pixels[:, 58:110], blended, atol=1.5)
+    np.testing.assert_array_equal(pixels[:, 114:], plain[:, 114:])
 
 
 def test_a_program_that_the_graph_cannot_render_is_named(folder: Path) -> None:

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
-from copynce.pixtrace import Blur, ColorJitter, Crop, EditProgram, Erase, Grayscale, Jpeg, Pad, Resize
+import copynce.pixtrace.extras as extras
+from copynce.pixtrace import (
+    Blur,
+    Clahe,
+    ColorJitter,
+    ColorMatrix,
+    Convolve,
+    Crop,
+    EditProgram,
+    Equalize,
+    Erase,
+    Grayscale,
+    Jpeg,
+    Median,
+    Noise,
+    Pad,
+    Photometric,
+    Pixelate,
+    Resize,
+    ShufflePixels,
+    ToneCurve,
+)
 from dali_pipelines import render_programs
 
 SIZE = 64
@@ -128,3 +150,180 @@ def test_uncovered_pixels_are_black_before_colours(picture: Path) -> None:
     darker = rendered(picture, Crop(0, 0, 32, 32), Pad(16, 16, 16, 16), Resize(SIZE, SIZE), ColorJitter(brightness=0.5))
     assert (darker[:15, :15] == 0).all()
     assert darker[32, 32].min() > 20
+
+
+SEPIA = ((0.393, 0.769, 0.189, 0.0), (0.349, 0.686, 0.168, 0.0), (0.272, 0.534, 0.131, 0.0))
+SHIFTED = ((1.0, 0.0, 0.0, 0.4), (0.0, 0.0, 1.0, -0.3), (0.0, -1.0, 0.0, 1.0))
+EDGES = {
+    ImageFilter.EDGE_ENHANCE: ((-0.5, -0.5, -0.5), (-0.5, 5.0, -0.5), (-0.5, -0.5, -0.5)),
+    ImageFilter.EDGE_ENHANCE_MORE: ((-1.0, -1.0, -1.0), (-1.0, 9.0, -1.0), (-1.0, -1.0, -1.0)),
+}
+
+
+@pytest.mark.parametrize("rows", [SEPIA, SHIFTED], ids=["sepia", "shifted and swapped"])
+def test_a_colour_matrix_is_one_product(picture: Path, rows: tuple[tuple[float, float, float, float], ...]) -> None:
+    matrix = np.array(rows)
+    expected = np.clip(as_array(picture) @ matrix[:, :3].T + 255 * matrix[:, 3], 0, 255)
+    assert np.abs(rendered(picture, ColorMatrix(rows)) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        tuple(((k / 255) ** 1.7) for k in range(256)),
+        tuple((k & 0xF0) / 255 for k in range(256)),
+        (1.0, 0.0),
+        (0.2, 0.9, 0.1),
+    ],
+    ids=["gamma", "posterized", "inverted", "three stops"],
+)
+def test_a_tone_curve_is_interpolated(picture: Path, levels: tuple[float, ...]) -> None:
+    expected = 255 * np.interp(as_array(picture) / 255, np.linspace(0, 1, len(levels)), levels)
+    assert np.abs(rendered(picture, ToneCurve(levels)) - expected).max() <= 0.51
+
+
+def test_equalizing_flattens_each_histogram(picture: Path) -> None:
+    expected = as_array(picture).astype(int)
+    for c in range(3):
+        counts = np.bincount(expected[..., c].ravel(), minlength=256).cumsum()
+        least = counts[counts > 0][0]
+        expected[..., c] = (np.clip(counts - least, 0, None) * 255 / (SIZE * SIZE - least)).round()[expected[..., c]]
+    assert np.abs(rendered(picture, Equalize()) - expected).max() <= 1
+
+
+def test_clahe_raises_local_contrast_and_keeps_grey(picture: Path) -> None:
+    def local_contrast(colours: np.ndarray) -> float:
+        luma = colours @ (0.299, 0.587, 0.114)
+        return float(luma.reshape(8, SIZE // 8, 8, SIZE // 8).std(axis=(1, 3)).mean())
+
+    assert local_contrast(rendered(picture, Clahe())) > 1.2 * local_contrast(as_array(picture))
+    assert np.ptp(rendered(picture, Grayscale(), Clahe()), axis=2).max() <= 1
+
+
+@pytest.mark.parametrize("name", EDGES, ids=lambda kernel: kernel.name)
+def test_convolving_is_pillows_kernel(picture: Path, name: type[ImageFilter.BuiltinFilter]) -> None:
+    expected = np.asarray(Image.open(picture).filter(name)).astype(np.float64)
+    # Pillow leaves the border as it was.
+    assert np.abs(rendered(picture, Convolve(EDGES[name])) - expected)[1:-1, 1:-1].max() <= 1
+
+
+def test_kernels_are_correlated_and_merged(picture: Path) -> None:
+    left = ((1.0, 0.0, 0.0),)  # each pixel takes its left neighbour
+    below = ((0.0,), (0.0,), (1.0,))
+    moved = rendered(picture, Convolve(left), Convolve(below))
+    np.testing.assert_array_equal(moved[:-1, 1:], as_array(picture)[1:, :-1])
+
+
+@pytest.mark.parametrize("window", [3, 5, 7])
+def test_median_is_pillows(picture: Path, window: int) -> None:
+    expected = np.asarray(Image.open(picture).filter(ImageFilter.MedianFilter(window)))
+    np.testing.assert_array_equal(rendered(picture, Median(window)), expected)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.77])
+def test_pixelating_is_shrinking_and_repeating(picture: Path, ratio: float) -> None:
+    side = round(ratio * SIZE)
+    small = Image.open(picture).resize((side, side), Image.Resampling.BILINEAR)
+    expected = np.asarray(small.resize((SIZE, SIZE), Image.Resampling.NEAREST)).astype(np.float64)
+    cell = SIZE // side + 1
+    # At the border of the picture Pillow leaves outside taps out, DALI repeats the border.
+    off = np.abs(rendered(picture, Pixelate(ratio)) - expected)[cell:-cell, cell:-cell]
+    # A pixel whose centre lies on the border of two cells may fall to either.
+    assert np.percentile(off, 97) <= 2
+    np.testing.assert_array_equal(rendered(picture, Pixelate(1.0)), as_array(picture))
+
+
+def test_shuffling_moves_a_tenth_of_the_pixels(picture: Path) -> None:
+    plain, shuffled = as_array(picture), rendered(picture, ShufflePixels())
+    assert 0.07 < (plain != shuffled).any(axis=2).mean() < 0.12
+    assert sorted(map(tuple, plain.reshape(-1, 3))) == sorted(map(tuple, shuffled.reshape(-1, 3)))
+
+
+def test_noise_has_its_strength_and_number(picture: Path) -> None:
+    plain = as_array(picture)
+    grey, coloured, again = (rendered(picture, Noise(*n)) - plain for n in ((0.04, 0, 7), (0, 0.02, 7), (0, 0.02, 8)))
+    assert grey.std() == pytest.approx(0.04 * 255, rel=0.1)
+    assert np.ptp(grey, axis=2).max() <= 1
+    assert coloured.std() == pytest.approx(0.02 * 255, rel=0.1)
+    assert np.abs(np.corrcoef(coloured.reshape(-1, 3).T)[np.triu_indices(3, 1)]).max() < 0.1
+    assert np.abs(coloured - again).mean() > 3
+
+
+def test_all_effects_together_and_one_at_a_time_in_a_batch(picture: Path) -> None:
+    effects = (
+        ColorJitter(hue=0.1), Grayscale(), ColorMatrix(SEPIA), ToneCurve((0.0, 1.0)), Equalize(), Clahe(),
+        Convolve(EDGES[ImageFilter.EDGE_ENHANCE]), Median(3), Pixelate(0.5), ShufflePixels(), Noise(0.01),
+        Blur(4.0), Jpeg(50),
+    )  # fmt: skip
+    programs = [EditProgram(effects), EditProgram(), *(EditProgram((effect,)) for effect in effects)]
+    batch = render_programs([picture] * len(programs), programs, SIZE)
+    for program, pixels in zip(programs, batch, strict=True):
+        np.testing.assert_array_equal(pixels, render_programs([picture], [program], SIZE)[0])
+    with pytest.raises(ValueError, match="in this order, got Noise after Blur"):
+        rendered(picture, Blur(4.0), Noise(0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ColorMatrix(((1.0, 0.0, 0.0),) * 3), "ColorMatrix.rows must be three rows of four finite numbers"),
+        (lambda: ToneCurve((0.0, 1.2)), r"ToneCurve.levels must be 2 to 256 numbers in \[0, 1\]"),
+        (lambda: Convolve(((1.0, 0.0),)), "Convolve.kernel must be rows of one length, all sides odd"),
+        (lambda: Convolve(((float("nan"),),)), "Convolve.kernel must be finite"),
+        (lambda: Median(4), "Median.window must be odd"),
+        (lambda: Pixelate(0.0), "Pixelate.ratio must be a number in"),
+        (lambda: Noise(2.0), "Noise.luma must be a number in"),
+    ],
+)
+def test_wrong_numbers_are_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class Fixed:
+    """A stream of numbers that are all the same share of their range."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def unit(self) -> float:
+        return self.share
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self.share
+
+    def integer(self, below: int) -> int:
+        return int(below * self.share)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
+def test_extra_operations_equal_their_formulas(picture: Path, share: float) -> None:
+    plain, draw = as_array(picture), Fixed(share)
+    low_to_high = 0.8 + 0.4 * share
+    expected = {
+        extras.solarize: np.where(plain >= 128, 255 - plain, plain),
+        extras.posterize: plain.astype(int) & 0xF0,
+        extras.gamma: 255 * (plain / 255) ** low_to_high,
+        extras.invert: 255 - plain,
+        extras.multiplicative_noise: plain * (0.9 + 0.2 * share),
+        extras.brightness_contrast: plain * low_to_high + 255 * (0.4 * share - 0.2),
+        extras.rgb_shift: plain + 40 * share - 20,
+    }
+    for operation, colours in expected.items():
+        edit = operation(draw)
+        assert edit is not None
+        assert np.abs(rendered(picture, edit) - np.clip(colours, 0, 255)).max() <= 1.0, operation.__name__
+    assert np.asarray(extras.hue_saturation_value(draw).rows)[:, :3].sum(axis=1) == pytest.approx(1.0, abs=2e-3)  # type: ignore[attr-defined]
+    assert np.sum(extras.motion_blur(draw).kernel) == pytest.approx(1.0)  # type: ignore[attr-defined]
+    alpha, lightness = 0.2 + 0.3 * share, 0.5 + 0.5 * share
+    assert np.sum(extras.sharpen(draw).kernel) == pytest.approx(1.0 - alpha + alpha * lightness)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("operation", extras.EXTRAS, ids=lambda operation: operation.__name__)
+def test_every_extra_operation_renders(picture: Path, operation: Callable[[Fixed], Photometric | None]) -> None:
+    edit = operation(Fixed(0.7))
+    if edit is None:
+        assert operation is extras.rain
+    else:
+        difference = np.abs(rendered(picture, edit) - as_array(picture))
+        assert difference.max() > 0

@@ -20,8 +20,10 @@ from copynce.pixtrace import (
     PasteOnto,
     Perspective,
     Photometric,
+    Remap,
     Resize,
     Rotation,
+    Stamp,
     Stretch,
     Tilt,
     VerticalFlip,
@@ -67,9 +69,17 @@ def pull_points(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tupl
         elif isinstance(edit, (Overlay, Erase)):
             inside = _inside(x - edit.left, y - edit.top, edit.height, edit.width)
             share = np.where(inside, share * (0.0 if isinstance(edit, Erase) else 1.0 - edit.opacity), share)
+        elif isinstance(edit, Stamp):
+            bits = mask_of(edit.bits)
+            inside = _inside(x - edit.left, y - edit.top, edit.height, edit.width)
+            row, column = (y - edit.top) * bits.shape[0] / edit.height, (x - edit.left) * bits.shape[1] / edit.width
+            row, column = (np.floor(np.where(inside, v, 0) + 1e-7).astype(int) for v in (row, column))
+            share = np.where(inside & (bits[row, column] == 1), share * (1.0 - edit.opacity), share)
+        elif isinstance(edit, Remap):
+            x, y = _sampled(edit.field, x - 0.5, y - 0.5)
         else:
             assert isinstance(edit, Photometric)
-        if isinstance(edit, (Affine, Perspective, Matte, Pad, PasteOnto)):
+        if isinstance(edit, (Affine, Perspective, Matte, Pad, PasteOnto, Remap)):
             share = np.where(_inside(x, y, height, width), share, 0.0)
         if isinstance(edit, Matte):
             rows, columns = (np.floor(np.where(share > 0, v, 0) + 1e-7).astype(int) for v in (y, x))
@@ -77,6 +87,18 @@ def pull_points(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tupl
         if isinstance(edit, (PasteOnto, Matte)):
             share = share * edit.opacity
     return x, y, share
+
+
+def _sampled(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The x and y of a dense map at fractional array positions, by four corners, held at the border."""
+    height, width = field.shape[:2]
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
+    j, i = np.floor(x).astype(int), np.floor(y).astype(int)
+    out = np.zeros((*x.shape, 2))
+    for row, down in ((i, 1 - (y - i)), (np.minimum(i + 1, height - 1), y - i)):
+        for column, across in ((j, 1 - (x - j)), (np.minimum(j + 1, width - 1), x - j)):
+            out += (down * across)[..., None] * field[row, column]
+    return out[..., 0], out[..., 1]
 
 
 def _inside(x: np.ndarray, y: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -87,7 +109,7 @@ def _inside(x: np.ndarray, y: np.ndarray, height: int, width: int) -> np.ndarray
 def exact_index(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
     """int32 [H, W]: the table of :func:`pull_points`."""
     x, y, share = pull_points(edits, source_shape, grid)
-    shown = share >= 0.5
+    shown = 255 * share >= 126.5  # 127 of 255 or more, rounded
     column = np.floor(np.where(shown, x, 0) * grid[1] / source_shape[1] + 1e-7).clip(0, grid[1] - 1)
     row = np.floor(np.where(shown, y, 0) * grid[0] / source_shape[0] + 1e-7).clip(0, grid[0] - 1)
     return np.where(shown, row * grid[1] + column, -1).astype(np.int32)

@@ -15,13 +15,16 @@ import pytest
 
 from copynce.pixtrace import (
     POLICIES,
-    RELEASED_PAINT,
     Affine,
     Blur,
+    Clahe,
     ColorJitter,
+    ColorMatrix,
+    Convolve,
     Crop,
     Edit,
     EditProgram,
+    Equalize,
     Erase,
     EraseShare,
     Grayscale,
@@ -30,7 +33,9 @@ from copynce.pixtrace import (
     Lens,
     Matte,
     MatteShare,
+    Median,
     Mesh,
+    Noise,
     Overlay,
     OverlayShare,
     Pad,
@@ -38,17 +43,22 @@ from copynce.pixtrace import (
     PasteOnto,
     PasteShare,
     Perspective,
+    Photometric,
+    Pixelate,
     Policy,
     Remap,
     Resize,
     ResizedCrop,
     Rotation,
     Shift,
+    ShufflePixels,
+    SizeFree,
     Stamp,
     StampShare,
     Stretch,
     Swirl,
     Tilt,
+    ToneCurve,
     VerticalFlip,
     Wave,
     bits_of,
@@ -57,6 +67,7 @@ from copynce.pixtrace import (
     stroke_bits,
     text_bits,
 )
+from copynce.pixtrace.edits import PHOTOMETRIC_ORDER
 from copynce.pixtrace.shares import homography
 
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -79,6 +90,15 @@ EVERY_EDIT: tuple[Edit, ...] = (
     Grayscale(),
     Blur(1.25),
     Jpeg(20),
+    ColorMatrix(((1.0, 0.0, 0.0, 0.1), (0.0, 0.5, 0.5, 0.0), (0.0, 0.0, -1.0, 1.0))),
+    ToneCurve((0.0, 0.7, 1.0)),
+    Equalize(),
+    Clahe(),
+    Convolve(((0.5, 0.25, 0.25),)),
+    Median(5),
+    Pixelate(0.4),
+    ShufflePixels(),
+    Noise(0.1, 0.2, 5),
     ResizedCrop(SHAPES, 0.1, 0.9),
     Rotation(33.0, 5.0),
     Stretch(0.7, 1.2),
@@ -189,10 +209,9 @@ def test_programs_hold_edits_only() -> None:
 
 def test_geometry_only() -> None:
     program = EditProgram(EVERY_EDIT).geometry_only()
-    names = {type(edit).__name__ for edit in program.edits}
-    assert not names & {"ColorJitter", "Grayscale", "Blur", "Jpeg"}
+    assert not any(isinstance(edit, Photometric) for edit in program.edits)
     assert all(getattr(edit, "opacity", 1.0) == 1.0 for edit in program.edits)
-    assert len(program.edits) == len(EVERY_EDIT) - 4
+    assert len(program.edits) == len(EVERY_EDIT) - len(PHOTOMETRIC_ORDER)
 
 
 def test_homography_meets_its_points() -> None:
@@ -206,7 +225,7 @@ def test_homography_meets_its_points() -> None:
 
 def test_size_free_edits_fit_any_picture() -> None:
     for height, width in ((1, 1), (1, 400), (333, 1), (37, 1001), (224, 224)):
-        for edit in EVERY_EDIT[17:]:
+        for edit in (edit for edit in EVERY_EDIT if isinstance(edit, SizeFree)):
             h, w = height, width
             for concrete in edit.at(height, width, (48, 64)):
                 h, w = concrete.output_size(h, w)
@@ -257,10 +276,12 @@ def rates(policy: Policy | str, count: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("policy", "crop", "warp", "pad", "jpeg"),
-    [("descriptor", 0.3, 0.25, 0.15, 0.25), ("matcher", 0.5, 0.35, 0.25, 0.35)],
+    ("policy", "crop", "warp", "pad", "jpeg", "edges"),
+    [("descriptor", 0.3, 0.25, 0.15, 0.25, 0.25), ("matcher", 0.5, 0.35, 0.25, 0.35, 0.3)],
 )
-def test_rates_are_the_released_ones(policy: str, crop: float, warp: float, pad: float, jpeg: float) -> None:
+def test_rates_are_the_released_ones(
+    policy: str, crop: float, warp: float, pad: float, jpeg: float, edges: float
+) -> None:
     found = rates(policy, 4000)
     close = {"abs": 0.03}  # four standard deviations of the rarest
     assert found["PasteShare"] == pytest.approx(crop / 3, **close)
@@ -272,6 +293,10 @@ def test_rates_are_the_released_ones(policy: str, crop: float, warp: float, pad:
     assert found["PadShare"] == pytest.approx(pad, **close)
     assert found["EraseShare"] == pytest.approx(pad, **close)
     assert found["Jpeg"] == pytest.approx(jpeg, **close)
+    assert found["ShufflePixels"] == pytest.approx(pad, **close)
+    assert found["Pixelate"] == pytest.approx(pad * (1.0 - 0.22) / (2.2 - 0.22), **close)  # else it changes nothing
+    assert found["Convolve"] == pytest.approx(edges + 0.15 / 12, **close)  # two of the 24 extra operations are kernels
+    assert found["Median"] == pytest.approx(0.15 / 24, abs=0.005)
     assert found["Grayscale"] == pytest.approx(0.25, **close)
     assert found["ColorJitter"] == 1.0
 
@@ -290,8 +315,7 @@ def test_half_of_the_rotations_snap() -> None:
 def test_named_policies_stay_with_what_can_be_drawn(policy: str) -> None:
     for k in range(200):
         plan = sample_program(policy, seed=0, epoch=0, uuid=str(k)).plan((48, 64), (32, 32))
-        assert plan.special == ()
-        assert len(plan.layers) <= 2
+        assert sum(layer.color is None for layer in plan.pictures()) <= 2
 
 
 @pytest.mark.parametrize(
@@ -304,17 +328,39 @@ def test_named_policies_stay_with_what_can_be_drawn(policy: str) -> None:
     ],
 )
 def test_both_text_probabilities(name: str, text: str, rate: float) -> None:
-    policy = dataclasses.replace(POLICIES[name], text=text)
+    policy = dataclasses.replace(POLICIES[name], text=text, emoji=0.0, stroke=0.0)
     assert rates(policy, 1500)["StampShare"] == pytest.approx(rate, abs=0.05)
 
 
-def test_released_paint_and_the_other_optional_edits() -> None:
-    policy = dataclasses.replace(POLICIES["matcher"], **RELEASED_PAINT["matcher"], matte=0.5, remap=0.5, stretch=0.5)
-    specials = set()
+@pytest.mark.parametrize(("name", "emoji", "stroke"), [("descriptor", 0.25, 0.25), ("matcher", 0.35, 0.3)])
+def test_emoji_and_strokes_at_the_released_rates(name: str, emoji: float, stroke: float) -> None:
+    for field, rate in (("emoji", emoji), ("stroke", stroke)):
+        policy = dataclasses.replace(POLICIES[name], **{"text": "none", "emoji": 0.0, "stroke": 0.0, field: rate})
+        assert getattr(POLICIES[name], field) == rate
+        assert rates(policy, 800)["StampShare"] == pytest.approx(rate, abs=0.06)
+
+
+def test_the_optional_edits_are_sampled_too() -> None:
+    policy = dataclasses.replace(POLICIES["matcher"], matte=0.5, remap=0.5, stretch=0.5)
+    painted, mapped = set(), set()
     for k in range(30):
         program = sample_program(policy, seed=0, epoch=0, uuid=str(k))
         assert EditProgram.from_json(program.to_json()) == program
         plan = program.plan((48, 64), (32, 32))
-        specials |= set(plan.special)
+        painted.add(any(layer.color is not None for layer in plan.pictures()))
+        mapped.add(plan.below is not None)
         assert program.trace((48, 64), (32, 32)).shape == (32, 32)
-    assert specials == {"Remap", "Stamp"}
+    assert painted == mapped == {True, False}
+
+
+def test_extra_operations_are_drawn_evenly_and_in_the_executors_order() -> None:
+    policy = Policy(extra=1.0)
+    names = Counter[str]()
+    for k in range(400):
+        edits = [e for e in sample_program(policy, seed=0, epoch=0, uuid=str(k)).edits if isinstance(e, Photometric)]
+        places = [PHOTOMETRIC_ORDER.index(type(edit)) for edit in edits]
+        assert places == sorted(places)
+        names.update({type(edit).__name__ for edit in edits})
+    assert names["ColorMatrix"] / 400 == pytest.approx(10 / 24, abs=0.1)
+    assert names["ToneCurve"] / 400 == pytest.approx(5 / 24, abs=0.08)
+    assert {"Equalize", "Clahe", "Median", "Noise"} <= names.keys()

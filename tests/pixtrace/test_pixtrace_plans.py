@@ -19,6 +19,7 @@ from copynce.pixtrace import (
     Overlay,
     Pad,
     PasteOnto,
+    Remap,
     Resize,
     Rotation,
     Stamp,
@@ -121,13 +122,28 @@ def test_flags() -> None:
     assert EditProgram((Pad(5, 0, 0, 0), Crop(0, 5, 30, 40))).plan((30, 40)).opaque  # the pad was cropped away
 
 
-def test_edits_beyond_one_warp_are_named() -> None:
-    matte = Matte(("1" * 40,) * 30, EYE, 30, 40)
-    plan = EditProgram((matte, Swirl(0.1), Stamp(("1",), 0, 0, 5, 5))).plan((30, 40))
-    assert plan.special == ("Remap", "Stamp")
+def test_pictures_and_surfaces_of_a_dense_map() -> None:
+    matte = Matte(("1" * 40,) * 30, EYE, 30, 40, picture=0.75)
+    plan = EditProgram((matte, Swirl(0.1), Stamp(("1",), 0, 0, 5, 5, (0.0, 1.0, 0.0)))).plan((30, 40))
     assert plan.below is not None
-    assert plan.below[0].special == ()  # weights draw a matte
-    assert plan.layers[0].color == (0.0, 0.0, 0.0)
+    assert [(layer.picture, layer.color) for layer in plan.pictures()] == [(0.75, None), (0.0, (0.0, 1.0, 0.0))]
+    surfaces = plan.surfaces()
+    assert [surface.layer.picture for surface in surfaces] == [0.0, 0.75, 0.0]
+    np.testing.assert_array_equal(np.stack([surface.weight for surface in surfaces]), plan.weights())
+    u, v, weight = plan.pull(*(np.mgrid[:224, :224] + 0.5)[::-1])
+    np.testing.assert_allclose(surfaces[0].points[weight > 0], np.stack([u, v], axis=-1)[weight > 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_dense_map_that_moves_nothing_changes_no_weight(name: str) -> None:
+    y, x = np.mgrid[:112, :112] + 0.5
+    still = Remap(np.stack([x, y], axis=-1))
+    edits = (*CHAINS[name], Resize(112, 112))
+    plain, mapped = (EditProgram(e).plan((300, 400), (112, 112)) for e in (edits, (*edits, still)))
+    assert np.abs(plain.weights().astype(int) - mapped.weights()).max() <= 1 + len(plain.covers)
+    np.testing.assert_array_equal(plain.erase_mask(), mapped.erase_mask())
+    assert mapped.erases() == plain.erases() == plain.erase_mask().any()
+    assert not mapped.without_noise().erase_mask().any()
 
 
 def test_photometric_edits_are_kept_once_and_in_order() -> None:

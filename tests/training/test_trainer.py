@@ -180,14 +180,14 @@ def test_two_processes_equal_one_with_the_whole_batch(tiny: Tiny) -> None:
 
 
 def test_bf16_trains_close_to_fp32(tiny: Tiny) -> None:
-    """The encoder's autocast; losses stay float32 (bfloat16 has 8 bits, so a tenth on a loss of about 30)."""
+    """The encoder's autocast; losses stay float32. bfloat16 rounds to 0.4 %, a few times over in two blocks."""
     losses = {}
     for precision in ("fp32", "bf16"):
         config = tiny(f"precision={precision}", "optim.steps=2", out=precision)
         train(config)
         losses[precision] = [line["loss"] for line in read_log(Path(config.out) / "log.jsonl")]
     assert losses["bf16"] != losses["fp32"]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.1)
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")

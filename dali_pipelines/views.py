@@ -240,14 +240,18 @@ class _Placed:
         return True, np.clip(self.points * np.array([width, height], np.float32), np.float32(0.5), far)
 
 
-def _placed(plan: RenderPlan) -> list[_Placed]:
-    """The source and the other pictures and colours of a view."""
+def _placed(plan: RenderPlan) -> tuple[list[_Placed], np.ndarray | None]:
+    """The source and the other pictures and colours of a view; uint8 [H, W, 3] of all its flat colours, if any.
+
+    What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released.
+    """
     if plan.below is not None:
-        return [_Placed(surface.layer, surface.weight, surface.points) for surface in plan.surfaces()]
+        placed = [_Placed(surface.layer, surface.weight, surface.points) for surface in plan.surfaces(noise=False)]
+        return placed, _painted(placed, plan.output_shape)
     if plan.opaque:
-        return [_Placed(plan.source, None, None)]
-    weights = plan.weights()
-    return [_Placed(layer, weights[k], None) for k, layer in enumerate((plan.source, *plan.layers))]
+        return [_Placed(plan.source, None, None)], None
+    weights, painted = plan.blend()
+    return [_Placed(layer, weights[k], None) for k, layer in enumerate((plan.source, *plan.layers))], painted
 
 
 def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
@@ -255,8 +259,7 @@ def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
     check_plan(plan)
     if plan.output_shape != (size, size):
         raise ValueError(f"the plan must end at the view's size {(size, size)}, got {plan.output_shape}")
-    # What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released.
-    source, *others = _placed(plan.without_noise())
+    (source, *others), painted = _placed(plan)
     pictures = [other for other in others if other.layer.color is None]
     if len(view.layers) != len(pictures):
         raise ValueError(f"the plan shows {len(pictures)} other pictures, got {len(view.layers)}")
@@ -272,8 +275,8 @@ def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
         row |= {"blend": True, "weight": source.weight[..., None]}
         for k, (placed, picture) in enumerate(zip(pictures, view.layers, strict=True)):
             row |= _layer_inputs(k, placed, picture, size)
-        if len(pictures) < len(others):
-            row |= {"paint": True, "painted": _painted(others, size)}
+        if painted is not None:
+            row |= {"paint": True, "painted": painted}
     if plan.erases():
         row |= {"erase": True, "mask": plan.erase_mask()[..., None], "noise": _noise(plan.noise, size)}
     return row | _photometric_inputs(plan, size)
@@ -294,13 +297,16 @@ def _layer_inputs(k: int, placed: _Placed, picture: EncodedPicture, size: int) -
     }
 
 
-def _painted(others: Sequence[_Placed], size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the sum of the flat colours, each times its weight."""
-    colours = np.zeros((size, size, 3), np.uint8)
-    for placed in others:
-        if placed.layer.color is not None:
-            kernels.add_colour(placed.weight, *placed.layer.color, colours)
-    return colours
+def _painted(placed: Sequence[_Placed], shape: Size) -> np.ndarray | None:
+    """uint8 [H, W, 3]: the sum of the flat colours, each times its weight, as :meth:`RenderPlan.blend` has it."""
+    flat = [(each.weight, each.layer.color) for each in placed if each.layer.color is not None]
+    if not flat:
+        return None
+    painted = np.zeros((*shape, 3), np.float32)
+    for weight, colour in flat:
+        assert weight is not None, "colours come with weights"
+        painted += np.floor(weight[..., None] * np.array(colour, np.float32) + 0.5)
+    return np.minimum(painted, 255).astype(np.uint8)
 
 
 def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
@@ -383,7 +389,8 @@ def _empty_like(height: int, width: int) -> np.ndarray:
 def _to_picture(layer: LayerPlan, working: Size) -> np.ndarray:
     """float32 [3, 3]: output points to points of the picture at its working size."""
     height, width = working
-    inverse = np.linalg.inv(layer.matrix)  # output -> unit square
+    inverse = np.empty((3, 3))  # output -> unit square
+    kernels.invert(layer.matrix, inverse)
     return (np.array([[width], [height], [1.0]]) * inverse).astype(np.float32)
 
 

@@ -1,7 +1,7 @@
 """PixTrace: edits, edit programs and the coordinate tables that trace every pixel of a copy to its source."""
 
 from copynce.pixtrace.bitmaps import bits_of, mask_of, stroke_bits, text_bits
-from copynce.pixtrace.compose import Cover, LayerPlan, Mask, Region, RenderPlan, Surface
+from copynce.pixtrace.compose import Bitmap, Cover, LayerPlan, Region, RenderPlan, Surface
 from copynce.pixtrace.edits import (
     Affine,
     Blur,
@@ -68,6 +68,7 @@ from copynce.pixtrace.tables import (
 __all__ = [
     "POLICIES",
     "Affine",
+    "Bitmap",
     "Blur",
     "Clahe",
     "ColorJitter",
@@ -88,7 +89,6 @@ __all__ = [
     "LayerPlan",
     "Layered",
     "Lens",
-    "Mask",
     "Matte",
     "MatteShare",
     "Median",

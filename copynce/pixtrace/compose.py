@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ Planes = NDArray[np.float64]  # [K, 3]; see copynce.pixtrace.kernels
 _Point = tuple[Points, Points, Points]  # x, y, weight
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class LayerPlan:
     """Where one picture lies in the view.
 
@@ -76,71 +76,44 @@ class LayerPlan:
 _Spread = tuple[LayerPlan, Points, Points, Points]  # with x, y in its unit square and weight
 
 
-@dataclass(frozen=True, eq=False)
-class Mask:
+@dataclass(eq=False, slots=True)
+class Bitmap:
     """A bitmap that cuts a region: a point of the view belongs to it if ``matrix`` sends it onto a 1 of ``bits``.
 
-    ``matrix`` [3, 3] float64 maps output points to points of the bitmap, one unit per bit.
+    ``matrix`` [3, 3] float64 maps output points to points of the bitmap, one unit per bit; ``bits`` uint8 [h, w].
     """
 
     matrix: Matrix
-    bits: Bits
+    bits: NDArray[np.uint8]
 
     def at(self, x: Points, y: Points) -> NDArray[np.bool_]:
         """True where the points (x, y) of the view fall on a 1."""
-        bits = mask_of(self.bits)
         u, v, w = _apply(self.matrix, x, y)
         with np.errstate(divide="ignore", invalid="ignore"):
             column, row = np.floor(u / w + TIE), np.floor(v / w + TIE)
-        inside = (w > 0) & (column >= 0) & (column < bits.shape[1]) & (row >= 0) & (row < bits.shape[0])
-        hit = bits[np.where(inside, row, 0).astype(np.int64), np.where(inside, column, 0).astype(np.int64)]
+        inside = (w > 0) & (column >= 0) & (column < self.bits.shape[1]) & (row >= 0) & (row < self.bits.shape[0])
+        hit = self.bits[np.where(inside, row, 0).astype(np.int64), np.where(inside, column, 0).astype(np.int64)]
         return inside & (hit != 0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Region:
-    """A part of the view: inside of all half-planes, on a 1 of all masks."""
+    """A part of the view: inside of all half-planes, on a 1 of all bitmaps."""
 
     planes: Planes
-    masks: tuple[Mask, ...] = ()
-    _cache: dict[tuple[int, ...], NDArray[np.uint8]] = field(default_factory=dict, init=False, repr=False)
+    bitmaps: tuple[Bitmap, ...] = ()
 
     def at(self, x: Points, y: Points) -> NDArray[np.bool_]:
         """True where the points (x, y) of the view belong to the region."""
         inside = np.ones(x.shape, bool)
         for a, b, c in self.planes:
             inside &= a * x + b * y + c >= 0.0
-        for mask in self.masks:
-            inside &= mask.at(x, y)
+        for bitmap in self.bitmaps:
+            inside &= bitmap.at(x, y)
         return inside
 
-    def fill(self, value: int, weight: NDArray[np.uint8]) -> None:
-        """Set ``weight`` uint8 [H, W] to ``value`` inside."""
-        if self.masks:
-            kernels.fill_drawn(self._drawn(weight.shape), value, weight)
-        else:
-            kernels.fill(self.planes, value, weight)
 
-    def fade(self, kept: int, weight: NDArray[np.uint8]) -> None:
-        """Multiply ``weight`` uint8 [H, W] by ``kept / 255`` inside, rounding to nearest."""
-        if self.masks:
-            kernels.fade_drawn(self._drawn(weight.shape), kept, weight)
-        else:
-            kernels.fade(self.planes, kept, weight)
-
-    def _drawn(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """uint8 [H, W]: 1 inside. Kept, since both the table and the weights of a view ask for it."""
-        drawn = self._cache.get(shape)
-        if drawn is None:
-            drawn = np.zeros(shape, np.uint8)
-            kernels.fill(self.planes, 1, drawn)
-            for mask in self.masks:
-                kernels.cut(self.planes, mask.matrix, mask_of(mask.bits), drawn)
-            self._cache[shape] = drawn
-        return drawn
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Surface:
     """A picture of a view, point by point: ``points`` float32 [H, W, 2] in its unit square (x, y), ``weight`` uint8."""
 
@@ -149,7 +122,7 @@ class Surface:
     weight: NDArray[np.uint8]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Cover:
     """One blending step, in order: fade what lies below inside of ``region``, then show ``layer`` there.
 
@@ -162,43 +135,50 @@ class Cover:
     layer: int
     ground: Region | None = None
 
-    @property
-    def kept(self) -> int:
-        """``keep`` in 255ths."""
-        return round(255 * self.keep)
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class RenderPlan:
     """A view, composed: what the pixel executor draws and the table traces.
 
-    ``visible``: the source's part of the view, before anything covers it. ``photometric``: colour edits in order.
-    ``noise``: which noise fills the erased region. ``plain``: True if the view is the whole source, resized, so that
-    no warp is needed. ``code``: the same for :mod:`copynce.pixtrace.kernels`. ``below``: if not None, the "source" of
-    this view is not the picture but another view of it, ``below[0]``, drawn and sent through the dense map
-    ``below[1]``.
+    ``photometric``: colour edits in order. ``noise``: which noise fills the erased region. ``plain``: True if the view
+    is the whole source, resized, so that no warp is needed. ``code`` and ``bits``: where the source shows and what
+    covers it, for :mod:`copynce.pixtrace.kernels`; :attr:`visible` and :attr:`covers` read the same. ``below``: if not
+    None, the "source" of this view is not the picture but another view of it, ``below[0]``, drawn and sent through the
+    dense map ``below[1]``.
     """
 
     output_shape: Size
     source: LayerPlan
-    visible: Region
     layers: tuple[LayerPlan, ...]
-    covers: tuple[Cover, ...]
     photometric: tuple[Photometric, ...]
     noise: int
     plain: bool
     code: NDArray[np.float64]
+    bits: NDArray[np.uint8]
     below: tuple[RenderPlan, Remap] | None = None
+
+    @property
+    def visible(self) -> Region:
+        """The source's part of the view, before anything covers it."""
+        return self._regions()[0]
+
+    @property
+    def covers(self) -> tuple[Cover, ...]:
+        """The blending steps, in order."""
+        regions = self._regions()
+        heads = self._heads()[1 : 1 + int(self.code[4, 0])]
+        grounds = regions[1 + len(heads) :]
+        return tuple([
+            Cover(region, float(self.code[head, 2]) / 255.0, int(layer), grounds[int(ground)] if ground >= 0 else None)
+            for region, head, (layer, ground) in zip(
+                regions[1:], heads, [self.code[head + 1, :2] for head in heads], strict=False
+            )
+        ])  # fmt: skip
 
     @property
     def opaque(self) -> bool:
         """True if the source fills the whole view: nothing to blend, nothing black, nothing erased."""
-        return len(self.visible.planes) == 0 and not self.visible.masks and not self.covers
-
-    @property
-    def fused(self) -> bool:
-        """True if the whole view is one projective map with straight edges, which the kernels trace from ``code``."""
-        return self.below is None and not self.visible.masks and not any(cover.region.masks for cover in self.covers)
+        return not (self.code[5, 0] or self.code[5, 1] or self.code[4, 0])
 
     def pictures(self) -> tuple[LayerPlan, ...]:
         """The other pictures and colours of the view, those below a dense map first."""
@@ -206,40 +186,43 @@ class RenderPlan:
 
     def erases(self) -> bool:
         """True if noise fills a part of the view."""
-        return any(cover.layer < 0 for cover in self.covers) or (self.below is not None and self.below[0].erases())
-
-    def without_noise(self) -> RenderPlan:
-        """The same view with nothing erased."""
-        if not self.erases():
-            return self
-        below = None if self.below is None else (self.below[0].without_noise(), self.below[1])
-        return replace(self, covers=tuple(cover for cover in self.covers if cover.layer >= 0), below=below)
+        return bool(self.code[4, 2]) or (self.below is not None and self.below[0].erases())
 
     def weights(self) -> NDArray[np.uint8]:
         """uint8 [1 + len(pictures()), H, W]: share (of 255) that the source and each other picture have in a pixel.
 
         Sums to at most 255 (within rounding); the rest is black. Erased pixels are 0 throughout.
         """
-        return self._blend()[:-1] if self.below is None else np.stack([s.weight for s in self.surfaces()])
+        return self._blend()[0][:-1] if self.below is None else np.stack([s.weight for s in self.surfaces()])
 
     def erase_mask(self) -> NDArray[np.uint8]:
         """uint8 [H, W]: 1 where the view is filled with noise."""
         if self.below is None:
-            noise = self._blend()[-1].astype(np.float64)
+            noise: Points = self._blend()[0][-1]
         else:
             noise = self._spread(*_centres(self.output_shape))[1]
         return (noise > LEAST_SOURCE_WEIGHT).astype(np.uint8)
 
-    def surfaces(self) -> list[Surface]:
+    def surfaces(self, *, noise: bool = True) -> list[Surface]:
         """The source and the other pictures, in the order of :meth:`pictures`, as point by point maps of the view.
 
-        For views of a dense map, where ``layer.matrix`` alone does not say what a pixel shows.
+        For views of a dense map, where ``layer.matrix`` alone does not say what a pixel shows. ``noise=False``: as if
+        nothing were erased.
         """
-        spread, _ = self._spread(*_centres(self.output_shape))
+        spread, _ = self._spread(*_centres(self.output_shape), noise=noise)
         return [
             Surface(layer, np.stack([u, v], axis=-1).astype(np.float32), np.round(weight).astype(np.uint8))
             for layer, u, v, weight in spread
         ]
+
+    def blend(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """What the pixel executor blends with, as if nothing were erased: weights and painted colours.
+
+        uint8 [1 + len(pictures()), H, W] as :meth:`weights`, and uint8 [H, W, 3], the sum of the layers that are one
+        colour, each times its weight, or None without such layers. Not for views of a dense map.
+        """
+        weights, painted = self._blend(noise=False, paint=True)
+        return weights[:-1], painted if painted.size else None
 
     def pull(self, x: Points, y: Points) -> tuple[Points, Points, Points]:
         """Points (x, y) of the view to the source's unit square: (u, v, weight), the weight as in :meth:`weights`.
@@ -254,15 +237,8 @@ class RenderPlan:
 
         Returns the forward map from grid to view, float64 [3, 3], or None if the view is no single projective map.
         """
-        if self.fused:
-            kernels.trace_view(self.code, grid[0], grid[1], index)
-        elif self.below is None:
-            shown = np.zeros(self.output_shape, np.uint8)
-            self.visible.fill(255, shown)
-            for cover in self.covers:
-                cover.region.fade(cover.kept, shown)
-            kernels.trace_view(_bare(self.code), grid[0], grid[1], index)
-            index[shown < LEAST_SOURCE_WEIGHT] = -1
+        if self.below is None:
+            kernels.trace_view(self.code, self.bits, grid[0], grid[1], index)
         else:
             u, v, weight = self.pull(*_centres(self.output_shape))
             column = np.clip(np.floor(u * grid[1] + TIE), 0, grid[1] - 1)
@@ -270,27 +246,44 @@ class RenderPlan:
             index[:] = np.where(weight >= LEAST_SOURCE_WEIGHT - 0.5, row * grid[1] + column, -1)
         return None if self.below is not None else self.source.matrix * (1.0 / grid[1], 1.0 / grid[0], 1.0)
 
-    def _blend(self) -> NDArray[np.uint8]:
-        """Blending weights of the source, the layers and, last, the noise, on this canvas."""
-        weights = np.zeros((2 + len(self.layers), *self.output_shape), np.uint8)
-        self.visible.fill(255, weights[0])
-        shown = {0}  # what is not 0 throughout
-        for cover in self.covers:
-            for k in shown:
-                cover.region.fade(cover.kept, weights[k])
-            if cover.ground is None:
-                cover.region.fill(255 - cover.kept, weights[cover.layer])
-            else:
-                cover.ground.fill(255, weights[cover.layer])
-                cover.region.fade(255 - cover.kept, weights[cover.layer])
-            shown.add(cover.layer)
-        return weights
+    def _blend(self, *, noise: bool = True, paint: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Weights of the source, the layers and, last, the noise, on this canvas; the painted colours, or nothing."""
+        weights = np.empty((2 + len(self.layers), *self.output_shape), np.uint8)
+        colours = [layer.color for layer in self.layers]
+        paint = paint and any(colour is not None for colour in colours)
+        painted = np.empty((*self.output_shape, 3) if paint else (0, 0, 3), np.uint8)
+        filled = np.array([colour or (-1.0, -1.0, -1.0) for colour in colours], np.float32).reshape(-1, 3)
+        kernels.blend(self.code, self.bits, noise, filled, weights, painted)
+        return weights, painted
 
-    def _spread(self, x: Points, y: Points, *, others: bool = True) -> tuple[list[_Spread], Points]:
+    def _heads(self) -> list[int]:
+        """The code's row of each region."""
+        heads, row = [], 5
+        while row < len(self.code):
+            heads.append(row)
+            row += 2 + int(self.code[row, 0]) + 4 * int(self.code[row, 1])
+        return heads
+
+    def _regions(self) -> list[Region]:
+        """The source's region, those of the covers and their grounds."""
+        regions = []
+        for head in self._heads():
+            start = head + 2 + int(self.code[head, 0])
+            bitmaps = []
+            for row in range(start, start + 4 * int(self.code[head, 1]), 4):
+                place, height, width = self.code[row + 3].astype(int).tolist()
+                bits = self.bits[place : place + height * width].reshape(height, width)
+                bitmaps.append(Bitmap(self.code[row : row + 3], bits))
+            regions.append(Region(self.code[head + 2 : start], tuple(bitmaps)))
+        return regions
+
+    def _spread(self, x: Points, y: Points, *, others: bool = True, noise: bool = True) -> tuple[list[_Spread], Points]:
         """At points (x, y) of the view: (layer, u, v, weight) of the source and each other picture, and the noise."""
         weights = [np.where(self.visible.at(x, y), 255.0, 0.0)]
         weights += [np.zeros(x.shape) for _ in range(len(self.layers) + 1)]
         for cover in self.covers:
+            if cover.layer < 0 and not noise:
+                continue
             inside = cover.region.at(x, y)
             for k in range(len(weights) if others else 1):
                 weights[k] = np.where(inside, weights[k] * cover.keep, weights[k])
@@ -301,7 +294,7 @@ class RenderPlan:
                 weights[cover.layer] += shown
             else:
                 weights[cover.layer] = np.where(inside, shown, np.where(cover.ground.at(x, y), 255.0, 0.0))
-        noise = weights[-1]
+        erased = weights[-1]
         u, v, weight = _onto_unit_square(self.source.matrix, x, y, weights[0])
         spread = [(self.source, u, v, weight)]
         if self.below is not None:
@@ -311,15 +304,15 @@ class RenderPlan:
             px, py = point[..., 0], point[..., 1]
             height, width = view.output_shape
             weight = np.where((px >= 0) & (py >= 0) & (px < width) & (py < height), weight, 0.0)
-            spread, under = view._spread(px, py, others=others)
+            spread, under = view._spread(px, py, others=others, noise=noise)
             spread = [(layer, u, v, weight * below / 255.0) for layer, u, v, below in spread]
-            noise = noise + weight * under / 255.0
+            erased = erased + weight * under / 255.0
         if others:
             spread += [
                 (layer, *_onto_unit_square(layer.matrix, x, y, weight))
                 for layer, weight in zip(self.layers, weights[1:-1], strict=True)
             ]
-        return spread, noise
+        return spread, erased
 
 
 def compose(edits: Iterable[Edit], source_shape: Size, grid: Size, *, end_at_grid: bool = False) -> RenderPlan:
@@ -361,6 +354,22 @@ class _Box(NamedTuple):
     bits: Bits | None = None
 
 
+_NO_BITS = (-1.0, 0.0, 0.0)
+_UNUSED = (0.0,) * 11
+#: The source's own part among those of :func:`copynce.pixtrace.kernels.write_code`.
+_WHOLE = (0.0, 0.0, 1.0, 1.0, *IDENTITY, 0.0, 255.0, 0.0, -1.0, *_NO_BITS)
+_NOTHING = np.zeros(0, np.uint8)
+
+
+def _pack(bits: Bits | None, texts: list[str]) -> tuple[float, float, float]:
+    """Append a bitmap to ``texts``: the number of bits before it, its rows and its columns; -1 without one."""
+    if bits is None:
+        return _NO_BITS
+    place = sum(map(len, texts))
+    texts += bits
+    return place, len(bits), len(bits[0])
+
+
 class _Walk:
     """The state between two edits: all maps lead to the *current* canvas."""
 
@@ -381,7 +390,6 @@ class _Walk:
         self.noise = 0 if below is None else below[0].noise
         self.plain = below is None
         self.below = below
-        self.masked = False  # True if a bitmap cuts any region
 
     def step(self, edit: Edit) -> None:
         """Apply one concrete edit; raises ``ValueError`` naming it if it does not fit the canvas."""
@@ -397,7 +405,6 @@ class _Walk:
         elif isinstance(edit, (PasteOnto, Matte)):
             # The whole rectangle of the picture covers the canvas, its black parts too; of a matte only the object.
             bits = edit.mask if isinstance(edit, Matte) else None
-            self.masked = self.masked or bits is not None
             self.clips.append(self._box(0, 0, self.width, self.height, bits))
             pasted = self._box(0, 0, self.width, self.height, bits)
             if isinstance(edit, Matte):
@@ -416,7 +423,6 @@ class _Walk:
             elif isinstance(edit, Stamp):
                 layer = self._layer(edit.top, edit.left, edit.height, edit.width, 0.0, edit.color)
                 keep, bits = 1.0 - edit.opacity, edit.bits
-                self.masked = True
             else:
                 self.noise = edit.noise
             box = self._box(edit.left, edit.top, edit.left + edit.width, edit.top + edit.height, bits)
@@ -432,43 +438,40 @@ class _Walk:
 
     def finish(self) -> RenderPlan:
         """The plan of the view that the canvas has become."""
-        boxes = [_Box(0.0, 0.0, 1.0, 1.0, IDENTITY, 0), *(cover[0] for cover in self.covers)]
-        keeps = [255, *(round(255 * keep) for _, keep, _, _ in self.covers)]
-        grounds = [ground for _, _, _, ground in self.covers if ground is not None]
+        keeps = [round(255 * keep) for _, keep, _, _ in self.covers]
         # Covers that each leave the source visible may hide it where they overlap.
         light = [kept for kept in keeps if LEAST_SOURCE_WEIGHT <= kept < 255]
         together = len(light) > 1 and 255 * math.prod(kept / 255 for kept in light) < LEAST_SOURCE_WEIGHT + 2
         plain = self.plain and not self.covers
-        parts: list[float] = []
+        texts: list[str] = []
+        parts: list[float] = [*self.forward, *_UNUSED]
         for clip in self.clips:
-            parts += (*clip[:4], *clip.stage, 0.0, 0.0)
-        for box, kept in zip(boxes + grounds, keeps + [0] * len(grounds), strict=True):
-            parts += (*box[:4], *box.stage, box.clips, kept)
-        code, starts = kernels.write_code(
-            np.array(self.forward), np.array(parts).reshape(-1, 15), len(self.clips), len(self.covers),
+            parts += (*clip[:4], *clip.stage, 0, 0, 0, 0, *_pack(clip.bits, texts))
+        parts += _WHOLE
+        grounds: list[_Box] = []
+        for (box, _, layer, ground), kept in zip(self.covers, keeps, strict=True):
+            number = -1
+            if ground is not None:
+                number = len(grounds)
+                grounds.append(ground)
+            parts += (*box[:4], *box.stage, box.clips, kept, layer, number, *_pack(box.bits, texts))
+        for box in grounds:
+            parts += (*box[:4], *box.stage, box.clips, 0, 0, 0, *_NO_BITS)
+        code = kernels.write_code(
+            np.array(parts).reshape(-1, 20), len(self.clips), len(self.covers),
             self.height, self.width, plain, together,
         )  # fmt: skip
-        masks: list[tuple[Mask, ...]] = self._masks(boxes) if self.masked else [()] * len(boxes)
-        regions = [
-            Region(code[start + 1 : start + 1 + int(code[start, 0])], mask)
-            for start, mask in zip(starts.tolist(), masks + [()] * len(grounds), strict=True)
-        ]
-        ground = iter(regions[len(boxes) :])
         return RenderPlan(
             output_shape=(self.height, self.width),
             source=LayerPlan(code[:3]),
-            visible=regions[0],
             layers=tuple([self._layer_plan(*layer) for layer in self.layers]),
-            covers=tuple([
-                Cover(region, keep, layer, None if canvas is None else next(ground))
-                for region, (_, keep, layer, canvas) in zip(regions[1:], self.covers, strict=False)
-            ]),
             photometric=tuple(self.photometric),
             noise=self.noise,
             plain=plain,
             code=code,
+            bits=mask_of(("".join(texts),)).reshape(-1) if texts else _NOTHING,
             below=self.below,
-        )  # fmt: skip
+        )
 
     def _box(self, left: float, top: float, right: float, bottom: float, bits: Bits | None = None) -> _Box:
         return _Box(left, top, right, bottom, self.forward, len(self.clips), bits)
@@ -485,24 +488,10 @@ class _Walk:
     def _layer_plan(
         self, place: Flat, stage: Flat, picture: float, color: tuple[float, float, float] | None
     ) -> LayerPlan:
+        if color is not None:  # the same everywhere
+            return LayerPlan(np.eye(3), picture, color)
         matrix = multiply(multiply(self.forward, inverse(stage)), place)
         return LayerPlan(np.array(matrix).reshape(3, 3), picture, color)
-
-    def _masks(self, boxes: list[_Box]) -> list[tuple[Mask, ...]]:
-        """The bitmaps that cut each box, its own and those of the canvases that cut it later."""
-        back = inverse(self.forward)
-        masks = []
-        for box in boxes:
-            found = []
-            for part in (box, *self.clips[box.clips :]):
-                if part.bits is not None:
-                    x = len(part.bits[0]) / (part.right - part.left)
-                    y = len(part.bits) / (part.bottom - part.top)
-                    to_bits = (x, 0.0, -part.left * x, 0.0, y, -part.top * y, 0.0, 0.0, 1.0)
-                    matrix = multiply(to_bits, multiply(part.stage, back))
-                    found.append(Mask(np.array(matrix).reshape(3, 3), part.bits))
-            masks.append(tuple(found))
-        return masks
 
 
 def _centres(shape: Size) -> tuple[Points, Points]:
@@ -517,13 +506,6 @@ def _onto_unit_square(matrix: Matrix, x: Points, y: Points, weight: Points) -> _
     hidden = (w <= 0) | (weight == 0)
     depth = np.where(hidden, 1.0, w)
     return np.where(hidden, 0.5, u) / depth, np.where(hidden, 0.5, v) / depth, np.where(hidden, 0.0, weight)
-
-
-def _bare(code: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The code of the same view without covers."""
-    bare = code.copy()
-    bare[4, :2] = 0.0
-    return bare
 
 
 def _apply(matrix: Points, x: Points, y: Points) -> tuple[Points, Points, Points]:

@@ -7,8 +7,12 @@ nothing. A centre that lies on an edge belongs to the region right of or below t
 
 A composed view travels as one array ``code [R, 3] float64`` (see :func:`write_code`): rows 0 to 2 map the source's unit
 square to the view; row 3 is (height, width, 1 if the view is the plain resized source); row 4 is (C covers, 1 if
-covers hide only together, 0); then regions, each a row (K planes, kept weight 0 to 255, 0) and K planes: first the
-source's own, then those of the covers, then the rest, which tracing does not look at.
+covers hide only together, 1 if noise covers a part); then regions: first the source's own, then those of the covers,
+then the grounds that covers fill. A region is a row (K planes, M bitmaps, kept weight 0 to 255), a row (layer that the
+cover shows or -1 for noise, its ground's number among the grounds or -1, 0), K planes and M bitmaps of four rows each:
+the map from the view to points of the bitmap, and (its first place in ``bits``, rows, columns). ``bits`` uint8 [N]
+holds the bitmaps one after the other, row by row. A pixel belongs to a region if its centre is inside of all planes
+and falls on a 1 of all bitmaps.
 
 All functions release the GIL, draw on nothing global and write into arrays that the caller owns.
 ``error_model="numpy"`` drops the test for division by zero, which would keep the loops from vectorising; int32
@@ -152,31 +156,104 @@ def invert(m, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_options)
-def _fade(planes, start, stop, kept, weight):  # type: ignore[no-untyped-def]
-    height, width = weight.shape
-    spans = _spans(planes, start, stop, height, width)
-    for i in range(height):
+def _next_region(code, head):  # type: ignore[no-untyped-def]
+    """Row of the region after the one at row ``head``."""
+    return head + 2 + int(code[head, 0]) + 4 * int(code[head, 1])
+
+
+@njit(**_options)
+def _on_bitmaps(code, head, bits, y, first, last, place, hit):  # type: ignore[no-untyped-def]
+    """hit[j] = 1 if centre (j + 0.5, y) falls on a 1 of every bitmap of the region, else 0, for j in [first, last).
+
+    The centres lie inside of the region's planes, so on every bitmap, up to rounding. ``place`` int32 is scratch.
+    """
+    places = place[first:last]
+    inside = hit[first:last]
+    row = head + 2 + int(code[head, 0])
+    for k in range(int(code[head, 1])):
+        at = int(code[row + 3, 0])
+        rows = int(code[row + 3, 1])
+        columns = int(code[row + 3, 2])
+        _pull_row(code[row : row + 3], first, y, columns, rows, places)
+        bitmap = bits[at : at + rows * columns]
+        row += 4
+        for j in range(places.size):
+            one = bitmap[np.uint32(places[j])]
+            inside[j] = one if k == 0 else inside[j] & one
+
+
+@njit(**_options)
+def _draw(code, head, bits, drawn):  # type: ignore[no-untyped-def]
+    """The region at row ``head``, as the columns [first, last) of each row, int64 [height, 2].
+
+    Where bitmaps cut it, ``drawn`` uint8 [height, width] says in these columns what is inside (1) and what is not (0).
+    """
+    height, width = drawn.shape
+    spans = _spans(code, head + 2, head + 2 + int(code[head, 0]), height, width)
+    if code[head, 1] > 0.0:
+        place = np.empty(width, np.int32)
+        for i in range(height):
+            first, last = spans[i]
+            if first < last:
+                _on_bitmaps(code, head, bits, i + 0.5, first, last, place, drawn[i])
+    return spans
+
+
+@njit(**_options)
+def _fade(spans, cut, drawn, kept, weight):  # type: ignore[no-untyped-def]
+    """Multiply ``weight`` by ``kept / 255`` inside of a region drawn by :func:`_draw`, rounding to nearest.
+
+    ``cut``: bitmaps cut the region. n // 255 is (n + 1 + (n >> 8)) >> 8 below 65,535, which vectorises.
+    """
+    if kept == 0:
+        _fill(spans, cut, drawn, 0, weight)
+        return
+    share = np.uint32(kept)
+    one = np.uint32(1)
+    half = np.uint32(127)
+    eight = np.uint32(8)
+    for i in range(len(weight)):
         first, last = spans[i]
         row = weight[i, first:last]
-        for j in range(row.size):
-            row[j] = np.uint8((np.int32(row[j]) * np.int32(kept) + np.int32(127)) // np.int32(255))
+        if cut:
+            shown = drawn[i, first:last]
+            for j in range(row.size):
+                n = np.uint32(np.uint32(row[j]) * share + half)
+                row[j] = np.uint8((n + one + (n >> eight)) >> eight) if shown[j] != 0 else row[j]
+        else:
+            for j in range(row.size):
+                n = np.uint32(np.uint32(row[j]) * share + half)
+                row[j] = np.uint8((n + one + (n >> eight)) >> eight)
 
 
-@njit(
-    "Tuple((float64[:, ::1], int64[::1]))(float64[::1], float64[:, ::1], int64, int64, int64, int64, boolean, boolean)",
-    **_options,
-)
-def write_code(forward, parts, clips, covers, height, width, plain, together):  # type: ignore[no-untyped-def]
-    """The code of a view and the row of each region's head.
+@njit(**_options)
+def _fill(spans, cut, drawn, value, weight):  # type: ignore[no-untyped-def]
+    """Set ``weight`` to ``value`` inside of a region drawn by :func:`_draw`; ``cut``: bitmaps cut it."""
+    new = weight.dtype.type(value)
+    for i in range(len(weight)):
+        first, last = spans[i]
+        row = weight[i, first:last]
+        if cut:
+            shown = drawn[i, first:last]
+            for j in range(row.size):
+                row[j] = new if shown[j] != 0 else row[j]
+        else:
+            row[:] = new
 
-    ``forward`` [9]: the source's unit square to the view. ``parts [P, 15]``, a box each: left, top, right, bottom on
-    its canvas; the map of the unit square to that canvas [9]; the first of the clips that cut it; the kept weight.
-    The first ``clips`` parts are those clips, the next is the source, the next ``covers`` are the covers.
+
+@njit("float64[:, ::1](float64[:, ::1], int64, int64, int64, int64, boolean, boolean)", **_options)
+def write_code(parts, clips, covers, height, width, plain, together):  # type: ignore[no-untyped-def]
+    """The code of a view.
+
+    ``parts [P, 20]``: the first row begins with the map from the source's unit square to the view [9]; every other is
+    a box: left, top, right, bottom on its canvas; the map of the unit square to that canvas [9]; the first of the clips
+    that cut it; the kept weight; layer; ground; first place, rows and columns of its bitmap, stretched over the box (-1
+    without). Rows 1 to ``clips`` are those clips, the next is the source, the next ``covers`` are the covers.
     """
-    code = np.empty((5 + (len(parts) - clips) * (1 + 5 * (1 + clips)), 3))
-    starts = np.empty(len(parts) - clips, np.int64)
+    regions = len(parts) - 1 - clips
+    code = np.empty((5 + regions * (2 + 9 * (1 + clips)), 3))
     for i in range(9):
-        code[i // 3, i % 3] = forward[i]
+        code[i // 3, i % 3] = parts[0, i]
     code[3, 0] = height
     code[3, 1] = width
     code[3, 2] = 1.0 if plain else 0.0
@@ -188,15 +265,27 @@ def write_code(forward, parts, clips, covers, height, width, plain, together):  
     far_x = width - 0.5
     far_y = height - 0.5
     m = np.empty((3, 3))
+    bitmaps = np.empty((4 * (1 + clips), 3))
     row = 5
-    for region in range(clips, len(parts)):
+    for region in range(1 + clips, len(parts)):
         head = row
-        row += 1
-        for step in range(int(parts[region, 13]) - 1, clips):
-            part = parts[region] if step < int(parts[region, 13]) else parts[step]
+        row += 2
+        found = 0
+        own = int(parts[region, 13])
+        for step in range(own - 1, clips):
+            part = parts[region] if step < own else parts[1 + step]
             for i in range(3):
                 for j in range(3):
                     m[i, j] = part[4 + 3 * i] * back[0, j] + part[5 + 3 * i] * back[1, j] + part[6 + 3 * i] * back[2, j]
+            if part[17] >= 0.0:
+                x = part[19] / (part[2] - part[0])
+                y = part[18] / (part[3] - part[1])
+                for j in range(3):
+                    bitmaps[found, j] = x * (m[0, j] - part[0] * m[2, j])
+                    bitmaps[found + 1, j] = y * (m[1, j] - part[1] * m[2, j])
+                    bitmaps[found + 2, j] = m[2, j]
+                    bitmaps[found + 3, j] = part[17 + j]
+                found += 4
             tilted = abs(m[2, 0]) * width + abs(m[2, 1]) * height > 1e-12 * abs(m[2, 2])
             for side in range(5 if tilted else 4):
                 for j in range(3):
@@ -218,15 +307,87 @@ def write_code(forward, parts, clips, covers, height, width, plain, together):  
                 nearest = (a * (0.5 if a > 0.0 else far_x) + b * (0.5 if b > 0.0 else far_y) + c) / norm
                 if nearest < 2.0 * TIE:
                     row += 1
-        starts[region - clips] = head
-        code[head, 0] = row - head - 1
-        code[head, 1] = parts[region, 14]
-        code[head, 2] = 0.0
-    return code[:row].copy(), starts
+        code[head, 0] = row - head - 2
+        code[head, 1] = found // 4
+        code[head, 2] = parts[region, 14]
+        code[head + 1, 0] = parts[region, 15]
+        code[head + 1, 1] = parts[region, 16]
+        code[head + 1, 2] = 0.0
+        if region > 1 + clips and region <= 1 + clips + covers and parts[region, 15] < 0.0:
+            code[4, 2] = 1.0
+        for i in range(found):
+            for j in range(3):
+                code[row + i, j] = bitmaps[i, j]
+        row += found
+    return code[:row].copy()
 
 
-@njit("void(float64[:, ::1], int64, int64, int32[:, ::1])", **_options)
-def trace_view(code, grid_height, grid_width, index):  # type: ignore[no-untyped-def]
+@njit("void(float64[:, ::1], uint8[::1], boolean, float32[:, ::1], uint8[:, :, ::1], uint8[:, :, ::1])", **_options)
+def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-untyped-def]
+    """Blending weights of a view, and its flat colours painted.
+
+    ``weights`` uint8 [1 + L + 1, H, W]: the share (of 255) of the source, of each layer and, last, of the noise that
+    erases; if not ``noise``, as if nothing were erased. ``colours`` float32 [L, 3]: red, green and blue in [0, 1] of
+    the layers that are a colour, -1 for pictures. ``painted`` uint8 [H, W, 3]: the sum of the colours, each times its
+    weight, rounded; empty to leave it out.
+    """
+    count, height, width = weights.shape
+    weights[:] = 0
+    painted[:] = 0
+    drawn = np.empty((height, width), np.uint8)
+    shown = np.zeros(count, np.bool_)
+    shown[0] = True
+    _fill(_draw(code, 5, bits, drawn), code[5, 1] > 0.0, drawn, 255, weights[0])
+    covers = int(code[4, 0])
+    first_cover = _next_region(code, 5)
+    first_ground = first_cover
+    for _ in range(covers):
+        first_ground = _next_region(code, first_ground)
+    head = first_cover
+    for _ in range(covers):
+        kept = int(code[head, 2])
+        number = int(code[head + 1, 0])
+        if number >= 0 or noise:
+            own = weights[number]  # of the noise the last
+            ground = first_ground
+            for _ in range(int(code[head + 1, 1])):
+                ground = _next_region(code, ground)
+            if code[head + 1, 1] >= 0.0:
+                _fill(_draw(code, ground, bits, drawn), code[ground, 1] > 0.0, drawn, 255, own)
+            cut = code[head, 1] > 0.0
+            spans = _draw(code, head, bits, drawn)
+            for k in range(count):
+                if shown[k]:
+                    _fade(spans, cut, drawn, kept, weights[k])
+            if code[head + 1, 1] >= 0.0:
+                _fade(spans, cut, drawn, 255 - kept, own)
+            else:
+                _fill(spans, cut, drawn, 255 - kept, own)
+            shown[number] = True
+        head = _next_region(code, head)
+    if painted.size == 0:
+        return
+    head = first_cover
+    for _ in range(covers):
+        layer = int(code[head + 1, 0])
+        if layer > 0 and colours[layer - 1, 0] >= 0.0:
+            red = colours[layer - 1, 0]
+            green = colours[layer - 1, 1]
+            blue = colours[layer - 1, 2]
+            # A colour shows nowhere but in the region that it was laid on.
+            spans = _spans(code, head + 2, head + 2 + int(code[head, 0]), height, width)
+            for i in range(height):
+                for j in range(spans[i, 0], spans[i, 1]):
+                    if weights[layer, i, j] != 0:
+                        share = np.float32(weights[layer, i, j])
+                        painted[i, j, 0] = min(255, painted[i, j, 0] + int(share * red + 0.5))
+                        painted[i, j, 1] = min(255, painted[i, j, 1] + int(share * green + 0.5))
+                        painted[i, j, 2] = min(255, painted[i, j, 2] + int(share * blue + 0.5))
+        head = _next_region(code, head)
+
+
+@njit("void(float64[:, ::1], uint8[::1], int64, int64, int32[:, ::1])", **_options)
+def trace_view(code, bits, grid_height, grid_width, index):  # type: ignore[no-untyped-def]
     """index[i, j] = row-major pixel of the source grid that centre (j + 0.5, i + 0.5) of the view shows, or -1."""
     height, width = index.shape
     if code[3, 2] != 0.0 and height == grid_height and width == grid_width:
@@ -243,9 +404,10 @@ def trace_view(code, grid_height, grid_width, index):  # type: ignore[no-untyped
     columns = np.empty(width, np.int32)
     if straight:  # rows of the view are rows of the grid: one multiple of the grid's width plus the same columns
         _pull_row(m, 0, 0.5, grid_width, 1, columns)
-    start = 6
-    stop = start + int(code[5, 0])
-    spans = _spans(code, start, stop, height, width)
+    masked = code[5, 1] > 0.0
+    together = code[4, 1] != 0.0
+    drawn = np.empty(index.shape, np.uint8)
+    spans = _draw(code, 5, bits, drawn)
     for i in range(height):
         y = i + 0.5
         first, last = spans[i]
@@ -260,20 +422,21 @@ def trace_view(code, grid_height, grid_width, index):  # type: ignore[no-untyped
                 row[j] = base + shown[j]
         else:
             _pull_row(m, first, y, grid_width, grid_height, row)
-    covers = int(code[4, 0])
-    together = code[4, 1] != 0.0
+        if masked:
+            inside = drawn[i, first:last]
+            for j in range(row.size):
+                row[j] = row[j] if inside[j] != 0 else -1
     weight = np.full(index.shape if together else (1, 1), 255, np.uint8)
-    for _ in range(covers):
-        kept = int(code[stop, 1])
-        start = stop + 1
-        stop = start + int(code[stop, 0])
-        if together:
-            _fade(code, start, stop, kept, weight)
-        elif kept < LEAST_SOURCE_WEIGHT:
-            spans = _spans(code, start, stop, height, width)
-            for i in range(height):
-                first, last = spans[i]
-                index[i, first:last] = -1
+    head = _next_region(code, 5)
+    for _ in range(int(code[4, 0])):
+        kept = int(code[head, 2])
+        if together or kept < LEAST_SOURCE_WEIGHT:
+            spans = _draw(code, head, bits, drawn)
+            if together:
+                _fade(spans, code[head, 1] > 0.0, drawn, kept, weight)
+            else:
+                _fill(spans, code[head, 1] > 0.0, drawn, -1, index)
+        head = _next_region(code, head)
     if together:
         for i in range(height):
             for j in range(width):
@@ -347,12 +510,12 @@ def scatter(index, out):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    "void(float64[:, ::1], int64[:, ::1], int64, int64, int64, int64, int32[:, :, ::1], int32[:, :, ::1])",
+    "void(float64[:, ::1], uint8[::1], int64[:, ::1], int64, int64, int64, int64, int32[:, :, ::1], int32[:, :, ::1])",
     **_options,
 )
-def trace_pairs(codes, starts, begin, end, grid_height, grid_width, query_to_reference, reference_to_query):  # type: ignore[no-untyped-def]
-    """Tables of pairs [begin, end): ``starts [B, 4]`` are the code rows of query and reference, -1 for a pair without
-    copy."""
+def trace_pairs(codes, bits, starts, begin, end, grid_height, grid_width, query_to_reference, reference_to_query):  # type: ignore[no-untyped-def]
+    """Tables of pairs [begin, end). ``starts [B, 6]``: first and last row of the query's and of the reference's code,
+    first places of their bitmaps; -1 for a pair without copy."""
     shape = query_to_reference.shape[1:]
     query = np.empty(shape, np.int32)
     reference = np.empty(shape, np.int32)
@@ -366,17 +529,19 @@ def trace_pairs(codes, starts, begin, end, grid_height, grid_width, query_to_ref
             continue
         code = codes[starts[b, 0] : starts[b, 1]]
         other = codes[starts[b, 2] : starts[b, 3]]
+        drawn = bits[starts[b, 4] :]
+        other_drawn = bits[starts[b, 5] :]
         if other[3, 2] != 0.0 and shape[0] == grid_height and shape[1] == grid_width:
             # The reference is the source itself, resized.
-            trace_view(code, grid_height, grid_width, query_to_reference[b])
+            trace_view(code, drawn, grid_height, grid_width, query_to_reference[b])
             for i in range(3):
                 forward[i, 0] = code[i, 0] / grid_width
                 forward[i, 1] = code[i, 1] / grid_height
                 forward[i, 2] = code[i, 2]
             project(forward, query, False, query_to_reference[b], reference_to_query[b])
             continue
-        trace_view(code, grid_height, grid_width, query)
-        trace_view(other, grid_height, grid_width, reference)
+        trace_view(code, drawn, grid_height, grid_width, query)
+        trace_view(other, other_drawn, grid_height, grid_width, reference)
         invert(code[:3], inverse)
         for i in range(3):
             for j in range(3):
@@ -384,82 +549,6 @@ def trace_pairs(codes, starts, begin, end, grid_height, grid_width, query_to_ref
         invert(forward, backward)
         project(forward, query, True, reference, query_to_reference[b])
         project(backward, reference, True, query, reference_to_query[b])
-
-
-@njit("void(float64[:, ::1], int64, uint8[:, ::1])", **_options)
-def fade(planes, kept, weight):  # type: ignore[no-untyped-def]
-    """Multiply ``weight`` by ``kept / 255`` inside of the region, rounding to nearest."""
-    _fade(planes, 0, planes.shape[0], kept, weight)
-
-
-@njit("void(float64[:, ::1], uint8, uint8[:, ::1])", **_options)
-def fill(planes, value, weight):  # type: ignore[no-untyped-def]
-    """Set ``weight`` to ``value`` inside of the region."""
-    height, width = weight.shape
-    spans = _spans(planes, 0, planes.shape[0], height, width)
-    for i in range(height):
-        first, last = spans[i]
-        weight[i, first:last] = value
-
-
-@njit("void(float64[:, ::1], float64[:, ::1], uint8[:, ::1], uint8[:, ::1])", **_options)
-def cut(planes, matrix, bits, drawn):  # type: ignore[no-untyped-def]
-    """Set ``drawn`` to 0 where, inside of the region, ``matrix`` sends the pixel centre to no 1 of ``bits``."""
-    height, width = drawn.shape
-    rows = float(bits.shape[0])
-    columns = float(bits.shape[1])
-    spans = _spans(planes, 0, planes.shape[0], height, width)
-    affine = matrix[2, 0] == 0.0 and matrix[2, 1] == 0.0
-    for i in range(height):
-        y = i + 0.5
-        u0 = matrix[0, 1] * y + matrix[0, 2]
-        v0 = matrix[1, 1] * y + matrix[1, 2]
-        w0 = matrix[2, 1] * y + matrix[2, 2]
-        scale = 1.0 / w0
-        for j in range(spans[i, 0], spans[i, 1]):
-            x = j + 0.5
-            w = matrix[2, 0] * x + w0
-            if not affine:
-                scale = 1.0 / w
-            u = (matrix[0, 0] * x + u0) * scale + TIE
-            v = (matrix[1, 0] * x + v0) * scale + TIE
-            if not (w > 0.0 and u >= 0.0 and u < columns and v >= 0.0 and v < rows and bits[int(v), int(u)] != 0):
-                drawn[i, j] = 0
-
-
-@njit("void(uint8[:, ::1], uint8, uint8[:, ::1])", **_options)
-def fill_drawn(drawn, value, weight):  # type: ignore[no-untyped-def]
-    """Set ``weight`` to ``value`` where ``drawn`` is not 0."""
-    inside = drawn.reshape(-1)
-    flat = weight.reshape(-1)
-    for k in range(flat.size):
-        flat[k] = value if inside[k] != 0 else flat[k]
-
-
-@njit("void(uint8[:, ::1], int64, uint8[:, ::1])", **_options)
-def fade_drawn(drawn, kept, weight):  # type: ignore[no-untyped-def]
-    """Multiply ``weight`` by ``kept / 255`` where ``drawn`` is not 0, rounding to nearest."""
-    faded = np.empty(256, np.uint8)
-    for value in range(256):
-        faded[value] = (value * kept + 127) // 255
-    inside = drawn.reshape(-1)
-    flat = weight.reshape(-1)
-    for k in range(flat.size):
-        if inside[k] != 0:
-            flat[k] = faded[flat[k]]
-
-
-@njit("void(uint8[:, ::1], float64, float64, float64, uint8[:, :, ::1])", **_options)
-def add_colour(weight, red, green, blue, out):  # type: ignore[no-untyped-def]
-    """out [H, W, 3] += one colour, in [0, 1], times ``weight``, rounded."""
-    height, width = weight.shape
-    for i in range(height):
-        for j in range(width):
-            share = weight[i, j]
-            if share != 0:
-                out[i, j, 0] = min(255, out[i, j, 0] + int(share * red + 0.5))
-                out[i, j, 1] = min(255, out[i, j, 1] + int(share * green + 0.5))
-                out[i, j, 2] = min(255, out[i, j, 2] + int(share * blue + 0.5))
 
 
 @njit("void(float64[:, ::1], float64, uint8[:, ::1])", **_options)

@@ -294,8 +294,9 @@ def trace_pairs(
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     codes: list[NDArray[np.float64]] = []
-    starts = np.full((len(plans), 4), -1, np.int64)
-    row = 0
+    bits: list[NDArray[np.uint8]] = []
+    starts = np.full((len(plans), 6), -1, np.int64)
+    row = bit = 0
     slow: list[int] = []
     for i, pair in enumerate(plans):
         if pair is None:
@@ -306,18 +307,21 @@ def trace_pairs(
                 f"both plans of pair {i} must be of the size of the grid {grid}, "
                 f"got {query.output_shape} and {reference.output_shape}"
             )
-        if not (query.fused and reference.fused):
+        if query.below is not None or reference.below is not None:
             slow.append(i)
             continue
         middle = row + len(query.code)
         end = middle + len(reference.code)
-        starts[i] = row, middle, middle, end
+        starts[i] = row, middle, middle, end, bit, bit + query.bits.size
         codes += (query.code, reference.code)
+        bits += (query.bits, reference.bits)
         row = end
+        bit += query.bits.size + reference.bits.size
     packed = np.concatenate(codes) if codes else np.empty((0, 3))
+    drawn = np.concatenate(bits) if bits else np.empty(0, np.uint8)
 
     def work(begin: int, end: int) -> None:
-        kernels.trace_pairs(packed, starts, begin, end, *grid, query_to_reference, reference_to_query)
+        kernels.trace_pairs(packed, drawn, starts, begin, end, *grid, query_to_reference, reference_to_query)
 
     def work_slowly(i: int) -> None:
         pair = plans[i]
@@ -345,12 +349,7 @@ def _trace_pair(
     query_to_reference: NDArray[np.int32],
     reference_to_query: NDArray[np.int32],
 ) -> None:
-    """Both tables of one pair, for views that the batch's kernel cannot trace: those of bitmaps and dense maps."""
-    if reference.plain and query.below is None:
-        # The reference is the source itself, resized: the query's own table is the answer, and leads back.
-        forward = query.trace(grid, query_to_reference)
-        kernels.project(forward, query_to_reference, False, query_to_reference, reference_to_query)
-        return
+    """Both tables of one pair, for views that the batch's kernel cannot trace: those of dense maps."""
     query_table, reference_table = trace_plan(query, grid), trace_plan(reference, grid)
     query_to_reference[:] = bridge(query_table, reference_table).index
     reference_to_query[:] = bridge(reference_table, query_table).index

@@ -73,6 +73,14 @@ CHAINS: dict[str, tuple[Edit, ...]] = {
     "turned, covered, erased": (Rotation(40.0), Overlay(10, 10, 200, 100), Erase(150, 50, 60, 200)),
     "stamp": (Rotation(15.0), Stamp(("110", "011"), 20, 40, 120, 180, (1.0, 0.0, 0.0), 0.8), Crop(5, 5, 250, 300)),
     "matte": (MatteShare(("0110", "1111", "1110"), 0.8, 20.0, 0.4, 0.5, 0.9), HorizontalFlip()),
+    "paste, then matte": (
+        PasteOnto(400, 500, 30, 40, 0.7),
+        MatteShare(("0110", "1111", "1110"), 0.8, 20.0, 0.4, 0.5, 0.9),
+    ),
+    "stamp, then matte": (
+        Stamp(("110", "011"), 20, 40, 120, 180, (1.0, 0.0, 0.0), 0.8),
+        MatteShare(("0110", "1111", "1110"), 0.7, -30.0, 0.5, 0.6),
+    ),
 }
 
 
@@ -143,7 +151,7 @@ def test_a_dense_map_that_moves_nothing_changes_no_weight(name: str) -> None:
     assert np.abs(plain.weights().astype(int) - mapped.weights()).max() <= 1 + len(plain.covers)
     np.testing.assert_array_equal(plain.erase_mask(), mapped.erase_mask())
     assert mapped.erases() == plain.erases() == plain.erase_mask().any()
-    assert not mapped.without_noise().erase_mask().any()
+    assert sum(s.weight.astype(int) for s in mapped.surfaces(noise=False)).min() >= 0
 
 
 def test_photometric_edits_are_kept_once_and_in_order() -> None:

@@ -82,7 +82,7 @@ def run_demo(
     _claim(out, {"data": None if data is None else str(data.resolve()), "steps": steps, "seed": seed})
     if data is None:
         say(f"making {MADE_PICTURES} pictures")
-        make_pictures(out / "pictures", MADE_PICTURES, seed)
+        make_pictures(out / "pictures", MADE_PICTURES, seed, processes=len(os.sched_getaffinity(0)))
     manifest = read_manifest(data or out / "pictures")
     quarantine = Quarantine(out / "broken.jsonl")
     training, references, strangers = _divide(manifest, seed)

@@ -22,7 +22,7 @@ throughout for the same reason.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -37,15 +37,47 @@ LEAST_SOURCE_WEIGHT = 127
 # "contract" only lets a product and a sum become one instruction; it assumes nothing about NaN, infinity or order.
 _FIXED = 2.0**32
 _HALF = np.uint64(32)
+_SIGN = np.int32(31)
 
 _options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
+class _Scratch(NamedTuple):
+    """What tracing and blending a view of H x W need beside their result; made once for any number of views."""
+
+    first: Any  # float64 [H]
+    last: Any  # float64 [H]
+    spans: Any  # int64 [H, 2]
+    columns: Any  # int32 [W]
+    drawn: Any  # uint8 [H, W]
+    weight: Any  # uint8 [H, W]
+    maps: Any  # float64 [4, 3, 3]
+    planes: Any  # float64 [5, 3]
+
+
 @njit(**_options)
-def _spans(planes, start, stop, height, width):  # type: ignore[no-untyped-def]
+def _scratch(height, width):  # type: ignore[no-untyped-def]
+    return _Scratch(
+        np.empty(height, np.float64),
+        np.empty(height, np.float64),
+        np.empty((height, 2), np.int64),
+        np.empty(width, np.int32),
+        np.empty((height, width), np.uint8),
+        np.empty((height, width), np.uint8),
+        np.empty((4, 3, 3), np.float64),
+        np.empty((5, 3), np.float64),
+    )
+
+
+@njit(**_options)
+def _spans(planes, start, stop, scratch):  # type: ignore[no-untyped-def]
     """int64 [height, 2]: columns [first, last) of each row that lie in the region of planes[start:stop]."""
-    first = np.zeros(height)
-    last = np.full(height, float(width))
+    height = scratch.first.size
+    width = scratch.columns.size
+    first = scratch.first
+    last = scratch.last
+    first[:] = 0.0
+    last[:] = float(width)
     for k in range(start, stop):
         a, b, c = planes[k]
         # The plane's edge crosses the row with centre y at x = slope * y + offset; half a pixel makes it a column.
@@ -66,7 +98,7 @@ def _spans(planes, start, stop, height, width):  # type: ignore[no-untyped-def]
                 inside = b * (i + 0.5) + c
                 if inside < -TIE or (inside < TIE and b < 0.0):
                     last[i] = 0.0
-    spans = np.empty((height, 2), np.int64)
+    spans = scratch.spans
     for i in range(height):
         spans[i, 0] = int(min(first[i], float(width)))
         spans[i, 1] = max(spans[i, 0], int(max(last[i], 0.0)))
@@ -183,19 +215,17 @@ def _on_bitmaps(code, head, bits, y, first, last, place, hit):  # type: ignore[n
 
 
 @njit(**_options)
-def _draw(code, head, bits, drawn):  # type: ignore[no-untyped-def]
+def _draw(code, head, bits, scratch):  # type: ignore[no-untyped-def]
     """The region at row ``head``, as the columns [first, last) of each row, int64 [height, 2].
 
-    Where bitmaps cut it, ``drawn`` uint8 [height, width] says in these columns what is inside (1) and what is not (0).
+    Where bitmaps cut it, ``scratch.drawn`` says in these columns what is inside (1) and what is not (0).
     """
-    height, width = drawn.shape
-    spans = _spans(code, head + 2, head + 2 + int(code[head, 0]), height, width)
+    spans = _spans(code, head + 2, head + 2 + int(code[head, 0]), scratch)
     if code[head, 1] > 0.0:
-        place = np.empty(width, np.int32)
-        for i in range(height):
+        for i in range(len(spans)):
             first, last = spans[i]
             if first < last:
-                _on_bitmaps(code, head, bits, i + 0.5, first, last, place, drawn[i])
+                _on_bitmaps(code, head, bits, i + 0.5, first, last, scratch.columns, scratch.drawn[i])
     return spans
 
 
@@ -334,10 +364,11 @@ def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-unty
     count, height, width = weights.shape
     weights[:] = 0
     painted[:] = 0
-    drawn = np.empty((height, width), np.uint8)
+    scratch = _scratch(height, width)
+    drawn = scratch.drawn
     shown = np.zeros(count, np.bool_)
     shown[0] = True
-    _fill(_draw(code, 5, bits, drawn), code[5, 1] > 0.0, drawn, 255, weights[0])
+    _fill(_draw(code, 5, bits, scratch), code[5, 1] > 0.0, drawn, 255, weights[0])
     covers = int(code[4, 0])
     first_cover = _next_region(code, 5)
     first_ground = first_cover
@@ -353,9 +384,9 @@ def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-unty
             for _ in range(int(code[head + 1, 1])):
                 ground = _next_region(code, ground)
             if code[head + 1, 1] >= 0.0:
-                _fill(_draw(code, ground, bits, drawn), code[ground, 1] > 0.0, drawn, 255, own)
+                _fill(_draw(code, ground, bits, scratch), code[ground, 1] > 0.0, drawn, 255, own)
             cut = code[head, 1] > 0.0
-            spans = _draw(code, head, bits, drawn)
+            spans = _draw(code, head, bits, scratch)
             for k in range(count):
                 if shown[k]:
                     _fade(spans, cut, drawn, kept, weights[k])
@@ -375,7 +406,7 @@ def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-unty
             green = colours[layer - 1, 1]
             blue = colours[layer - 1, 2]
             # A colour shows nowhere but in the region that it was laid on.
-            spans = _spans(code, head + 2, head + 2 + int(code[head, 0]), height, width)
+            spans = _spans(code, head + 2, head + 2 + int(code[head, 0]), scratch)
             for i in range(height):
                 for j in range(spans[i, 0], spans[i, 1]):
                     if weights[layer, i, j] != 0:
@@ -386,28 +417,26 @@ def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-unty
         head = _next_region(code, head)
 
 
-@njit("void(float64[:, ::1], uint8[::1], int64, int64, int32[:, ::1])", **_options)
-def trace_view(code, bits, grid_height, grid_width, index):  # type: ignore[no-untyped-def]
-    """index[i, j] = row-major pixel of the source grid that centre (j + 0.5, i + 0.5) of the view shows, or -1."""
+@njit(**_options)
+def _trace_view(code, bits, grid_height, grid_width, index, scratch):  # type: ignore[no-untyped-def]
     height, width = index.shape
     if code[3, 2] != 0.0 and height == grid_height and width == grid_width:
         for i in range(height):
             for j in range(width):
                 index[i, j] = np.int32(i) * np.int32(width) + np.int32(j)
         return
-    m = np.empty((3, 3))
+    masked = code[5, 1] > 0.0
+    drawn = scratch.drawn
+    spans = _draw(code, 5, bits, scratch)
+    m = scratch.maps[0]
     invert(code[:3], m)
     for j in range(3):
         m[0, j] *= grid_width
         m[1, j] *= grid_height
     straight = m[0, 1] == 0.0 and m[1, 0] == 0.0 and m[2, 0] == 0.0 and m[2, 1] == 0.0
-    columns = np.empty(width, np.int32)
+    columns = scratch.columns
     if straight:  # rows of the view are rows of the grid: one multiple of the grid's width plus the same columns
         _pull_row(m, 0, 0.5, grid_width, 1, columns)
-    masked = code[5, 1] > 0.0
-    together = code[4, 1] != 0.0
-    drawn = np.empty(index.shape, np.uint8)
-    spans = _draw(code, 5, bits, drawn)
     for i in range(height):
         y = i + 0.5
         first, last = spans[i]
@@ -426,12 +455,15 @@ def trace_view(code, bits, grid_height, grid_width, index):  # type: ignore[no-u
             inside = drawn[i, first:last]
             for j in range(row.size):
                 row[j] = row[j] if inside[j] != 0 else -1
-    weight = np.full(index.shape if together else (1, 1), 255, np.uint8)
+    together = code[4, 1] != 0.0
+    weight = scratch.weight
+    if together:
+        weight[:] = 255
     head = _next_region(code, 5)
     for _ in range(int(code[4, 0])):
         kept = int(code[head, 2])
         if together or kept < LEAST_SOURCE_WEIGHT:
-            spans = _draw(code, head, bits, drawn)
+            spans = _draw(code, head, bits, scratch)
             if together:
                 _fade(spans, code[head, 1] > 0.0, drawn, kept, weight)
             else:
@@ -444,16 +476,18 @@ def trace_view(code, bits, grid_height, grid_width, index):  # type: ignore[no-u
                     index[i, j] = -1
 
 
-@njit("void(float64[:, ::1], int32[:, ::1], boolean, int32[:, ::1], int32[:, ::1])", **_options)
-def project(matrix, own, use_own, other, index):  # type: ignore[no-untyped-def]
-    """index[i, j] = row-major pixel of ``other`` that centre (j + 0.5, i + 0.5) falls on through ``matrix``.
+@njit("void(float64[:, ::1], uint8[::1], int64, int64, int32[:, ::1])", **_options)
+def trace_view(code, bits, grid_height, grid_width, index):  # type: ignore[no-untyped-def]
+    """index[i, j] = row-major pixel of the source grid that centre (j + 0.5, i + 0.5) of the view shows, or -1."""
+    _trace_view(code, bits, grid_height, grid_width, index, _scratch(index.shape[0], index.shape[1]))
 
-    -1 where it falls outside, behind the viewer, on an ``other`` of -1, or where ``own`` (if used) is -1.
-    """
-    height, width = index.shape
+
+@njit(**_options)
+def _project(matrix, own, use_own, other, index, scratch):  # type: ignore[no-untyped-def]
+    height = len(index)
     other_height, other_width = other.shape
     # The centres that fall into the other picture: x >= 0, x < width, y >= 0, y < height and in front of the viewer.
-    planes = np.empty((5, 3))
+    planes = scratch.planes
     for j in range(3):
         planes[0, j] = matrix[0, j]
         planes[1, j] = other_width * matrix[2, j] - matrix[0, j]
@@ -467,23 +501,30 @@ def project(matrix, own, use_own, other, index):  # type: ignore[no-untyped-def]
         for j in range(3):
             planes[k, j] /= norm
     flat = other.reshape(-1)
-    spans = _spans(planes, 0, 5, height, width)
+    spans = _spans(planes, 0, 5, scratch)
     for i in range(height):
         first, last = spans[i]
         index[i, :first] = -1
         index[i, last:] = -1
         row = index[i, first:last]
         _pull_row(matrix, first, i + 0.5, other_width, other_height, row)
-        # What is hidden comes in stretches, so these branches are predicted well and most pixels are not written again.
+        # The sign of -1, spread over all bits, makes any index -1: no branch, so the loop vectorises.
         if use_own:
             mine = own[i, first:last]
             for j in range(row.size):
-                if mine[j] < 0 or flat[np.uint32(row[j])] < 0:
-                    row[j] = -1
+                row[j] |= (mine[j] >> _SIGN) | (flat[np.uint32(row[j])] >> _SIGN)
         else:
             for j in range(row.size):
-                if flat[np.uint32(row[j])] < 0:
-                    row[j] = -1
+                row[j] |= flat[np.uint32(row[j])] >> _SIGN
+
+
+@njit("void(float64[:, ::1], int32[:, ::1], boolean, int32[:, ::1], int32[:, ::1])", **_options)
+def project(matrix, own, use_own, other, index):  # type: ignore[no-untyped-def]
+    """index[i, j] = row-major pixel of ``other`` that centre (j + 0.5, i + 0.5) falls on through ``matrix``.
+
+    -1 where it falls outside, behind the viewer, on an ``other`` of -1, or where ``own`` (if used) is -1.
+    """
+    _project(matrix, own, use_own, other, index, _scratch(index.shape[0], index.shape[1]))
 
 
 @njit("void(int32[:, ::1], int32[::1], int32[:, ::1])", **_options)
@@ -515,13 +556,14 @@ def scatter(index, out):  # type: ignore[no-untyped-def]
 )
 def trace_pairs(codes, bits, starts, begin, end, grid_height, grid_width, query_to_reference, reference_to_query):  # type: ignore[no-untyped-def]
     """Tables of pairs [begin, end). ``starts [B, 6]``: first and last row of the query's and of the reference's code,
-    first places of their bitmaps; -1 for a pair without copy."""
+    first places of their bitmaps; -1 for a pair without copy. Scratch memory is taken once for all of them."""
     shape = query_to_reference.shape[1:]
     query = np.empty(shape, np.int32)
     reference = np.empty(shape, np.int32)
-    forward = np.empty((3, 3))
-    backward = np.empty((3, 3))
-    inverse = np.empty((3, 3))
+    scratch = _scratch(shape[0], shape[1])
+    forward = scratch.maps[1]
+    backward = scratch.maps[2]
+    inverse = scratch.maps[3]
     for b in range(begin, end):
         if starts[b, 0] < 0:
             query_to_reference[b] = -1
@@ -533,22 +575,22 @@ def trace_pairs(codes, bits, starts, begin, end, grid_height, grid_width, query_
         other_drawn = bits[starts[b, 5] :]
         if other[3, 2] != 0.0 and shape[0] == grid_height and shape[1] == grid_width:
             # The reference is the source itself, resized.
-            trace_view(code, drawn, grid_height, grid_width, query_to_reference[b])
+            _trace_view(code, drawn, grid_height, grid_width, query_to_reference[b], scratch)
             for i in range(3):
                 forward[i, 0] = code[i, 0] / grid_width
                 forward[i, 1] = code[i, 1] / grid_height
                 forward[i, 2] = code[i, 2]
-            project(forward, query, False, query_to_reference[b], reference_to_query[b])
+            _project(forward, query, False, query_to_reference[b], reference_to_query[b], scratch)
             continue
-        trace_view(code, drawn, grid_height, grid_width, query)
-        trace_view(other, other_drawn, grid_height, grid_width, reference)
+        _trace_view(code, drawn, grid_height, grid_width, query, scratch)
+        _trace_view(other, other_drawn, grid_height, grid_width, reference, scratch)
         invert(code[:3], inverse)
         for i in range(3):
             for j in range(3):
                 forward[i, j] = other[i, 0] * inverse[0, j] + other[i, 1] * inverse[1, j] + other[i, 2] * inverse[2, j]
         invert(forward, backward)
-        project(forward, query, True, reference, query_to_reference[b])
-        project(backward, reference, True, query, reference_to_query[b])
+        _project(forward, query, True, reference, query_to_reference[b], scratch)
+        _project(backward, reference, True, query, reference_to_query[b], scratch)
 
 
 @njit("void(float64[:, ::1], float64, uint8[:, ::1])", **_options)

@@ -15,7 +15,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_the_same_seed_gives_the_same_pictures(tmp_path: Path) -> None:
-    few, more = make_pictures(tmp_path / "few", 3, seed=7), make_pictures(tmp_path / "more", 5, seed=7)
+    few, more = make_pictures(tmp_path / "few", 3, seed=7), make_pictures(tmp_path / "more", 5, seed=7, processes=2)
     assert [path.name for path in few] == ["synthetic_00000.jpg", "synthetic_00001.jpg", "synthetic_00002.jpg"]
     for a, b in zip(few, more, strict=False):
         assert a.read_bytes() == b.read_bytes()
@@ -53,3 +53,8 @@ def test_sides_may_be_chosen(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit(tmp_path: Path, count: int, side_px: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_pictures(tmp_path, count, side_px=side_px)
+
+
+def test_no_process(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
+        make_pictures(tmp_path, 1, processes=0)

@@ -18,7 +18,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from copynce.data.manifest import DataError, Manifest, read_manifest, read_rows
+from copynce.data.errors import DataError
+from copynce.data.manifest import Manifest, read_manifest, read_rows
 
 GroundTruth = dict[str, list[str]]
 

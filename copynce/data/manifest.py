@@ -14,16 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from copynce.data.errors import DataError
+
 # File suffixes that count as pictures when a folder is read. A CSV may name any file.
 PICTURE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
 _SHOWN = 5  # how many of the missing files an error message lists
-
-
-class DataError(ValueError):
-    """A problem in the user's data; the message names the file, what was expected and what was found."""
 
 
 @dataclass(frozen=True)

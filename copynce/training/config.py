@@ -30,7 +30,8 @@ class DataConfig:
     """Where pictures come from and how they are edited."""
 
     train: str = MISSING
-    """CSV with the columns uuid,path, or a folder of pictures (read recursively); the supervised plan's queries."""
+    """CSV with the columns uuid,path, a folder of pictures (read recursively), or tar shards (a folder of them, or a
+    pattern such as ``train-{000..127}.tar``); the supervised plan's queries."""
     root: str | None = None
     """Folder that a CSV's paths are relative to; none: the CSV's own."""
     plan: Literal["descriptor", "matcher", "supervised"] = "descriptor"
@@ -42,7 +43,7 @@ class DataConfig:
     neighbour_columns: int | None = None
     """How many neighbours of each picture are used, itself not counted; none: 7 (descriptor) or 127 (matcher)."""
     references: str | None = None
-    """The supervised plan's references: CSV or folder."""
+    """The supervised plan's references: CSV, folder or shards."""
     ground_truth: str | None = None
     """The supervised plan's copies: JSON {query: [references]} or CSV query_id,reference_id."""
     augment_probability: float = 0.0

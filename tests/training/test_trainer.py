@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -270,6 +271,21 @@ def test_broken_pictures_are_replaced_and_listed_odd_ones_are_used(tiny: Tiny, p
     assert {Path(entry["path"]).name for entry in listed} == {victim.name for victim in victims}
     assert all(entry["reason"] for entry in listed)
     assert read_log(Path(config.out) / "log.jsonl")[-1]["broken_pictures"] == 3
+
+
+def test_shards_train_as_their_files_do(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    files = sorted(pictures.iterdir())
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as tar:
+            for path in files[12 * shard : 12 * shard + 12]:
+                tar.add(path, path.name)
+    logs = []
+    for name, train_on in (("files", pictures), ("shards", tmp_path / "shards")):
+        config = tiny("optim.steps=3", out=name, train=train_on)
+        train(config)
+        logs.append(read_log(Path(config.out) / "log.jsonl"))
+    assert [line["loss"] for line in logs[1]] == [line["loss"] for line in logs[0]]
 
 
 def test_two_processes_equal_one_with_the_whole_batch(tiny: Tiny) -> None:

@@ -62,7 +62,7 @@ def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
         path inside the folder without its suffix (pictures that differ in nothing but the suffix keep it); or a folder
         with shards and no pictures, a shard, or a pattern of shards such as `train-{000..127}.tar` or `train-*.tar`,
         where the uuid is WebDataset's key, the name up to the first dot (clashing ones are SHARD.tar/NAME).
-    root: folder that a CSV's paths are relative to; the CSV's own folder by default.
+    root: folder that a CSV's paths are relative to, for CSVs only; the CSV's own folder by default.
     Raises DataError for anything wrong with the list: no such file, a missing column, a malformed line, a duplicate
     uuid, a path outside the root, files that do not exist (the first five are named), a damaged shard, no picture at
     all.
@@ -76,7 +76,7 @@ def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     if path.is_file() and path.suffix.lower() != SHARD_SUFFIX:
         return _read_csv(path, path.parent if root is None else Path(root))
     if root is not None:
-        raise ValueError(f"root is for CSV manifests, but {path} is {'a folder' if folder else 'not one'}")
+        raise DataError(f"root is for CSV manifests, but {path} is {'a folder' if folder else 'not one'}")
     if folder:
         return _read_folder(path)
     shards = [path] if path.is_file() else expand_shards(text)

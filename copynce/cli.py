@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a descriptor",
-        description="Train a descriptor on a CSV (uuid,path) or a folder of pictures. "
+        description="Train a descriptor on a CSV (uuid,path), a folder of pictures or tar shards. "
         "The same command continues a run that was stopped.",
         epilog=_settings_help(TrainConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,

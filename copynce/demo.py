@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -34,7 +35,8 @@ from copynce.inspect import (
 from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
 from copynce.pixtrace import CoordinateTable, EditProgram, patch_overlap, sample_program
 from copynce.training import DataConfig, LossConfig, OptimConfig, TrainConfig, checkpoints, read_log, train
-from dali_pipelines import BrokenPicture, PictureLoader, read_picture, render_programs
+from dali_pipelines import BrokenPicture, PictureLoader, ShardMember, read_picture, render_programs
+from dali_pipelines.sources import read_bytes
 
 #: Pictures that the demo makes for itself.
 MADE_PICTURES = 600
@@ -73,9 +75,9 @@ def run_demo(
 ) -> dict[str, Any]:
     """Train and judge a small descriptor; returns what metrics.json holds (uap, rp90, ..., before, after).
 
-    ``data``: a folder (or CSV) of at least 60 pictures; None makes pictures. A run that was killed continues; ``out``
-    is made if absent. ``say`` is told what happens. Raises DataError if there are too few pictures that can be decoded,
-    or if ``out`` holds a demo of other settings.
+    ``data``: a folder (or CSV, or shards) of at least 60 pictures; None makes pictures. A run that was killed
+    continues; ``out`` is made if absent. ``say`` is told what happens. Raises DataError if there are too few pictures
+    that can be decoded, or if ``out`` holds a demo of other settings.
     """
     steps = STEPS if steps is None else steps
     out.mkdir(parents=True, exist_ok=True)
@@ -161,7 +163,7 @@ def _make_queries(
     """Edited copies of the first references, as many edited strangers; other pictures in them come from training's."""
     folder.mkdir(parents=True, exist_ok=True)
     half = min(len(strangers), len(references))
-    wanted: list[tuple[str, Path, int | None]] = []
+    wanted: list[tuple[str, Path | ShardMember, int | None]] = []
     for i in range(half):
         wanted.append((f"copy-{i:04d}", references.paths[i], i))
         wanted.append((f"distractor-{i:04d}", strangers.paths[i], None))
@@ -177,7 +179,7 @@ def _make_queries(
     return queries
 
 
-def _readable(path: Path, quarantine: Quarantine) -> bool:
+def _readable(path: Path | ShardMember, quarantine: Quarantine) -> bool:
     try:
         read_picture(path)
     except BrokenPicture as error:
@@ -197,7 +199,7 @@ def _write_list(path: Path, manifest: Manifest) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["uuid", "path"])
         writer.writerows(
-            (uuid, picture.relative_to(manifest.root))
+            (uuid, os.path.relpath(picture, manifest.root))
             for uuid, picture in zip(manifest.uuids, manifest.paths, strict=True)
         )
 
@@ -275,8 +277,8 @@ def _searches(out: Path, queries: list[_Query], references: Manifest) -> list[Se
     return searches
 
 
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
+def _open(path: Path | ShardMember) -> Image.Image:
+    with Image.open(io.BytesIO(read_bytes(path))) as picture:
         return picture.convert("RGB")
 
 
@@ -287,7 +289,7 @@ def _table(query: _Query, references: Manifest, size: int) -> CoordinateTable:
     return query.program.trace((height, width), (size, size))
 
 
-def _pixels(path: Path, size: int) -> NDArray[np.uint8]:
+def _pixels(path: Path | ShardMember, size: int) -> NDArray[np.uint8]:
     return np.asarray(_open(path).resize((size, size), Image.Resampling.BICUBIC))
 
 

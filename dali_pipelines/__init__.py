@@ -4,7 +4,7 @@ DALI itself is imported when a pipeline is built, not before.
 """
 
 from dali_pipelines.loaders import Pair, PairLoader, PictureLoader, render_programs
-from dali_pipelines.sources import BrokenPicture, EncodedPicture, read_picture
+from dali_pipelines.sources import BrokenPicture, EncodedPicture, ShardMember, read_picture
 
 __all__ = [
     "BrokenPicture",
@@ -12,6 +12,7 @@ __all__ = [
     "Pair",
     "PairLoader",
     "PictureLoader",
+    "ShardMember",
     "read_picture",
     "render_programs",
 ]

@@ -27,7 +27,11 @@ _MAX_SUBSTITUTES = 100
 
 @dataclass(frozen=True)
 class Pair:
-    """One item of training: two views. ``label`` True: both show ``query_path`` (then equal to ``reference_path``)."""
+    """Two views. ``label``: whether the query's picture is a copy of the reference's.
+
+    ``traced``: whether the programs tell which pixels are copied: of a positive pair whose views show one file, and of
+    a negative pair, where none is. A copy that somebody else made is positive but not traced.
+    """
 
     query_path: Path
     query_program: EditProgram
@@ -35,11 +39,13 @@ class Pair:
     reference_program: EditProgram
     label: bool
     uuid: str
+    traced: bool = True
 
     def __post_init__(self) -> None:
-        if self.label and os.fspath(self.query_path) != os.fspath(self.reference_path):
+        if self.label and self.traced and os.fspath(self.query_path) != os.fspath(self.reference_path):
             raise ValueError(
-                f"the views of a positive pair must show one picture, got {self.query_path} and {self.reference_path}"
+                "the views of a traced positive pair must show one picture, "
+                f"got {os.fspath(self.query_path)} and {os.fspath(self.reference_path)}"
             )
 
 
@@ -141,8 +147,8 @@ class PairLoader:
     """Iterates training batches as dicts of torch tensors.
 
     ``query``, ``reference``: float32 [B, 3, S, S], normalised, on ``device``. ``query_to_reference``,
-    ``reference_to_query``: int32 [B, S, S] tables, -1 throughout for a pair with label False. ``label``: bool [B].
-    ``uuids``: list of str, that of the pair really shown.
+    ``reference_to_query``: int32 [B, S, S] tables, -1 throughout for a pair that is not positive or not traced.
+    ``label``, ``traced``: bool [B], as in :class:`Pair`. ``uuids``: list of str, that of the pair really shown.
 
     ``batches`` gives lists of :class:`Pair`, at most ``batch_size`` each; it is consumed ahead in a background thread
     and once only. ``pictures`` are the files from which layers choose. A pair with a broken file is replaced by
@@ -224,6 +230,7 @@ class PairLoader:
                     "query_to_reference": torch.from_numpy(payload["query_to_reference"]),
                     "reference_to_query": torch.from_numpy(payload["reference_to_query"]),
                     "label": torch.from_numpy(payload["label"]),
+                    "traced": torch.from_numpy(payload["traced"]),
                     "uuids": payload["uuids"],
                 }
         finally:
@@ -246,7 +253,7 @@ class PairLoader:
             )
             scenes.append(Scene(pictures, views))
             files += [(pair.query_path, picture), (pair.reference_path, other), *query_layers, *reference_layers]
-            plans.append((query, reference) if pair.label else None)
+            plans.append((query, reference) if pair.label and pair.traced else None)
             shown.append(pair)
         tables = np.empty(shape, np.int32), np.empty(shape, np.int32)
         trace_pairs(plans, shape[1:], *tables)
@@ -254,6 +261,7 @@ class PairLoader:
             "query_to_reference": tables[0],
             "reference_to_query": tables[1],
             "label": np.array([pair.label for pair in shown]),
+            "traced": np.array([pair.traced for pair in shown]),
             "uuids": [pair.uuid for pair in shown],
         }
         return Batch(scenes, files, payload)

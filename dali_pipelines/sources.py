@@ -6,6 +6,7 @@ Most files are handed over as they are. What DALI and the method's reading rule 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -47,6 +48,39 @@ class BrokenPicture(ValueError):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True)
+class ShardMember:
+    """A file inside an uncompressed tar, read where it lies; as a path (``os.fspath``) it is SHARD/NAME.
+
+    offset, size: of its content in the tar, in bytes. The tar is opened for each reading, as a file would be: a member
+    holds no handle, and many threads and processes can read it.
+    """
+
+    shard: str
+    name: str
+    offset: int
+    size: int
+
+    def __fspath__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+    __str__ = __fspath__
+
+    def read_bytes(self) -> bytes:
+        """The content; OSError if the tar cannot be read or is too short."""
+        with open(self.shard, "rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise OSError(errno.EIO, f"the shard ends {self.size - len(content)} bytes too early", self.shard)
+        return content
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file or of a :class:`ShardMember`; raises OSError."""
+    return path.read_bytes() if isinstance(path, ShardMember) else Path(path).read_bytes()
+
+
 @dataclass(frozen=True)
 class EncodedPicture:
     """``data`` uint8 [bytes]: an encoded picture that decodes to uint8 RGB of ``shape`` (height, width)."""
@@ -56,14 +90,14 @@ class EncodedPicture:
 
 
 def read_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> EncodedPicture:
-    """Read a picture file for the graph.
+    """Read a picture file, or one inside a shard, for the graph.
 
     EXIF orientation is not applied. Alpha and transparent palette entries are laid over white, 16-bit grey is scaled
     to 8 bits. Raises :class:`BrokenPicture` if the file is missing, empty, no picture, truncated, of more than
     ``max_pixels`` pixels, or of a pixel type without a defined white (32-bit float).
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise BrokenPicture(path, f"cannot be read: {error.strerror or error}") from error
     if not content:

@@ -1,8 +1,10 @@
 """Manifests, evaluation sets and the list of broken pictures."""
 
+from copynce.data.errors import DataError
 from copynce.data.files import atomic_text
 from copynce.data.layouts import EvaluationSplit, GroundTruth, open_dataset, read_ground_truth
-from copynce.data.manifest import PICTURE_SUFFIXES, DataError, Manifest, read_manifest
+from copynce.data.manifest import PICTURE_SUFFIXES, Manifest, read_manifest
+from copynce.data.neighbours import Neighbours, read_neighbours
 from copynce.data.quarantine import Quarantine
 
 __all__ = [
@@ -11,9 +13,11 @@ __all__ = [
     "EvaluationSplit",
     "GroundTruth",
     "Manifest",
+    "Neighbours",
     "Quarantine",
     "atomic_text",
     "open_dataset",
     "read_ground_truth",
     "read_manifest",
+    "read_neighbours",
 ]

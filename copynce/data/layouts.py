@@ -18,7 +18,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from copynce.data.manifest import DataError, Manifest, read_manifest, read_rows
+from copynce.data.errors import DataError
+from copynce.data.manifest import Manifest, read_manifest, read_rows
+from dali_pipelines.sources import ShardMember
 
 GroundTruth = dict[str, list[str]]
 
@@ -91,7 +93,7 @@ def _open_lists(root: Path, split: str) -> EvaluationSplit:
     _check_split(root, split, list(available))
 
     uuids: list[str] = []
-    paths: list[Path] = []
+    paths: list[Path | ShardMember] = []
     ground_truth: GroundTruth = {}
     for part in available[split]:
         queries = read_manifest(root / f"query_{part}.csv")

@@ -1,7 +1,8 @@
 """Manifests: which pictures there are, and under which name each is known.
 
-A manifest comes from a CSV with the columns ``uuid,path`` or from a folder. Paths are data, so a CSV may only name
-files below its root: an absolute path, or one that climbs out through ``..``, is refused.
+A manifest comes from a CSV with the columns ``uuid,path``, from a folder, or from tar shards, where a shard counts as a
+folder of its members. Paths are data, so a CSV may only name files below its root: an absolute path, or one that climbs
+out through ``..``, is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from copynce.data.errors import DataError
+from copynce.data.shards import SHARD_SUFFIX, expand_shards, is_pattern, read_shard, sample_key, split_member
+from dali_pipelines.sources import ShardMember
+
 # File suffixes that count as pictures when a folder is read. A CSV may name any file.
 PICTURE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
@@ -22,20 +27,16 @@ PICTURE_SUFFIXES = frozenset(
 _SHOWN = 5  # how many of the missing files an error message lists
 
 
-class DataError(ValueError):
-    """A problem in the user's data; the message names the file, what was expected and what was found."""
-
-
 @dataclass(frozen=True)
 class Manifest:
     """Pictures in a fixed order.
 
-    uuids: unique names. paths: the files, same length. root: the folder that `paths` lie in.
-    ignored: files of the folder that are no pictures (or hidden) and were left out; 0 for a CSV.
+    uuids: unique names. paths: the files, or their places in shards, same length. root: the folder that `paths` lie
+    in. ignored: files of the folder or shards that are no pictures (or hidden) and were left out; 0 for a CSV.
     """
 
     uuids: list[str]
-    paths: list[Path]
+    paths: Sequence[Path | ShardMember]
     root: Path
     ignored: int = 0
 
@@ -54,23 +55,32 @@ class Manifest:
 
 
 def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
-    """The pictures of a CSV or of a folder.
+    """The pictures of a CSV, of a folder or of tar shards.
 
-    path: a CSV with the columns `uuid` and `path` (any order, more columns are ignored), in file order; or a folder,
-        read recursively in sorted order, where the uuid is the path inside the folder without its suffix (pictures
-        that differ in nothing but the suffix keep it).
-    root: folder that a CSV's paths are relative to; the CSV's own folder by default.
+    path: a CSV with the columns `uuid` and `path` (any order, more columns are ignored), in file order, where a path
+        may lead into a shard (`SHARD.tar/NAME`); or a folder, read recursively in sorted order, where the uuid is the
+        path inside the folder without its suffix (pictures that differ in nothing but the suffix keep it); or a folder
+        with shards and no pictures, a shard, or a pattern of shards such as `train-{000..127}.tar` or `train-*.tar`,
+        where the uuid is WebDataset's key, the name up to the first dot (clashing ones are SHARD.tar/NAME).
+    root: folder that a CSV's paths are relative to, for CSVs only; the CSV's own folder by default.
     Raises DataError for anything wrong with the list: no such file, a missing column, a malformed line, a duplicate
-    uuid, a path outside the root, files that do not exist (the first five are named), no picture at all.
+    uuid, a path outside the root, files that do not exist (the first five are named), a damaged shard, no picture at
+    all.
     """
-    path = Path(path)
-    if path.is_dir():
-        if root is not None:
-            raise ValueError(f"root is for CSV manifests, but {path} is a folder")
+    text, path = os.fspath(path), Path(path)
+    folder = path.is_dir()
+    if not folder and not path.is_file() and not is_pattern(text):
+        raise DataError(
+            f"{path}: no such file or folder; expected a CSV with the columns uuid,path, a folder, or shards (.tar)"
+        )
+    if path.is_file() and path.suffix.lower() != SHARD_SUFFIX:
+        return _read_csv(path, path.parent if root is None else Path(root))
+    if root is not None:
+        raise DataError(f"root is for CSV manifests, but {path} is {'a folder' if folder else 'not one'}")
+    if folder:
         return _read_folder(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file or folder; expected a CSV with the columns uuid,path or a folder")
-    return _read_csv(path, path.parent if root is None else Path(root))
+    shards = [path] if path.is_file() else expand_shards(text)
+    return _read_shards(shards, Path(os.path.commonpath([shard.parent for shard in shards])))
 
 
 def _read_csv(path: Path, root: Path) -> Manifest:
@@ -102,13 +112,14 @@ def _read_csv(path: Path, root: Path) -> Manifest:
     if not relative_paths:
         raise DataError(f"{path}: the file lists no picture, only the header")
 
-    missing = _missing(root, relative_paths)
+    found = _find(root, relative_paths)
+    missing = [i for i, file in enumerate(found) if file is None]
     if missing:
         lines = list(first_line.values())
         shown = ", ".join(f"{relative_paths[i]} (line {lines[i]})" for i in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise DataError(f"{path}: {len(missing)} of {len(relative_paths)} files not found in {root}: {shown}{more}")
-    return Manifest(list(first_line), [root / relative for relative in relative_paths], root)
+    return Manifest(list(first_line), [file for file in found if file is not None], root)
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -136,14 +147,15 @@ def _inside_root(relative: str, path: Path, line: int) -> str:
     return clean
 
 
-def _missing(root: Path, relative_paths: Sequence[str]) -> list[int]:
-    """Indices of `relative_paths` that are no files below `root`.
+def _find(root: Path, relative_paths: Sequence[str]) -> list[Path | ShardMember | None]:
+    """The files below `root`, None for those that are not there.
 
     Every folder is listed once: a million single look-ups take minutes on a network file system.
     """
     files: dict[str, set[str]] = {}  # folder -> names of its files
-    missing = []
-    for i, relative in enumerate(relative_paths):
+    shards: dict[str, dict[str, ShardMember]] = {}
+
+    def is_file(relative: str) -> bool:
         folder, name = posixpath.split(relative)
         if folder not in files:
             try:
@@ -153,13 +165,24 @@ def _missing(root: Path, relative_paths: Sequence[str]) -> list[int]:
                 files[folder] = set()
             except OSError as error:
                 raise DataError(f"{root / folder}: cannot be read ({error.strerror})") from error
-        if name not in files[folder]:
-            missing.append(i)
-    return missing
+        return name in files[folder]
+
+    found: list[Path | ShardMember | None] = []
+    for relative in relative_paths:
+        inside = split_member(relative)
+        if inside is not None and is_file(inside[0]):
+            shard, name = inside
+            if shard not in shards:
+                shards[shard] = read_shard(root / shard)
+            found.append(shards[shard].get(name))
+        else:
+            found.append(root / relative if is_file(relative) else None)
+    return found
 
 
 def _read_folder(root: Path) -> Manifest:
     pictures: list[str] = []
+    shards: list[Path] = []
     ignored = 0
     seen: set[tuple[int, int]] = set()  # (device, inode) of the folders read: links are followed, but never in a circle
 
@@ -175,24 +198,55 @@ def _read_folder(root: Path) -> Manifest:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = Path(folder).relative_to(root).as_posix()
         for name in files:
-            if name.startswith(".") or posixpath.splitext(name)[1].lower() not in PICTURE_SUFFIXES:
-                ignored += 1
-            else:
+            if _is_picture(name):
                 pictures.append(posixpath.normpath(posixpath.join(inside, name)))
+                continue
+            ignored += 1
+            if name.lower().endswith(SHARD_SUFFIX) and not name.startswith("."):
+                shards.append(Path(folder, name))
+    if shards and not pictures:
+        return _read_shards(sorted(shards), root)
     if not pictures:
         found = f"its {ignored} files are of other kinds" if ignored else "it holds no files"
         raise DataError(f"{root}: no picture in this folder ({found}); expected .jpg, .png, .webp or the like")
     pictures.sort()
-    return Manifest(_folder_uuids(pictures), [root / picture for picture in pictures], root, ignored)
+    names = [posixpath.splitext(picture)[0] for picture in pictures]
+    return Manifest(_distinct(names, pictures), [root / picture for picture in pictures], root, ignored)
 
 
-def _folder_uuids(pictures: Sequence[str]) -> list[str]:
-    """The pictures' names without suffix; those that would clash keep it."""
-    uuids = [posixpath.splitext(picture)[0] for picture in pictures]
+def _read_shards(shards: Sequence[Path], root: Path) -> Manifest:
+    keys: list[str] = []
+    full: list[str] = []
+    members: list[ShardMember] = []
+    ignored = 0
+    for shard in shards:
+        inside = shard.relative_to(root).as_posix()
+        for name, member in read_shard(shard).items():
+            if any(part.startswith(".") for part in name.split("/")) or not _is_picture(name):
+                ignored += 1
+                continue
+            keys.append(sample_key(name))
+            full.append(f"{inside}/{name}")
+            members.append(member)
+    if not members:
+        raise DataError(
+            f"{root}: no picture in {len(shards)} shards, their {ignored} files are of other kinds; expected .jpg, "
+            ".png, .webp or the like"
+        )
+    return Manifest(_distinct(keys, full), members, root, ignored)
+
+
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and posixpath.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
+def _distinct(names: Sequence[str], full: Sequence[str]) -> list[str]:
+    """The `names`; in place of those that would clash, the distinct `full` ones."""
+    uuids = list(names)
     while True:  # a second round is needed where "a.jpg" (beside "a.png") meets "a.jpg.png"
         count = Counter(uuids)
-        clashing = [i for i, uuid in enumerate(uuids) if count[uuid] > 1 and uuid != pictures[i]]
+        clashing = [i for i, uuid in enumerate(uuids) if count[uuid] > 1 and uuid != full[i]]
         if not clashing:
             return uuids
         for i in clashing:
-            uuids[i] = pictures[i]
+            uuids[i] = full[i]

@@ -23,15 +23,26 @@ _OWN_COSINE = -1.0  # a feature's cosine to itself: the least possible, yet kept
 _SMALLEST_SQUARED_DISTANCE = 1e-6
 
 
-def info_nce(query: Tensor, reference: Tensor, log_scale: Tensor, *, gather: Gather = "differentiable") -> Tensor:
+def info_nce(
+    query: Tensor,
+    reference: Tensor,
+    log_scale: Tensor,
+    *,
+    positive: Tensor | None = None,
+    gather: Gather = "differentiable",
+) -> Tensor:
     """InfoNCE over all features: ``mean_i -log(exp(s c_i+) / sum_j exp(s c_ij))``, ``s = exp(log_scale)``, a scalar.
 
     Query i's positive is reference i and the other way round; a feature's cosine to itself is set to -1, not removed.
+    The mean is over the features of positive pairs; those of other pairs are columns only, to be pushed away from.
+    Without a positive pair the loss is 0 and its gradients are 0.
 
     Args:
         query: [B, D] floating point, B at least 1.
         reference: [B, D], same dtype and device.
         log_scale: scalar tensor, usually a parameter that starts at ``INITIAL_LOG_SCALE``.
+        positive: [B] bool, the pairs whose query is a copy of its reference; all by default. Given on every rank or
+            on none.
         gather: where a process group is initialised, "differentiable" takes all ranks' features as columns and sends
             gradients back to them, so that averaged gradients equal those of one large batch; "local_gradient" treats
             the other ranks' features as constants, as the released code does; "none" uses this rank's features only.
@@ -44,33 +55,42 @@ def info_nce(query: Tensor, reference: Tensor, log_scale: Tensor, *, gather: Gat
     >>> float(info_nce(features, features, torch.tensor(0.0)))
     0.626...
     """
-    _check(query, reference, gather)
+    _check(query, reference, positive, gather)
     if not isinstance(log_scale, Tensor) or log_scale.ndim != 0 or not log_scale.is_floating_point():
         raise TypeError(f"log_scale must be a floating scalar tensor, got {_describe(log_scale)}")
-    cosines, own, positive = _cosines(query, reference, gather)
+    cosines, own, partner = _cosines(query, reference, gather)
     logits = cosines.scatter(1, own[:, None], _OWN_COSINE) * log_scale.to(cosines.dtype).exp()
-    return F.cross_entropy(logits, positive)
+    if positive is None:
+        return F.cross_entropy(logits, partner)
+    rows = positive.repeat(2)
+    losses = F.cross_entropy(logits, partner, reduction="none")
+    return losses.where(rows, 0).sum() / _mean_count(rows, gather)
 
 
-def koleo(query: Tensor, reference: Tensor, *, gather: Gather = "differentiable") -> Tensor:
+def koleo(
+    query: Tensor, reference: Tensor, *, positive: Tensor | None = None, gather: Gather = "differentiable"
+) -> Tensor:
     """KoLeo: ``-mean_i log sqrt(max(2 - 2 max_j c_ij, 1e-6))``, j any column but i and its positive; a scalar.
 
-    Arguments and errors as in ``info_nce``; a single pair has no other feature and is a ValueError.
+    Arguments and errors as in ``info_nce``; the views of a pair that is not positive leave each other like any two. A
+    single pair has no other feature and is a ValueError.
 
     >>> float(koleo(torch.eye(2), torch.eye(2)))  # nearest others at distance sqrt(2)
     -0.346...
     """
-    _check(query, reference, gather)
-    cosines, own, positive = _cosines(query, reference, gather)
+    _check(query, reference, positive, gather)
+    cosines, own, partner = _cosines(query, reference, gather)
     if cosines.shape[1] == 2:
         raise ValueError("koleo needs at least 2 pairs over all ranks: a single pair has no neighbours to leave")
-    excluded = torch.stack((own, positive), 1)
+    if positive is not None:
+        partner = partner.where(positive.repeat(2), own)
+    excluded = torch.stack((own, partner), 1)
     nearest = cosines.scatter(1, excluded, -torch.inf).max(1).values
     return -(2 - 2 * nearest).clamp_min(_SMALLEST_SQUARED_DISTANCE).log().mean() / 2
 
 
 def _cosines(query: Tensor, reference: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines [2B, 2BW] of this rank's features to all, and each row's own and positive column, int64 [2B]."""
+    """Cosines [2B, 2BW] of this rank's features to all, and the columns of each row and its pair, int64 [2B]."""
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     with torch.autocast(query.device.type, enabled=False):
         local = F.normalize(torch.cat((query, reference)).to(dtype), dim=-1)
@@ -82,6 +102,18 @@ def _cosines(query: Tensor, reference: Tensor, gather: Gather) -> tuple[Tensor, 
         cosines = local @ columns.T
     own = torch.arange(rows, device=local.device)
     return cosines, own + rank * rows, (own + rows // 2) % rows + rank * rows
+
+
+def _mean_count(rows: Tensor, gather: Gather) -> Tensor:
+    """How many of ``rows`` (bool) count, at least 1; with "differentiable" the mean over ranks of that number.
+
+    Each rank's sum over this mean, averaged over the ranks, is the mean over the rows of one large batch.
+    """
+    count = rows.sum().float()
+    if gather == "differentiable" and dist.is_available() and dist.is_initialized():
+        dist.all_reduce(count)
+        return count.clamp_min(1) / dist.get_world_size()
+    return count.clamp_min(1)
 
 
 class _GatherRanks(torch.autograd.Function):
@@ -113,7 +145,7 @@ def _all_gather(local: Tensor) -> list[Tensor]:
     return features
 
 
-def _check(query: Tensor, reference: Tensor, gather: str) -> None:
+def _check(query: Tensor, reference: Tensor, positive: Tensor | None, gather: str) -> None:
     for name, tensor in (("query", query), ("reference", reference)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
@@ -126,6 +158,14 @@ def _check(query: Tensor, reference: Tensor, gather: str) -> None:
         raise TypeError(f"query and reference must share one floating dtype, got {query.dtype} and {reference.dtype}")
     if query.device != reference.device:
         raise ValueError(f"query and reference must be on one device, got {query.device} and {reference.device}")
+    if positive is not None:
+        if not isinstance(positive, Tensor) or positive.dtype != torch.bool:
+            raise TypeError(f"positive must be a bool tensor, got {_describe(positive)}")
+        if positive.shape != query.shape[:1] or positive.device != query.device:
+            raise ValueError(
+                f"positive must be [{len(query)}] on {query.device}, one flag a pair, "
+                f"got {list(positive.shape)} on {positive.device}"
+            )
     if gather not in ("differentiable", "local_gradient", "none"):
         raise ValueError(f"gather must be 'differentiable', 'local_gradient' or 'none', got {gather!r}")
 

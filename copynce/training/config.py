@@ -30,13 +30,28 @@ class DataConfig:
     """Where pictures come from and how they are edited."""
 
     train: str = MISSING
-    """CSV with the columns uuid,path, or a folder of pictures (read recursively)."""
+    """CSV with the columns uuid,path, a folder of pictures (read recursively), or tar shards (a folder of them, or a
+    pattern such as ``train-{000..127}.tar``); the supervised plan's queries."""
     root: str | None = None
     """Folder that a CSV's paths are relative to; none: the CSV's own."""
+    plan: Literal["descriptor", "matcher", "supervised"] = "descriptor"
+    """Which pairs. descriptor: a picture edited and as it is, and the same of a neighbour where ``neighbours`` are
+    given. matcher: such a pair (30 %), else a picture and another one, a neighbour or any. supervised: a query of
+    ``train`` and one of the ``references`` that it copies by the ``ground_truth``."""
+    neighbours: str | None = None
+    """Mined neighbours of the pictures: .npy, integers [N, K] in the manifest's order, or .json {uuid: [uuid, ...]}."""
+    neighbour_columns: int | None = None
+    """How many neighbours of each picture are used, itself not counted; none: 7 (descriptor) or 127 (matcher)."""
+    references: str | None = None
+    """The supervised plan's references: CSV, folder or shards."""
+    ground_truth: str | None = None
+    """The supervised plan's copies: JSON {query: [references]} or CSV query_id,reference_id."""
+    augment_probability: float = 0.0
+    """Share of the supervised plan's queries that are edited by the policy; the others are shown as they are."""
     policy: str = "descriptor"
     """Augmentation policy of :data:`copynce.pixtrace.POLICIES`."""
     batch_size: int = 96
-    """Pairs per process and step (released descriptor: 96 items of two pairs)."""
+    """Items per process and step: pairs, or two pairs each in the descriptor plan with neighbours."""
     threads: int = 2
     """DALI's CPU threads per process."""
     max_megapixels: float = 100.0
@@ -46,6 +61,21 @@ class DataConfig:
         _require(self.batch_size >= 2, "data.batch_size", "at least 2", self.batch_size)
         _require(self.threads >= 1, "data.threads", "at least 1", self.threads)
         _require(self.max_megapixels > 0, "data.max_megapixels", "positive", self.max_megapixels)
+        _require(0 <= self.augment_probability <= 1, "data.augment_probability", "in [0, 1]", self.augment_probability)
+        columns = self.neighbour_columns
+        _require(columns is None or columns >= 1, "data.neighbour_columns", "at least 1", columns)
+        if columns is not None and self.neighbours is None:
+            raise ConfigError("data.neighbour_columns needs a file of neighbours, data.neighbours=FILE")
+        supervised = self.plan == "supervised"
+        here = f"with data.plan={self.plan}"
+        for name in ("references", "ground_truth"):
+            file, expected = getattr(self, name), "given" if supervised else "none"
+            _require((file is not None) == supervised, f"data.{name}", f"{expected} {here}", file)
+        if supervised:
+            _require(self.neighbours is None, "data.neighbours", f"none {here}", self.neighbours)
+        else:
+            edited = self.augment_probability
+            _require(edited == 0, "data.augment_probability", f"0 {here}", edited)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +106,7 @@ class OptimConfig:
     """AdamW with warm-up and cosine; defaults are the released descriptor's (PROTOCOLS 10)."""
 
     lr: float = 6e-4
-    """Base learning rate, multiplied by sqrt(items of all processes in a step / 1024)."""
+    """Base learning rate, multiplied by sqrt(items of all processes in a step / 1024); an item of two pairs is one."""
     weight_decay: float = 0.04
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 3.0

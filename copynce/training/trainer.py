@@ -12,17 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from copynce.data import Quarantine, read_manifest
-from copynce.data.pairs import PairSampler
+from copynce.data import Quarantine, read_ground_truth, read_manifest, read_neighbours
+from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairPlan, PairSampler, SupervisedPairs
 from copynce.losses import copynce_loss, info_nce, koleo
 from copynce.models import Descriptor, load_backbone, load_checkpoint, param_groups
 from copynce.training.checkpoints import RunError, checkpoints, read_state, step_of, write_checkpoint
-from copynce.training.config import LossConfig, TrainConfig, save_config
+from copynce.training.config import DataConfig, LossConfig, TrainConfig, save_config
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
 from copynce.training.memory import keep_heap
 from copynce.training.schedule import cosine_schedule, scaled_lr
 from dali_pipelines import PairLoader
+
+#: What a step takes of a batch, in the order of :meth:`DescriptorObjective.forward`.
+_INPUTS = ("query", "reference", "query_to_reference", "reference_to_query", "label", "traced")
 
 
 class TrainingError(RuntimeError):
@@ -32,9 +35,11 @@ class TrainingError(RuntimeError):
 class DescriptorObjective(nn.Module):
     """A descriptor with its losses: what DDP wraps, so that one forward makes one synchronised backward.
 
-    forward(query, reference [B, 3, S, S], query_to_reference, reference_to_query int32 [B, S, S]) returns the weighted
-    sum and the unweighted parts ``{copynce, info_nce, koleo}`` (PROTOCOLS 8). A part of weight 0 is still measured,
-    without gradient, so that runs with and without it can be compared.
+    forward(query, reference [B, 3, S, S], query_to_reference, reference_to_query int32 [B, S, S], label, traced bool
+    [B]) returns the weighted sum and the unweighted parts ``{copynce, info_nce, koleo}`` (PROTOCOLS 8). Only pairs with
+    ``label`` are matches of InfoNCE and KoLeo. CopyNCE's mean is over the ``traced`` pairs; as released, those of
+    another label are among them and give 0. A part of weight 0 is still measured, without gradient, so that runs with
+    and without it can be compared.
     """
 
     def __init__(self, model: Descriptor, config: LossConfig) -> None:
@@ -44,7 +49,13 @@ class DescriptorObjective(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(config.log_scale))
 
     def forward(
-        self, query: Tensor, reference: Tensor, query_to_reference: Tensor, reference_to_query: Tensor
+        self,
+        query: Tensor,
+        reference: Tensor,
+        query_to_reference: Tensor,
+        reference_to_query: Tensor,
+        label: Tensor,
+        traced: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         descriptors, tokens = self.model(torch.cat([query, reference]), sides=2)
@@ -62,9 +73,12 @@ class DescriptorObjective(nn.Module):
                 temperature=config.temperature,
                 gamma=config.gamma,
                 prior=config.prior,
+                active=traced,
             ),
-            "info_nce": info_nce(query_descriptor, reference_descriptor, self.log_scale, gather=config.gather),
-            "koleo": koleo(query_descriptor, reference_descriptor, gather=config.gather),
+            "info_nce": info_nce(
+                query_descriptor, reference_descriptor, self.log_scale, positive=label, gather=config.gather
+            ),
+            "koleo": koleo(query_descriptor, reference_descriptor, positive=label, gather=config.gather),
         }
         weights = {
             "copynce": config.copynce_weight,
@@ -99,10 +113,8 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
     if here.device.type == "cpu":
         keep_heap()
     run = Path(config.out)
-    manifest = read_manifest(config.data.train, root=config.data.root)
-    sampler = PairSampler(
-        manifest, config.data.policy, config.data.batch_size, config.seed, rank=here.rank, world_size=here.size
-    )
+    plan = _pair_plan(config.data, config.seed)
+    sampler = PairSampler(plan, config.data.batch_size, config.seed, rank=here.rank, world_size=here.size)
     total = config.optim.steps
     if total is None:
         total = config.optim.epochs * sampler.steps_per_epoch
@@ -115,7 +127,13 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
     torch.manual_seed(config.seed)  # the same initial weights on every rank
     objective = DescriptorObjective(Descriptor(config.model), config.loss)
     model = objective.model
-    first_step = _start(config, run, objective, here)
+    # What makes the batches: a run continues only as it began.
+    batches: dict[str, int | str] = {
+        "items": items,
+        "seed": config.seed,
+        "plan": f"{config.data.plan}, {len(plan)} items of {plan.pairs_per_item}",
+    }
+    first_step = _start(config, run, objective, batches, here)
     objective.to(here.device)
     optimizer = torch.optim.AdamW(
         param_groups(objective, config.optim.weight_decay), lr=rate(0), betas=config.optim.betas
@@ -129,8 +147,7 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
                 "step": step,
                 "optimizer": optimizer.state_dict(),
                 "log_scale": objective.log_scale.detach().cpu(),
-                "items": items,
-                "seed": config.seed,
+                **batches,
             }
             write_checkpoint(run, step, model, state, keep=config.keep_checkpoints)
         here.barrier()
@@ -151,13 +168,13 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
     with (
         PairLoader(
             sampler.batches(first_step, total),
-            manifest.paths,
+            plan.pictures.paths,
             size=config.model.img_size,
-            batch_size=config.data.batch_size,
+            batch_size=config.data.batch_size * plan.pairs_per_item,
             device="gpu" if here.device.type == "cuda" else "cpu",
             threads=config.data.threads,
             max_pixels=int(config.data.max_megapixels * 1e6),
-            substitute=sampler.substitute,
+            substitute=plan.substitute,
             on_broken=quarantine.add,
         ) as loader,
         RunLog(
@@ -165,7 +182,7 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
         ) as log,
     ):
         objective.train()
-        pace = _Pace(2 * items)
+        pace = _Pace(2 * items * plan.pairs_per_item)
         for step, batch in enumerate(loader, start=first_step):
             pace.data_ready()
             # Seeded by step: whatever draws (stochastic depth) does so equally in a run that was resumed.
@@ -173,12 +190,7 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             with torch.autocast(here.device.type, dtype=torch.bfloat16, enabled=bf16):
-                loss, parts = wrapped(
-                    batch["query"].to(here.device, non_blocking=True),
-                    batch["reference"].to(here.device, non_blocking=True),
-                    batch["query_to_reference"].to(here.device, non_blocking=True),
-                    batch["reference_to_query"].to(here.device, non_blocking=True),
-                )
+                loss, parts = wrapped(*[batch[name].to(here.device, non_blocking=True) for name in _INPUTS])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip_norm)
@@ -219,8 +231,30 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
     return checkpoints(run)[-1]
 
 
-def _start(config: TrainConfig, run: Path, objective: DescriptorObjective, here: World) -> int:
-    """Load what the run begins with; returns the number of steps already done."""
+def _pair_plan(data: DataConfig, seed: int) -> PairPlan:
+    """The plan that the settings describe, its files read."""
+    manifest = read_manifest(data.train, root=data.root)
+    if data.plan == "supervised":
+        assert data.references is not None, "checked by DataConfig"
+        assert data.ground_truth is not None, "checked by DataConfig"
+        root = None if Path(data.references).is_dir() else data.root
+        references = read_manifest(data.references, root=root)
+        truth = read_ground_truth(data.ground_truth)
+        return SupervisedPairs(manifest, references, truth, data.policy, seed, data.augment_probability)
+    kind, columns = (DescriptorPairs, 7) if data.plan == "descriptor" else (MatcherPairs, 127)
+    if data.neighbours is None:
+        return kind(manifest, data.policy, seed)
+    neighbours = read_neighbours(data.neighbours, manifest, data.neighbour_columns or columns)
+    return kind(manifest, data.policy, seed, neighbours)
+
+
+def _start(
+    config: TrainConfig, run: Path, objective: DescriptorObjective, batches: dict[str, int | str], here: World
+) -> int:
+    """Load what the run begins with; returns the number of steps already done.
+
+    Raises RunError if a run is already there whose ``batches`` (what they are made of) were others.
+    """
     found = checkpoints(run)
     if found and config.resume == "never":
         raise RunError(f"{run} already holds {found[-1].name}; choose another out, or resume=auto to continue it")
@@ -234,12 +268,12 @@ def _start(config: TrainConfig, run: Path, objective: DescriptorObjective, here:
             load_backbone(objective.model, config.weights)
         return 0
     state = read_state(found[-1])
-    expected = {"items": config.data.batch_size * here.size, "seed": config.seed}
-    for name, value in expected.items():
-        if state[name] != value:
+    for name, value in batches.items():
+        found_value = state.get(name, value)  # older checkpoints have no plan
+        if found_value != value:
             raise RunError(
-                f"{run} was trained with {name}={state[name]}, got {value}; a run continues only as it began "
-                "(items = pairs per step over all processes)"
+                f"{run} was trained with {name}={found_value}, got {value}; a run continues only as it began "
+                "(items = those of one step over all processes)"
             )
     objective.model.load_state_dict(load_checkpoint(found[-1] / "model.safetensors").state_dict())
     with torch.no_grad():

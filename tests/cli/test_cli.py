@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,15 @@ def test_train_then_eval_on_minidisc(minidisc: Path, tmp_path: Path, capsys: pyt
     assert "uAP" in capsys.readouterr().out
 
 
-def test_demo_on_a_folder(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "mine", 60, seed=3, side_px=(64, 96))
+@pytest.mark.parametrize("shards", [False, True], ids=["folder", "shards"])
+def test_demo_on_own_pictures(tmp_path: Path, shards: bool) -> None:
+    made = make_pictures(tmp_path / "mine", 60, seed=3, side_px=(64, 96))
     (tmp_path / "mine" / "notes.jpg").write_text("no picture")
+    if shards:
+        with tarfile.open(tmp_path / "mine" / "all.tar", "w") as tar:
+            for path in (*made, tmp_path / "mine" / "notes.jpg"):
+                tar.add(path, path.name)
+                path.unlink()
     out = tmp_path / "demo"
     assert main(["demo", "--data", str(tmp_path / "mine"), "--out", str(out), "--steps", "2"]) == 0
     metrics = json.loads((out / "metrics.json").read_text())

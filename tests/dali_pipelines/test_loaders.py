@@ -79,6 +79,9 @@ def test_pairs_are_the_rendered_programs_and_their_tables(pictures: list[Path]) 
     pairs[1] = Pair(pictures[1], pairs[1].query_program, pictures[5], EditProgram(), label=False, uuid="negative")
     other_view = sample_program("descriptor", seed=9, epoch=0, uuid="reference")
     pairs[2] = Pair(pictures[2], pairs[2].query_program, pictures[2], other_view, label=True, uuid="two copies")
+    pairs[4] = Pair(
+        pictures[4], pairs[4].query_program, pictures[6], EditProgram(), label=True, uuid="supervised", traced=False
+    )
     batches = list(loader([pairs[:4], pairs[4:8], pairs[8:11]], pictures))
     assert [len(batch["uuids"]) for batch in batches] == [4, 4, 3]
     assert [uuid for batch in batches for uuid in batch["uuids"]] == [pair.uuid for pair in pairs[:11]]
@@ -96,8 +99,10 @@ def test_pairs_are_the_rendered_programs_and_their_tables(pictures: list[Path]) 
     reference_to_query = torch.cat([batch["reference_to_query"] for batch in batches])
     assert query_to_reference.dtype == reference_to_query.dtype == torch.int32
     assert torch.cat([batch["label"] for batch in batches]).tolist() == [i != 1 for i in range(11)]
-    assert (query_to_reference[1] == -1).all()
-    assert (reference_to_query[1] == -1).all()
+    assert torch.cat([batch["traced"] for batch in batches]).tolist() == [i != 4 for i in range(11)]
+    for i in range(11):
+        assert (query_to_reference[i] == -1).all() == (i in (1, 4))
+        assert (reference_to_query[i] == -1).all() == (i in (1, 4))
     for i in (0, 3, 10):
         with Image.open(pictures[i]) as image:
             table = pairs[i].query_program.trace((image.height, image.width), (SIZE, SIZE))
@@ -110,7 +115,7 @@ def test_batches_do_not_depend_on_threads(pictures: list[Path]) -> None:
     one, three = (list(loader(batches, pictures, batch_size=7, threads=threads)) for threads in (1, 3))
     assert len(one) == len(three) == 3
     for a, b in zip(one, three, strict=True):
-        for name in ("query", "reference", "query_to_reference", "reference_to_query", "label"):
+        for name in ("query", "reference", "query_to_reference", "reference_to_query", "label", "traced"):
             assert torch.equal(a[name], b[name]), name
         assert a["uuids"] == b["uuids"]
 
@@ -215,8 +220,8 @@ def test_a_loader_is_iterated_once(pictures: list[Path]) -> None:
         iter(batches)
 
 
-def test_positive_pairs_show_one_picture(pictures: list[Path]) -> None:
-    with pytest.raises(ValueError, match="positive pair must show one picture"):
+def test_traced_positive_pairs_show_one_picture(pictures: list[Path]) -> None:
+    with pytest.raises(ValueError, match=r"traced positive pair must show one picture, got .*00\.jpg and .*01\.jpg"):
         Pair(pictures[0], EditProgram(), pictures[1], EditProgram(), label=True, uuid="a")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from copynce.data import DataError, layouts, open_dataset, read_ground_truth
+from dali_pipelines import ShardMember
 
 
 @pytest.fixture
@@ -105,6 +108,23 @@ def test_disc21_with_lists(disc21: Path) -> None:
     assert split.references.uuids == ["R000001"]
     assert split.training is None
     assert split.ground_truth == {"Q25000": [], "Q25001": ["R000001"]}
+
+
+def test_disc21_in_shards(disc21: Path) -> None:
+    """A folder of shards is found by its keys; a list leads into a shard by SHARD.tar/NAME."""
+    for folder, shard in (("reference_images", "references-0.tar"), ("query_images", "queries-0.tar")):
+        files = sorted((disc21 / folder).iterdir())
+        with tarfile.open(disc21 / folder / shard, "w") as tar:
+            for path in files:
+                tar.add(path, path.name)
+                path.unlink()
+    queries = disc21.parent / "lists" / "isc_25k_matching_dev_set_query.csv"
+    queries.write_text(queries.read_text().replace("query_images/", "query_images/queries-0.tar/"))
+    split = open_dataset(disc21, "dev", lists=disc21.parent / "lists")
+    assert split.queries.uuids == ["Q25000", "Q25001"]
+    assert os.fspath(split.queries.paths[1]) == f"{disc21}/query_images/queries-0.tar/Q25001.jpg"
+    assert split.references.uuids == ["R000001"]
+    assert isinstance(split.references.paths[0], ShardMember)
 
 
 def test_disc21_without_lists_needs_every_query(disc21: Path) -> None:

@@ -148,7 +148,7 @@ def test_folder_without_pictures(tmp_path: Path, names: list[str], message: str)
 
 
 def test_root_is_for_csv_only(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="root is for CSV"):
+    with pytest.raises(DataError, match="root is for CSV"):
         read_manifest(tmp_path, root=tmp_path)
 
 

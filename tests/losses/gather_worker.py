@@ -21,15 +21,16 @@ def main(rank: int, folder: Path) -> None:
     half = len(batch["query"]) // 2
     results = {}
     for gather in ("differentiable", "local_gradient", "none"):
-        for loss_name in ("info_nce", "koleo"):
+        for loss_name in ("info_nce", "koleo", "info_nce of some", "koleo of some"):
             query, reference = (
                 batch[name][rank * half : (rank + 1) * half].clone().requires_grad_() for name in ("query", "reference")
             )
             log_scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-            if loss_name == "info_nce":
-                loss = info_nce(query, reference, log_scale, gather=gather)
+            positive = batch["positive"][rank * half : (rank + 1) * half] if loss_name.endswith("some") else None
+            if loss_name.startswith("info_nce"):
+                loss = info_nce(query, reference, log_scale, positive=positive, gather=gather)
             else:
-                loss = koleo(query, reference, gather=gather)
+                loss = koleo(query, reference, positive=positive, gather=gather)
             loss.backward()
             results[gather, loss_name] = (loss.detach(), query.grad, reference.grad, log_scale.grad)
     torch.save(results, folder / f"rank{rank}.pt")

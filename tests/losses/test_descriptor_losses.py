@@ -68,11 +68,87 @@ def test_koleo_of_orthogonal_pairs_and_of_duplicates() -> None:
     assert torch.equal(duplicates.grad, torch.zeros_like(duplicates))
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("positive", [None, [True, False, True, False]])
+def test_gradcheck(positive: list[bool] | None) -> None:
     query, reference = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     log_scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(info_nce, (query, reference, log_scale))
-    assert torch.autograd.gradcheck(koleo, (query, reference))
+    flags = None if positive is None else torch.tensor(positive)
+    assert torch.autograd.gradcheck(lambda q, r, s: info_nce(q, r, s, positive=flags), (query, reference, log_scale))
+    assert torch.autograd.gradcheck(lambda q, r: koleo(q, r, positive=flags), (query, reference))
+
+
+def test_all_positive_pairs_are_the_default() -> None:
+    query, reference, log_scale = torch.randn(5, 8), torch.randn(5, 8), torch.tensor(3.2)
+    every = torch.ones(5, dtype=torch.bool)
+    torch.testing.assert_close(
+        info_nce(query, reference, log_scale, positive=every), info_nce(query, reference, log_scale)
+    )
+    torch.testing.assert_close(koleo(query, reference, positive=every), koleo(query, reference))
+
+
+def test_only_positive_pairs_are_matches() -> None:
+    """By hand: rows of positive pairs only, all features as columns; KoLeo leaves out no column of a negative pair."""
+    query, reference = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    positive = torch.tensor([True, False, False, True])
+    features = F.normalize(torch.cat((query, reference)), dim=-1)
+    matches, distances = [], []
+    for i in range(8):
+        cosines = features @ features[i]
+        partner = (i + 4) % 8
+        columns = [j for j in range(8) if j != i]
+        if positive[i % 4]:
+            logits = 2.5 * cosines
+            logits[i] = -2.5
+            matches.append(logits.logsumexp(0) - logits[partner])
+            columns.remove(partner)
+        distances.append((2 - 2 * cosines[columns].max()).sqrt().log())
+    loss = info_nce(query, reference, torch.tensor(math.log(2.5), dtype=torch.float64), positive=positive)
+    torch.testing.assert_close(loss, torch.stack(matches).mean())
+    torch.testing.assert_close(koleo(query, reference, positive=positive), -torch.stack(distances).mean())
+
+
+def test_a_negative_pair_is_not_pulled_together() -> None:
+    """A step down the gradient brings the views of the positive pair closer and those of the negative pair apart."""
+    query, reference = (F.normalize(torch.randn(2, 8, dtype=torch.float64), dim=-1) for _ in range(2))
+    query[1] = F.normalize(reference[1] + 0.3 * query[1], dim=-1)  # a hard negative: nearly alike
+    positive = torch.tensor([True, False])
+    for loss_of, moved in (
+        (lambda q, r: info_nce(q, r, torch.tensor(2.0, dtype=torch.float64), positive=positive), [1, 0]),
+        (lambda q, r: koleo(q, r, positive=positive), [0, -1]),
+    ):
+        q, r = query.clone().requires_grad_(), reference.clone().requires_grad_()
+        loss_of(q, r).backward()
+        before = F.cosine_similarity(query, reference)
+        after = F.cosine_similarity(query - 1e-3 * q.grad, reference - 1e-3 * r.grad)
+        for pair, sign in enumerate(moved):
+            if sign:
+                assert (after - before)[pair] * sign > 1e-6, (pair, after - before)
+
+
+def test_without_a_positive_pair_info_nce_is_zero() -> None:
+    query, reference = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    log_scale = torch.tensor(3.2, requires_grad=True)
+    loss = info_nce(query, reference, log_scale, positive=torch.zeros(3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    for tensor in (query, reference, log_scale):
+        assert tensor.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("positive", "error", "match"),
+    [
+        ([True, False], TypeError, r"positive must be a bool tensor, got list"),
+        (torch.ones(2), TypeError, r"positive must be a bool tensor, got torch\.float32 \[2\]"),
+        (torch.ones(3, dtype=torch.bool), ValueError, r"positive must be \[2\] on cpu, .* got \[3\] on cpu"),
+    ],
+)
+def test_bad_flags_say_what_is_wrong(positive: object, error: type[Exception], match: str) -> None:
+    features = torch.randn(2, 3)
+    with pytest.raises(error, match=match):
+        info_nce(features, features, torch.tensor(1.0), positive=positive)
+    with pytest.raises(error, match=match):
+        koleo(features, features, positive=positive)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -119,6 +195,7 @@ def test_bad_log_scale_and_single_pair() -> None:
 
 def test_gather_of_two_processes_equals_one_batch(tmp_path: Path) -> None:
     batch = {name: torch.randn(6, 5, dtype=torch.float64) for name in ("query", "reference")}
+    batch["positive"] = torch.tensor([True, False, False, True, True, True])  # ranks: one and three
     torch.save(batch, tmp_path / "batch.pt")
     root = str(Path(copynce.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
@@ -129,18 +206,24 @@ def test_gather_of_two_processes_equals_one_batch(tmp_path: Path) -> None:
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
 
-    for name in ("info_nce", "koleo"):
+    for name in ("info_nce", "koleo", "info_nce of some", "koleo of some"):
+        positive = batch["positive"] if name.endswith("some") else None
         log_scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
         query, reference = (batch[side].clone().requires_grad_() for side in ("query", "reference"))
-        loss = info_nce(query, reference, log_scale) if name == "info_nce" else koleo(query, reference)
+        if name.startswith("info_nce"):
+            loss = info_nce(query, reference, log_scale, positive=positive)
+        else:
+            loss = koleo(query, reference, positive=positive)
         loss.backward()
         # Gradients are averaged over ranks in training, so each rank's are twice those of the mean of both losses.
         both = [rank["differentiable", name] for rank in ranks]
         torch.testing.assert_close((both[0][0] + both[1][0]) / 2, loss.detach())
         torch.testing.assert_close(torch.cat([rank[1] for rank in both]) / 2, query.grad)
         torch.testing.assert_close(torch.cat([rank[2] for rank in both]) / 2, reference.grad)
-        if name == "info_nce":
+        if name.startswith("info_nce"):
             torch.testing.assert_close((both[0][3] + both[1][3]) / 2, log_scale.grad)
+        if positive is not None:
+            continue
 
         # "local_gradient": the same values, and each rank's gradient is that of its own rows with the other's constant.
         for index, rank in enumerate(ranks):

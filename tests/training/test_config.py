@@ -37,6 +37,14 @@ def test_saved_settings_read_back_equal(tmp_path: Path) -> None:
         ("lr=4", r"unknown setting lr; did you mean .*optim\.lr"),
         ("data.batch_size=many", r"data\.batch_size: .*'many'"),
         ("data.batch_size=1", r"data\.batch_size must be at least 2, got 1"),
+        ("data.plan=pairs", r"data\.plan: .*pairs"),
+        ("data.plan=supervised", r"data\.references must be given with data\.plan=supervised, got None"),
+        ("data.references=r.csv", r"data\.references must be none with data\.plan=descriptor, got 'r\.csv'"),
+        ("data.ground_truth=gt.json", r"data\.ground_truth must be none with data\.plan=descriptor, got 'gt\.json'"),
+        ("data.neighbour_columns=7", r"data\.neighbour_columns needs a file of neighbours, data\.neighbours=FILE"),
+        ("data.neighbour_columns=0", r"data\.neighbour_columns must be at least 1, got 0"),
+        ("data.augment_probability=0.5", r"data\.augment_probability must be 0 with data\.plan=descriptor, got 0\.5"),
+        ("data.augment_probability=2", r"data\.augment_probability must be in \[0, 1\], got 2"),
         ("loss.prior=papr", r"loss\.prior: .*papr"),
         ("loss.temperature=0.02", r"loss\.temperature must be above 0\.025"),
         ("model.head=pool", r"head"),
@@ -47,6 +55,13 @@ def test_saved_settings_read_back_equal(tmp_path: Path) -> None:
 def test_wrong_setting_is_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(TrainConfig, None, [*REQUIRED, override])
+
+
+def test_the_supervised_plan_takes_no_neighbours() -> None:
+    supervised = [*REQUIRED, "data.plan=supervised", "data.references=r.csv", "data.ground_truth=gt.json"]
+    assert load_config(TrainConfig, None, [*supervised, "data.augment_probability=0.5"]).data.references == "r.csv"
+    with pytest.raises(ConfigError, match=r"data\.neighbours must be none with data\.plan=supervised, got 'knn\.npy'"):
+        load_config(TrainConfig, None, [*supervised, "data.neighbours=knn.npy"])
 
 
 def test_missing_setting_is_named() -> None:

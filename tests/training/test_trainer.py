@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +16,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from copynce.data import DataError
-from copynce.models import load_checkpoint
-from copynce.training import ConfigError, RunError, TrainConfig, TrainingError, checkpoints, find_model, read_log, train
+from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
+from copynce.training import (
+    ConfigError,
+    DescriptorObjective,
+    LossConfig,
+    RunError,
+    TrainConfig,
+    TrainingError,
+    checkpoints,
+    find_model,
+    read_log,
+    train,
+)
 from copynce.training.config import save_config
 
 Tiny = Callable[..., TrainConfig]
@@ -65,6 +78,114 @@ def test_resumed_equals_uninterrupted(tiny: Tiny) -> None:
     assert [line["loss"] for line in second] == [line["loss"] for line in first]
 
 
+@pytest.fixture
+def neighbours(tmp_path: Path) -> str:
+    """A file of neighbours of the 24 pictures."""
+    np.save(tmp_path / "neighbours.npy", (np.arange(24)[:, None] + np.arange(6)) % 24)
+    return str(tmp_path / "neighbours.npy")
+
+
+_KILLED = """
+import os, signal, sys
+from copynce.training import TrainConfig, load_config, train
+
+def kill(step):
+    if step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(load_config(TrainConfig, sys.argv[1], []), on_step=kill)
+"""
+
+
+def test_a_killed_process_continues_in_the_middle_of_an_epoch(tiny: Tiny, neighbours: str, tmp_path: Path) -> None:
+    """SIGKILL after step 7 of 10; the newest checkpoint, of step 5, lies in the second of epochs of four steps."""
+    options = (
+        f"data.neighbours={neighbours}",
+        "data.batch_size=5",
+        "optim.steps=10",
+        "checkpoint_every=5",
+        "model.drop_path=0.2",
+    )
+    whole = train(tiny(*options, out="whole"))
+    config = tiny(*options, out="killed")
+    save_config(config, tmp_path / "killed.yaml")
+    died = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path / "killed.yaml")],
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert died.returncode == -signal.SIGKILL
+    run = Path(config.out)
+    assert checkpoints(run)[-1].name == "step-00000005"
+    assert [line["step"] for line in read_log(run / "log.jsonl")] == [1, 2, 3, 4, 5, 6, 7]
+
+    resumed = train(tiny(*options, "data.threads=2", out="killed"))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    first, second = (read_log(folder.parents[1] / "log.jsonl") for folder in (whole, resumed))
+    assert [line["step"] for line in second] == list(range(1, 11))
+    for key in ("loss", "copynce", "info_nce", "koleo", "lr", "gradient_norm", "epoch"):
+        assert [line[key] for line in second] == [line[key] for line in first], key
+
+
+def test_two_pairs_an_item_count_as_one_for_the_learning_rate(tiny: Tiny, neighbours: str) -> None:
+    logs = {}
+    for name, options in (("alone", ()), ("neighbours", (f"data.neighbours={neighbours}",))):
+        config = tiny("optim.steps=2", *options, out=name)
+        train(config)
+        logs[name] = read_log(Path(config.out) / "log.jsonl")
+    assert [line["lr"] for line in logs["neighbours"]] == [line["lr"] for line in logs["alone"]]
+    assert logs["neighbours"][0]["epoch"] == logs["alone"][0]["epoch"]
+    assert logs["neighbours"][0]["loss"] != logs["alone"][0]["loss"]
+    # InfoNCE of an untrained model is near the log of its columns: 4 items are 8 features, or 16.
+    assert logs["neighbours"][0]["info_nce"] > logs["alone"][0]["info_nce"] + 0.3
+
+
+def test_the_matcher_plan_trains(tiny: Tiny, neighbours: str) -> None:
+    config = tiny("data.plan=matcher", f"data.neighbours={neighbours}", "data.batch_size=8", "optim.steps=3")
+    train(config)
+    log = read_log(Path(config.out) / "log.jsonl")
+    assert [line["step"] for line in log] == [1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in log)
+
+
+def test_the_supervised_plan_trains_without_tables(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    names = sorted(path.stem for path in pictures.iterdir())
+    (tmp_path / "gt.json").write_text(json.dumps({name: [names[i - 1]] for i, name in enumerate(names[:20])}))
+    plan = ("data.plan=supervised", f"data.references={pictures}", f"data.ground_truth={tmp_path / 'gt.json'}")
+    config = tiny(*plan, "data.augment_probability=0.5", "optim.steps=5")
+    train(config)
+    log = read_log(Path(config.out) / "log.jsonl")
+    assert [line["copynce"] for line in log] == [0.0] * 5
+    assert all(line["info_nce"] > 0 for line in log)
+    assert log[-1]["epoch"] == 1.0  # twenty queries copy something
+
+
+def test_labels_and_traces_choose_what_the_losses_see() -> None:
+    torch.manual_seed(0)
+    options = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    config = DescriptorConfig(img_size=32, dim=16, backbone_options=options)
+    objective = DescriptorObjective(Descriptor(config), LossConfig())
+    query, reference = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
+    table = torch.arange(32 * 32, dtype=torch.int32).view(1, 32, 32).repeat(4, 1, 1)
+    table[3] = -1
+
+    def parts(label: list[bool], traced: list[bool]) -> dict[str, float]:
+        found = objective(query, reference, table, table, torch.tensor(label), torch.tensor(traced))[1]
+        return {name: value.item() for name, value in found.items()}
+
+    every, none = [True] * 4, [False] * 4
+    everything = parts(every, every)
+    assert parts(none, every)["info_nce"] == 0
+    assert parts(none, every)["copynce"] == everything["copynce"]
+    assert parts(every, none)["copynce"] == 0
+    assert parts(every, none)["info_nce"] == everything["info_nce"]
+    # An untraced pair leaves the mean of CopyNCE, one that is traced to nothing stays in it.
+    assert parts(every, [True] * 3 + [False])["copynce"] == pytest.approx(everything["copynce"] * 4 / 3, rel=1e-5)
+
+
 def test_a_finished_run_is_left_alone(tiny: Tiny) -> None:
     config = tiny("optim.steps=1")
     last = train(config)
@@ -93,6 +214,12 @@ def test_resume_with_another_batch_is_refused(tiny: Tiny) -> None:
     train(tiny("optim.steps=1"))
     with pytest.raises(RunError, match="items=4, got 6"):
         train(tiny("optim.steps=2", "data.batch_size=6"))
+
+
+def test_resume_with_another_plan_is_refused(tiny: Tiny, neighbours: str) -> None:
+    train(tiny("optim.steps=1"))
+    with pytest.raises(RunError, match="plan=descriptor, 24 items of 1, got descriptor, 24 items of 2"):
+        train(tiny("optim.steps=2", f"data.neighbours={neighbours}"))
 
 
 def test_without_copynce_its_value_is_still_measured(tiny: Tiny) -> None:
@@ -146,10 +273,28 @@ def test_broken_pictures_are_replaced_and_listed_odd_ones_are_used(tiny: Tiny, p
     assert read_log(Path(config.out) / "log.jsonl")[-1]["broken_pictures"] == 3
 
 
+def test_shards_train_as_their_files_do(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+    files = sorted(pictures.iterdir())
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as tar:
+            for path in files[12 * shard : 12 * shard + 12]:
+                tar.add(path, path.name)
+    logs = []
+    for name, train_on in (("files", pictures), ("shards", tmp_path / "shards")):
+        config = tiny("optim.steps=3", out=name, train=train_on)
+        train(config)
+        logs.append(read_log(Path(config.out) / "log.jsonl"))
+    assert [line["loss"] for line in logs[1]] == [line["loss"] for line in logs[0]]
+
+
 def test_two_processes_equal_one_with_the_whole_batch(tiny: Tiny) -> None:
-    """Differentiable gather, BatchNorm over all ranks, averaged gradients: gloo with 2 x 4 pairs is 1 x 8 pairs."""
-    one = train(tiny("data.batch_size=8", "optim.steps=3", out="one"))
-    config = tiny("optim.steps=3", out="two")
+    """Differentiable gather, BatchNorm over all ranks, averaged gradients: gloo with 2 x 5 pairs is 1 x 10 pairs.
+
+    24 pictures are two steps an epoch and four left over, the third step is in the second epoch.
+    """
+    one = train(tiny("data.batch_size=10", "optim.steps=3", out="one"))
+    config = tiny("data.batch_size=5", "optim.steps=3", out="two")
     Path(config.out).parent.mkdir(exist_ok=True)
     save_config(config, Path(config.out).parent / "two.yaml")
     subprocess.run(
@@ -166,7 +311,7 @@ def test_two_processes_equal_one_with_the_whole_batch(tiny: Tiny) -> None:
             str(Path(config.out).parent / "two.yaml"),
         ],
         check=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
     )

@@ -38,6 +38,7 @@ LEAST_SOURCE_WEIGHT = 127
 _FIXED = 2.0**32
 _HALF = np.uint64(32)
 _SIGN = np.int32(31)
+_INSIDE = 1e-9  # above the rounding of a coordinate, below TIE
 
 _options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
@@ -157,6 +158,26 @@ def _pull_row(m, first, y, width, height, out):  # type: ignore[no-untyped-def]
             row = row if row < bottom else bottom
             out[j] = np.int32(row) * pitch + np.int32(column)
     else:
+        stop = start + max(out.size - 1, 0)
+        w1 = g * start + w0
+        w2 = g * stop + w0
+        u1 = (a * start + u0) / w1 + TIE
+        u2 = (a * stop + u0) / w2 + TIE
+        v1 = (d * start + v0) / w1 + TIE
+        v2 = (d * stop + v0) / w2 + TIE
+        # Along a row both coordinates rise or fall throughout, so here too the ends decide for all.
+        if (
+            min(w1, w2) > 0.0
+            and min(u1, u2) > _INSIDE
+            and max(u1, u2) < width - _INSIDE
+            and min(v1, v2) > _INSIDE
+            and max(v1, v2) < height - _INSIDE
+        ):
+            for j in range(out.size):
+                x = np.float64(np.int32(j)) + start
+                s = 1.0 / (g * x + w0)
+                out[j] = np.int32((d * x + v0) * s + TIE) * pitch + np.int32((a * x + u0) * s + TIE)
+            return
         for j in range(out.size):
             x = np.float64(np.int32(j)) + start
             s = 1.0 / (g * x + w0)
@@ -554,9 +575,12 @@ def scatter(index, out):  # type: ignore[no-untyped-def]
     "void(float64[:, ::1], uint8[::1], int64[:, ::1], int64, int64, int64, int64, int32[:, :, ::1], int32[:, :, ::1])",
     **_options,
 )
-def trace_pairs(codes, bits, starts, begin, end, grid_height, grid_width, query_to_reference, reference_to_query):  # type: ignore[no-untyped-def]
-    """Tables of pairs [begin, end). ``starts [B, 6]``: first and last row of the query's and of the reference's code,
-    first places of their bitmaps; -1 for a pair without copy. Scratch memory is taken once for all of them."""
+def trace_pairs(codes, bits, starts, begin, step, grid_height, grid_width, query_to_reference, reference_to_query):  # type: ignore[no-untyped-def]
+    """Tables of the pairs begin, begin + step, ...
+
+    ``starts [B, 6]``: first and last row of the query's and of the reference's code, first places of their bitmaps; -1
+    for a pair without copy. Scratch memory is taken once for all of them.
+    """
     shape = query_to_reference.shape[1:]
     query = np.empty(shape, np.int32)
     reference = np.empty(shape, np.int32)
@@ -564,7 +588,7 @@ def trace_pairs(codes, bits, starts, begin, end, grid_height, grid_width, query_
     forward = scratch.maps[1]
     backward = scratch.maps[2]
     inverse = scratch.maps[3]
-    for b in range(begin, end):
+    for b in range(begin, len(starts), step):
         if starts[b, 0] < 0:
             query_to_reference[b] = -1
             reference_to_query[b] = -1

@@ -13,7 +13,6 @@ A :class:`CoordinateTable` is the dictionary T of the paper in array form: ``T[c
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -284,8 +283,8 @@ def trace_pairs(
     """Fill int32 [B, H, W] tables of both directions for a batch of (query plan, reference plan); None gives all -1.
 
     Equal to ``bridge`` of the two traced plans in both directions. The work releases the GIL and allocates nothing per
-    pair; ``threads`` plain threads (started here, gone on return, so safe beside forks and other thread pools) share
-    the pairs out. The result does not depend on their number.
+    pair; the caller and ``threads - 1`` plain threads (started here, gone on return, so safe beside forks and other
+    thread pools) share the pairs out. The result does not depend on their number.
     """
     shape = (len(plans), *grid)
     for name, array in (("query_to_reference", query_to_reference), ("reference_to_query", reference_to_query)):
@@ -320,26 +319,23 @@ def trace_pairs(
     packed = np.concatenate(codes) if codes else np.empty((0, 3))
     drawn = np.concatenate(bits) if bits else np.empty(0, np.uint8)
 
-    def work(begin: int, end: int) -> None:
-        kernels.trace_pairs(packed, drawn, starts, begin, end, *grid, query_to_reference, reference_to_query)
+    def work(first: int) -> None:
+        """Every ``threads``-th pair: pairs differ in cost, so neighbours go to different threads."""
+        kernels.trace_pairs(packed, drawn, starts, first, threads, *grid, query_to_reference, reference_to_query)
+        for i in slow[first::threads]:
+            pair = plans[i]
+            assert pair is not None, "only pairs with plans are slow"
+            _trace_pair(*pair, grid, query_to_reference[i], reference_to_query[i])
 
-    def work_slowly(i: int) -> None:
-        pair = plans[i]
-        assert pair is not None, "only pairs with plans are slow"
-        _trace_pair(*pair, grid, query_to_reference[i], reference_to_query[i])
-
-    if threads == 1 or len(plans) < 2:
-        work(0, len(plans))
-        for i in slow:
-            work_slowly(i)
-    else:
-        # Four pieces a thread, since pairs differ in cost.
-        edges = np.linspace(0, len(plans), min(len(plans), 4 * threads) + 1).astype(int).tolist()
-        with ThreadPoolExecutor(threads) as pool:
-            done = [pool.submit(work, begin, end) for begin, end in itertools.pairwise(edges)]
-            done += [pool.submit(work_slowly, i) for i in slow]
-            for future in done:
-                future.result()
+    threads = min(threads, max(len(plans), 1))
+    if threads == 1:
+        work(0)
+        return
+    with ThreadPoolExecutor(threads - 1) as pool:
+        done = [pool.submit(work, first) for first in range(1, threads)]
+        work(0)
+        for future in done:
+            future.result()
 
 
 def _trace_pair(

@@ -46,10 +46,13 @@ class Pair:
 class _Reader:
     """Reads files for a loader; remembers broken ones, chooses the other pictures of layers."""
 
-    def __init__(self, pictures: Sequence[Path], broken: Broken, max_pixels: int, threads: int) -> None:
+    def __init__(
+        self, pictures: Sequence[Path], broken: Broken, max_pixels: int, threads: int, apply_exif: bool = False
+    ) -> None:
         self._pictures = pictures
         self._broken = broken
         self._max_pixels = max_pixels
+        self._apply_exif = apply_exif
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dali_pipelines reader")
 
     def read(self, path: Path) -> EncodedPicture:
@@ -57,7 +60,7 @@ class _Reader:
         if path in self._broken:
             raise BrokenPicture(path, self._broken.reasons[os.fspath(path)])
         try:
-            return read_picture(path, max_pixels=self._max_pixels)
+            return read_picture(path, max_pixels=self._max_pixels, apply_exif=self._apply_exif)
         except BrokenPicture as error:
             self._broken.add(error)
             raise
@@ -147,8 +150,9 @@ class PairLoader:
     ``batches`` gives lists of :class:`Pair`, at most ``batch_size`` each; it is consumed ahead in a background thread
     and once only. ``pictures`` are the files from which layers choose. A pair with a broken file is replaced by
     ``substitute(pair, attempt)``, attempt = 1, 2, ..., and each broken file is told once to ``on_broken(path, reason)``
-    (called from any thread). Batches do not depend on ``threads``. The background work ends with the iteration; leave a
-    ``with`` block or call :meth:`close` to end it earlier.
+    (called from any thread). ``apply_exif`` turns pictures as their EXIF orientation says. Batches do not depend on
+    ``threads``. The background work ends with the iteration; leave a ``with`` block or call :meth:`close` to end it
+    earlier.
     """
 
     def __init__(
@@ -166,12 +170,13 @@ class PairLoader:
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         max_pixels: int = MAX_PIXELS,
+        apply_exif: bool = False,
     ) -> None:
         self._batches = batches
         self._size = size
         self._substitute = substitute
         self._broken = Broken(on_broken)
-        self._reader = _Reader(pictures, self._broken, max_pixels, threads)
+        self._reader = _Reader(pictures, self._broken, max_pixels, threads, apply_exif)
         self._renderer: Renderer[Sequence[Pair], dict[str, Any]] = Renderer(
             self._prepare,
             self._broken,
@@ -282,8 +287,8 @@ class PictureLoader:
     """Iterates evaluation batches: (indices int64 [b], pictures float32 [b, 3, S, S]), as torch tensors.
 
     Each picture is resized to S x S ignoring its aspect ratio, bicubic and antialiased, to the bit as Pillow does it on
-    the CPU backend; EXIF orientation is not applied (PROTOCOLS 2). A broken file is left out and told to
-    ``on_broken(path, reason)``; the indices say which pictures came.
+    the CPU backend; EXIF orientation is not applied (PROTOCOLS 2) unless ``apply_exif``. A broken file is left out and
+    told to ``on_broken(path, reason)``; the indices say which pictures came.
     """
 
     def __init__(
@@ -299,6 +304,7 @@ class PictureLoader:
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         max_pixels: int = MAX_PIXELS,
+        apply_exif: bool = False,
     ) -> None:
         self._paths = paths
         self._size = size
@@ -306,6 +312,7 @@ class PictureLoader:
         self._broken = Broken(on_broken)
         self._threads = threads
         self._max_pixels = max_pixels
+        self._apply_exif = apply_exif
         self._renderer: Renderer[range, np.ndarray] = Renderer(
             self._prepare,
             self._broken,
@@ -330,7 +337,7 @@ class PictureLoader:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         import torch
 
-        self._reader = _Reader((), self._broken, self._max_pixels, self._threads)
+        self._reader = _Reader((), self._broken, self._max_pixels, self._threads, self._apply_exif)
         starts = range(0, len(self._paths), self._batch_size)
         chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
         try:

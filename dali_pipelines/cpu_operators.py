@@ -36,8 +36,8 @@ def resize_operator() -> Callable[..., Any]:
 
 @functools.cache
 def colour_operator() -> Callable[..., Any]:
-    """``operator(colours float [H, W, 3], factors float [4]) -> float [H, W, 3]``; see ``jitter_colours``."""
-    return _operator(_run_colour, [_FLOAT, _FLOAT], [3, 1], _FLOAT)
+    """``operator(colours float [H, W, 3], steps float [K, 3, 4]) -> float [H, W, 3]``; see ``jitter_colours``."""
+    return _operator(_run_colour, [_FLOAT, _FLOAT], [3, 3], _FLOAT)
 
 
 @functools.cache
@@ -121,8 +121,8 @@ def _run_resize(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
 def _run_colour(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    factors = carray(_entry(ins, 1), (4,), np.float32)
-    jitter_colours(_picture(ins, in_shapes, 0, np.float32), factors, _picture(outs, out_shapes, 0, np.float32))
+    steps = _picture(ins, in_shapes, 1, np.float32)
+    jitter_colours(_picture(ins, in_shapes, 0, np.float32), steps, _picture(outs, out_shapes, 0, np.float32))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)

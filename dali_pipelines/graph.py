@@ -25,6 +25,7 @@ from nvidia.dali.pipeline import Pipeline
 from dali_pipelines.cpu_operators import (
     colour_operator,
     curve_operator,
+    cut_operator,
     median_operator,
     move_operator,
     remap_operator,
@@ -90,6 +91,32 @@ def build_pipeline(
                 output_layout="CHW",
             )
             for view in rendered
+        )
+
+    return pipeline()
+
+
+def build_cutter(
+    source: Callable[[], Sequence[Any]],
+    *,
+    size: int,
+    batch_size: int,
+    threads: int,
+    normalize: tuple[Sequence[float], Sequence[float]],
+) -> Pipeline:
+    """A pipeline of the CPU that decodes once and cuts all views of a picture: float32 [B, 3, V * S, S], normalised.
+
+    ``source`` returns encoded pictures, the table [V, 8] of each (rows of :meth:`~dali_pipelines.views.Cut.row`) and
+    empty arrays [V * S, S, 0].
+    """
+
+    @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=2)
+    def pipeline() -> DataNode:
+        encoded, rows, like = fn.external_source(source=source, num_outputs=3, batch=True)
+        views = fn.reshape(cut_operator()(like, decode(encoded, "cpu"), rows), layout="HWC")
+        mean, std = normalize
+        return fn.crop_mirror_normalize(
+            views, mean=[255.0 * m for m in mean], std=[255.0 * s for s in std], dtype=types.FLOAT, output_layout="CHW"
         )
 
     return pipeline()

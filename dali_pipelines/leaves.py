@@ -95,6 +95,68 @@ def resize_bicubic(source, out):  # type: ignore[no-untyped-def]
             line[i] = min(max(total[i] >> _BITS, 0), 255)
 
 
+@njit("float64(float64, float64, float64, float64, float64)", nogil=True, cache=True, inline="always")
+def _cubic(a, b, c, d, t):  # type: ignore[no-untyped-def]
+    """Between ``b`` and ``c`` at ``t``, as Pillow's transforms do it (a = -1, unlike its resize)."""
+    return b + t * (c - a + t * (2.0 * (a - b) + c - d + t * (b - a + d - c)))
+
+
+@njit("float64(uint8[:, :, ::1], int64, UniTuple(int64, 4), int64, float64)", nogil=True, cache=True, inline="always")
+def _along(picture, row, columns, channel, t):  # type: ignore[no-untyped-def]
+    line = picture[row]
+    return _cubic(
+        float(line[columns[0], channel]),
+        float(line[columns[1], channel]),
+        float(line[columns[2], channel]),
+        float(line[columns[3], channel]),
+        t,
+    )
+
+
+@njit("uint8[:, :, ::1](uint8[:, :, ::1], float64[::1])", nogil=True, cache=True, error_model="numpy")
+def _canvas(picture, row):  # type: ignore[no-untyped-def]
+    """uint8 [h, w, 3]: the pixels that :meth:`Cut.row` describes, black where they lie outside of ``picture``."""
+    height, width, _ = picture.shape
+    canvas = np.zeros((int(row[1]), int(row[0]), 3), np.uint8)
+    turned = abs(row[2]) + abs(row[3]) != 1.0
+    for i in range(canvas.shape[0]):
+        for j in range(canvas.shape[1]):
+            x = row[2] * (j + 0.5) + row[3] * (i + 0.5) + row[4]
+            y = row[5] * (j + 0.5) + row[6] * (i + 0.5) + row[7]
+            if not (0.0 <= x < width and 0.0 <= y < height):
+                continue
+            if not turned:
+                canvas[i, j] = picture[int(y), int(x)]
+                continue
+            x0, y0 = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
+            columns = (max(x0 - 1, 0), max(x0, 0), min(x0 + 1, width - 1), min(x0 + 2, width - 1))
+            rows = (max(y0 - 1, 0), max(y0, 0), min(y0 + 1, height - 1), min(y0 + 2, height - 1))
+            for k in range(3):
+                value = _cubic(
+                    _along(picture, rows[0], columns, k, x - 0.5 - x0),
+                    _along(picture, rows[1], columns, k, x - 0.5 - x0),
+                    _along(picture, rows[2], columns, k, x - 0.5 - x0),
+                    _along(picture, rows[3], columns, k, x - 0.5 - x0),
+                    y - 0.5 - y0,
+                )
+                canvas[i, j, k] = int(min(max(value, 0.0), 255.0))
+    return canvas
+
+
+@njit("void(uint8[:, :, ::1], float64[:, ::1], uint8[:, :, ::1])", nogil=True, cache=True)
+def cut_views(picture, rows, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` uint8 [V * S, S, 3], one view below the other: each row of ``rows`` [V, 8] is resized."""
+    height, width, _ = picture.shape
+    side = out.shape[1]
+    whole = np.array([width, height, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    for v in range(rows.shape[0]):
+        view = out[v * side : (v + 1) * side]
+        if (rows[v] == whole).all():
+            resize_bicubic(picture, view)
+        else:
+            resize_bicubic(_canvas(picture, rows[v]), view)
+
+
 @njit("void(float32[::1], float32[::1], float32[::1], float32[:, ::1], float32)", nogil=True, cache=True)
 def _change(red, green, blue, step, luma):  # type: ignore[no-untyped-def]
     """One clipped step on a row of each channel."""

@@ -13,7 +13,7 @@ import numpy as np
 from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
 from dali_pipelines.renderer import Batch, Broken, Path, Renderer
 from dali_pipelines.sources import MAX_PIXELS, BrokenPicture, EncodedPicture, read_picture
-from dali_pipelines.views import Scene, View
+from dali_pipelines.views import Cut, Scene, View
 
 if TYPE_CHECKING:
     import torch
@@ -355,6 +355,95 @@ class PictureLoader:
         scenes = [Scene((picture,), (View(EditProgram().plan(picture.shape, grid)),)) for _, picture in good]
         files = [(self._paths[i], picture) for i, picture in good]
         return Batch(scenes, files, np.array([i for i, _ in good], np.int64))
+
+
+class CropLoader:
+    """Iterates (indices int64 [b], views float32 [b, V, 3, S, S]): several views of each picture, cut from one decode.
+
+    ``cuts(width, height)`` gives the V views of a picture of that size, as many for every picture. Each is resized to
+    S x S as by :class:`PictureLoader`, boxes to the bit as ``crop`` and ``resize`` of Pillow would. Runs on the CPU;
+    broken files are told as there.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        cuts: Callable[[int, int], Sequence[Cut]],
+        *,
+        size: int,
+        batch_size: int,
+        on_broken: Callable[[Path, str], None],
+        threads: int = 2,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        max_pixels: int = MAX_PIXELS,
+        apply_exif: bool = False,
+    ) -> None:
+        self._paths = paths
+        self._size = size
+        self._batch_size = batch_size
+        self._broken = Broken(on_broken)
+        self._options = (max_pixels, threads, apply_exif)
+        self._renderer = _Cutter(
+            self._prepare,
+            self._broken,
+            views=1,
+            size=size,
+            batch_size=batch_size,
+            threads=threads,
+            normalize=(mean, std),
+            cuts=cuts,
+        )
+
+    def __len__(self) -> int:
+        """Batches at most; fewer if all pictures of one are broken."""
+        return -(-len(self._paths) // self._batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        self._reader = _Reader((), self._broken, *self._options)
+        starts = range(0, len(self._paths), self._batch_size)
+        chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
+        try:
+            for indices, (views,) in self._renderer.stream(chunks):
+                tall = _dense(views)  # [b, 3, V * S, S]
+                yield torch.from_numpy(indices), tall.unflatten(2, (-1, self._size)).transpose(1, 2)
+        finally:
+            self._reader.close()
+
+    def _prepare(self, chunk: range) -> Batch[np.ndarray] | None:
+        found = self._reader.try_all([self._paths[i] for i in chunk])
+        good = [(i, picture) for i, picture in zip(chunk, found, strict=True) if isinstance(picture, EncodedPicture)]
+        if not good:
+            return None
+        files = [(self._paths[i], picture) for i, picture in good]
+        return Batch([Scene((picture,), ()) for _, picture in good], files, np.array([i for i, _ in good], np.int64))
+
+
+@dataclass(kw_only=True)
+class _Cutter(Renderer[range, np.ndarray]):
+    """Scenes without views, cut by ``cuts``."""
+
+    cuts: Callable[[int, int], Sequence[Cut]]
+
+    def arrays(self, batch: Batch[np.ndarray]) -> list[object]:
+        pictures = [scene.pictures[0] for scene in batch.scenes]
+        rows = []
+        for height, width in (picture.shape for picture in pictures):
+            rows.append(np.array([cut.row(height, width) for cut in self.cuts(width, height)], np.float64))
+            if rows[-1].shape != rows[0].shape or not len(rows[0]):
+                raise ValueError(f"cuts must give as many views for every picture, got {len(rows[-1])}, {len(rows[0])}")
+        like = np.zeros((len(rows[0]) * self.size, self.size, 0), np.uint8)
+        return [[picture.data for picture in pictures], rows, [like] * len(rows)]
+
+    def build(self, source: Callable[[], list[object]]) -> Any:
+        from dali_pipelines.graph import build_cutter
+
+        assert self.normalize is not None, "set by CropLoader"
+        return build_cutter(
+            source, size=self.size, batch_size=self.batch_size, threads=self.threads, normalize=self.normalize
+        )
 
 
 def _dense(output: Any, *, on_host: bool = False) -> torch.Tensor:

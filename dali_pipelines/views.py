@@ -167,6 +167,44 @@ class Scene:
     views: tuple[View, ...]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A view of a picture for evaluation: a box (left, top, right, bottom) of its pixels, or the whole picture turned.
+
+    A box may leave the picture and shows black there; ``box`` None is the whole picture. ``angle``: degrees
+    counter-clockwise, on a canvas that holds all of the picture, black elsewhere; with a box it must be 0.
+    """
+
+    box: tuple[int, int, int, int] | None = None
+    angle: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError(
+                f"Cut.box must be (left, top, right, bottom) with left < right, top < bottom, got {self.box}"
+            )
+        if self.box is not None and self.angle:
+            raise ValueError(f"Cut.angle must be 0 where a box is given, got {self.angle!r} and {self.box}")
+
+    def row(self, height: int, width: int) -> tuple[float, ...]:
+        """Width and height of the view in pixels, and the affine map (a, b, c, d, e, f) of its points to the picture's.
+
+        Turned as ``PIL.Image.rotate(angle, expand=True)`` does it.
+        """
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            return right - left, bottom - top, 1.0, 0.0, left, 0.0, 1.0, top
+        cos, sin = (round(f(math.radians(-self.angle)), 15) for f in (math.cos, math.sin))
+        x, y = width / 2, height / 2
+        forth = np.array([[cos, sin], [-sin, cos]])
+        corners = forth @ [[-x, x, x, -x], [-y, -y, y, y]] + [[x], [y]]
+        canvas = np.ceil(corners.max(axis=1)) - np.floor(corners.min(axis=1))
+        if self.angle % 90 == 0:
+            canvas = np.abs(forth) @ (width, height)
+        shift = (x, y) - forth @ canvas / 2
+        return (*canvas.tolist(), cos, sin, float(shift[0]), -sin, cos, float(shift[1]))
+
+
 def feed(scenes: Sequence[Scene], size: int) -> list[object]:
     """The arrays of one batch, in the order of :func:`input_table`: dense [B, ...], or a list where shapes differ."""
     rows = [_scene_inputs(scene, size) for scene in scenes]

@@ -39,7 +39,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 # The same of libtiff, which writes to the standard error; its names are there unless Pillow was linked statically.
 with contextlib.suppress(AttributeError):
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]
 
 #: What Pillow's decoders raise on damaged files, depending on format and place.
 _DAMAGE = (

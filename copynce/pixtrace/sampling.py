@@ -306,8 +306,8 @@ def _blob(draw: _Draw) -> Bits:
 
 
 def _color_group(policy: Policy, draw: _Draw) -> list[Edit]:
-    factors = [draw.factor(most) for most in (policy.brightness, policy.contrast, policy.saturation)]
-    hue = draw.uniform(-policy.hue, policy.hue)
+    brightness, contrast = draw.factor(policy.brightness), draw.factor(policy.contrast)
+    saturation, hue = draw.factor(policy.saturation), draw.uniform(-policy.hue, policy.hue)
     steps: list[Photometric] = []
     if draw.happens(policy.grayscale):
         steps.append(Grayscale())
@@ -328,7 +328,8 @@ def _color_group(policy: Policy, draw: _Draw) -> list[Edit]:
         # Of two savings as JPEG the one of lower quality counts.
         if not (isinstance(extra, Jpeg) and any(isinstance(step, Jpeg) for step in steps)):
             steps.append(extra)
-    steps.append(ColorJitter(*factors, hue, order=_JITTER_ORDERS[draw.integer(len(_JITTER_ORDERS))]))
+    order = _JITTER_ORDERS[draw.integer(len(_JITTER_ORDERS))]
+    steps.append(ColorJitter(brightness, contrast, saturation, hue, order))
     return sorted(steps, key=_place)
 
 

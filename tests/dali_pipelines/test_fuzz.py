@@ -32,7 +32,7 @@ FILES = int(os.environ.get("COPYNCE_FUZZ", "30"))
 FORMATS = ("jpg", "png", "webp", "bmp", "tiff", "gif")
 SIZE, BATCH = 32, 64
 #: Memory that damaged headers of pictures of some kilobytes may make the process take.
-MOST_BYTES = 3 * 2**30
+MOST_BYTES = 4 * 2**30
 
 
 def saved(image: Image.Image, suffix: str, **options: Any) -> bytes:

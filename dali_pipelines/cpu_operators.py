@@ -17,12 +17,13 @@ from numba.extending import intrinsic
 from nvidia import dali
 from nvidia.dali.plugin.numba import NumbaFunction
 
-from dali_pipelines.leaves import apply_curve, jitter_colours, median, remap_bilinear, resize_bicubic
+from dali_pipelines.leaves import apply_curve, cut_views, jitter_colours, median, remap_bilinear, resize_bicubic
 
 _ADDRESS, _COUNT = types.uint64, types.int32
 _SHAPE_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT)
 _RUN_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT)
 _UINT8, _INT32, _FLOAT = dali.types.UINT8, dali.types.INT32, dali.types.FLOAT  # type: ignore[attr-defined]
+_FLOAT64 = dali.types.FLOAT64  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -36,8 +37,8 @@ def resize_operator() -> Callable[..., Any]:
 
 @functools.cache
 def colour_operator() -> Callable[..., Any]:
-    """``operator(colours float [H, W, 3], factors float [4]) -> float [H, W, 3]``; see ``jitter_colours``."""
-    return _operator(_run_colour, [_FLOAT, _FLOAT], [3, 1], _FLOAT)
+    """``operator(colours float [H, W, 3], steps float [K, 3, 4]) -> float [H, W, 3]``; see ``jitter_colours``."""
+    return _operator(_run_colour, [_FLOAT, _FLOAT], [3, 3], _FLOAT)
 
 
 @functools.cache
@@ -62,6 +63,13 @@ def curve_operator() -> Callable[..., Any]:
 def median_operator() -> Callable[..., Any]:
     """``operator(image uint8 [H, W, 3], window int32 [1]) -> uint8 [H, W, 3]``; see ``median``."""
     return _operator(_run_median, [_UINT8, _INT32], [3, 1], _UINT8)
+
+
+@functools.cache
+def cut_operator() -> Callable[..., Any]:
+    """``operator(like [V * S, S, 0], image uint8 [h, w, 3], rows float64 [V, 8]) -> uint8 [V * S, S, 3]``;
+    see ``cut_views``."""
+    return _operator(_run_cut, [_UINT8, _UINT8, _FLOAT64], [3, 3, 2], _UINT8)
 
 
 def _operator(run: Any, in_types: list[Any], in_dims: list[int], out_type: Any) -> Callable[..., Any]:
@@ -121,8 +129,8 @@ def _run_resize(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
 def _run_colour(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    factors = carray(_entry(ins, 1), (4,), np.float32)
-    jitter_colours(_picture(ins, in_shapes, 0, np.float32), factors, _picture(outs, out_shapes, 0, np.float32))
+    steps = _picture(ins, in_shapes, 1, np.float32)
+    jitter_colours(_picture(ins, in_shapes, 0, np.float32), steps, _picture(outs, out_shapes, 0, np.float32))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
@@ -147,3 +155,10 @@ def _run_curve(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _
 def _run_median(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
     window = carray(_entry(ins, 1), (1,), np.int32)[0]
     median(_picture(ins, in_shapes, 0, np.uint8), window, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_cut(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    shape = carray(_entry(in_shapes, 2), (2,), np.int64)
+    rows = carray(_entry(ins, 2), (shape[0], shape[1]), np.float64)
+    cut_views(_picture(ins, in_shapes, 1, np.uint8), rows, _picture(outs, out_shapes, 0, np.uint8))

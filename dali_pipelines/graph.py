@@ -25,12 +25,13 @@ from nvidia.dali.pipeline import Pipeline
 from dali_pipelines.cpu_operators import (
     colour_operator,
     curve_operator,
+    cut_operator,
     median_operator,
     move_operator,
     remap_operator,
     resize_operator,
 )
-from dali_pipelines.views import LAYERS, LUMA, input_table
+from dali_pipelines.views import COLOUR_STEPS, LAYERS, LUMA, input_table
 
 # DALI's stubs leave out its data types and say "node, nodes or nothing" of every operator.
 fn: Any = dali.fn
@@ -42,6 +43,9 @@ Nodes = dict[str, DataNode]
 
 #: Tiles a side and clip limit of Clahe, which DALI takes when the graph is built.
 CLAHE_TILES, CLAHE_LIMIT = 8, 2.5
+
+#: Colour of the drops of Rain and what is left of the brightness.
+RAIN_GREY, RAIN_LIGHT = 200.0, 0.7
 
 
 def build_pipeline(
@@ -87,6 +91,32 @@ def build_pipeline(
                 output_layout="CHW",
             )
             for view in rendered
+        )
+
+    return pipeline()
+
+
+def build_cutter(
+    source: Callable[[], Sequence[Any]],
+    *,
+    size: int,
+    batch_size: int,
+    threads: int,
+    normalize: tuple[Sequence[float], Sequence[float]],
+) -> Pipeline:
+    """A pipeline of the CPU that decodes once and cuts all views of a picture: float32 [B, 3, V * S, S], normalised.
+
+    ``source`` returns encoded pictures, the table [V, 8] of each (rows of :meth:`~dali_pipelines.views.Cut.row`) and
+    empty arrays [V * S, S, 0].
+    """
+
+    @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=2)
+    def pipeline() -> DataNode:
+        encoded, rows, like = fn.external_source(source=source, num_outputs=3, batch=True)
+        views = fn.reshape(cut_operator()(like, decode(encoded, "cpu"), rows), layout="HWC")
+        mean, std = normalize
+        return fn.crop_mirror_normalize(
+            views, mean=[255.0 * m for m in mean], std=[255.0 * s for s in std], dtype=types.FLOAT, output_layout="CHW"
         )
 
     return pipeline()
@@ -144,7 +174,7 @@ def view(picture: DataNode, plain: DataNode, inputs: Nodes, size: int, device: s
         if inputs["paint"]:
             colours = colours + fn.cast(_on(inputs["painted"], device), dtype=types.FLOAT)
     if inputs["colour"]:
-        colours = colour(colours, inputs["factors"], device)
+        colours = colour(colours, inputs["steps"], device)
     if inputs["effects"]:
         colours = effects(colours, inputs, size, device)
     if inputs["blur"]:
@@ -226,25 +256,24 @@ def layer(inputs: Nodes, k: int, size: int, device: str) -> DataNode:
     return fn.cast(placed, dtype=types.FLOAT) * share(inputs[f"layer_weight_{k}"], device)
 
 
-def colour(colours: DataNode, factors: DataNode, device: str) -> DataNode:
-    """Brightness, contrast about the view's mean luma, saturation, hue; one linear map, clipped once at its end.
+def colour(colours: DataNode, steps: DataNode, device: str) -> DataNode:
+    """``steps`` float [COLOUR_STEPS, 3, 4], one after the other: ``matrix @ colours + share * mean luma``, clipped.
 
-    ``factors`` float [4] in that order, hue in degrees. torchvision clips after each of the four and turns the hue in
-    HSV; this turns it about the grey axis in YIQ, as DALI does. Saturation 0 is ITU-R 601 grey.
+    Each step is such a matrix [3, 3] and a column of shares; the mean is that of the view before the step. So
+    torchvision's jitter is done, but hue turns about the grey axis in YIQ and nothing is rounded in between.
     """
     if device == "cpu":  # build time
-        return fn.reshape(colour_operator()(colours, factors), layout="HWC")
-    return colour_twin(colours, factors)
+        return fn.reshape(colour_operator()(colours, steps), layout="HWC")
+    return colour_twin(colours, steps)
 
 
-def colour_twin(colours: DataNode, factors: DataNode) -> DataNode:
-    """:func:`colour` in DALI's operators: the GPU's way, seven times slower on the CPU."""
-    brightness, contrast, saturation, hue = factors[0], factors[1], factors[2], factors[3]
-    turned = fn.hsv(colours, value=brightness, saturation=saturation, hue=hue, dtype=types.FLOAT)
-    means = fn.reductions.mean(turned, axes=[0, 1])
-    luma = fn.reductions.sum(means * types.Constant(np.array(LUMA, np.float32)), axes=[0])
-    changed = turned * contrast + luma * (np.float32(1.0) - contrast)
-    return _clipped(changed)
+def colour_twin(colours: DataNode, steps: DataNode) -> DataNode:
+    """:func:`colour` in DALI's operators: the GPU's way."""
+    luma_of = types.Constant(np.array(LUMA, np.float32))
+    for k in range(COLOUR_STEPS):
+        luma = fn.reductions.sum(fn.reductions.mean(colours, axes=[0, 1]) * luma_of, axes=[0])
+        colours = _clipped(fn.coord_transform(colours, M=steps[k, :, :3]) + luma * steps[k, 0, 3])
+    return colours
 
 
 def effects(colours: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
@@ -258,6 +287,8 @@ def effects(colours: DataNode, inputs: Nodes, size: int, device: str) -> DataNod
     if inputs["clahe"]:
         levelled = fn.clahe(_as_bytes(colours), tiles_x=CLAHE_TILES, tiles_y=CLAHE_TILES, clip_limit=CLAHE_LIMIT)
         colours = fn.cast(levelled, dtype=types.FLOAT)
+    if inputs["rain"]:
+        colours = rain(colours, inputs["drops"], device)
     if inputs["convolve"]:
         colours = _clipped(fn.filter(colours, _on(inputs["kernel"], device)))
     if inputs["median"]:
@@ -272,6 +303,14 @@ def effects(colours: DataNode, inputs: Nodes, size: int, device: str) -> DataNod
     if inputs["grain"]:
         colours = _clipped(colours + _on(inputs["grains"], device))
     return colours
+
+
+def rain(colours: DataNode, drops: DataNode, device: str) -> DataNode:
+    """Drops (uint8 0/1 [S, S, 1]) in light grey, a mean of 7 x 7 pixels, and 70 % of the brightness."""
+    wet = colours + fn.cast(_on(drops, device), dtype=types.FLOAT) * (np.float32(RAIN_GREY) - colours)
+    # Two passes of a seventh each; the first also darkens.
+    across = fn.filter(wet, _on(types.Constant(np.full((1, 7), RAIN_LIGHT / 7, np.float32)), device))
+    return fn.filter(across, _on(types.Constant(np.full((7, 1), 1.0 / 7, np.float32)), device))
 
 
 def curve(colours: DataNode, levels: DataNode, size: int, device: str) -> DataNode:

@@ -2,14 +2,12 @@
 
 ``resize_bicubic`` does Pillow's integer arithmetic (cubic kernel with a = -0.5, widened by the scale when shrinking; 22
 fractional bits; columns first, rounded to 8 bits between the two passes), so evaluation pictures equal the protocol's
-to the bit; its twin is ``fn.resize``. ``jitter_colours`` is one pass of what :func:`dali_pipelines.graph.colour` writes
-in operators, its twin. ``remap_bilinear`` and ``apply_curve`` stand for ``fn.experimental.remap`` and
+to the bit; its twin is ``fn.resize``. ``jitter_colours`` is what :func:`dali_pipelines.graph.colour_twin` writes in
+operators. ``remap_bilinear`` and ``apply_curve`` stand for ``fn.experimental.remap`` and
 ``median`` for ``fn.experimental.median_blur``, which have no CPU backend.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numba import njit
@@ -18,11 +16,9 @@ from numba import njit
 _BITS = 22
 _HALF = np.int32(1 << (_BITS - 1))
 
-#: RGB to YIQ (NTSC). A turn of the hue by h is  luma + cos(h) * chroma + sin(h) * turned,  in RGB coordinates.
-_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
-_LUMA = _TO_YIQ[0].astype(np.float32)
-_CHROMA = (np.linalg.inv(_TO_YIQ) @ np.diag([0.0, 1.0, 1.0]) @ _TO_YIQ).astype(np.float32)
-_TURNED = (np.linalg.inv(_TO_YIQ) @ [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]] @ _TO_YIQ).astype(np.float32)
+#: ITU-R 601 luma of R, G, B.
+_RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
+_IDLE = np.eye(3, 4, dtype=np.float32)
 
 
 @njit("Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)", nogil=True, cache=True)
@@ -99,43 +95,120 @@ def resize_bicubic(source, out):  # type: ignore[no-untyped-def]
             line[i] = min(max(total[i] >> _BITS, 0), 255)
 
 
-@njit("void(float32[:, :, ::1], float32[::1], float32[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
-def jitter_colours(colours, factors, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` float32 [H, W, 3], 0..255: ``factors`` are brightness, contrast, saturation and hue (degrees).
+@njit("float64(float64, float64, float64, float64, float64)", nogil=True, cache=True, inline="always")
+def _cubic(a, b, c, d, t):  # type: ignore[no-untyped-def]
+    """Between ``b`` and ``c`` at ``t``, as Pillow's transforms do it (a = -1, unlike its resize)."""
+    return b + t * (c - a + t * (2.0 * (a - b) + c - d + t * (b - a + d - c)))
 
-    Brightness, saturation and hue are one matrix: luma kept, the chroma plane of YIQ scaled and turned. Contrast moves
-    colours away from the picture's mean luma; the result is clipped once.
+
+@njit("float64(uint8[:, :, ::1], int64, UniTuple(int64, 4), int64, float64)", nogil=True, cache=True, inline="always")
+def _along(picture, row, columns, channel, t):  # type: ignore[no-untyped-def]
+    line = picture[row]
+    return _cubic(
+        float(line[columns[0], channel]),
+        float(line[columns[1], channel]),
+        float(line[columns[2], channel]),
+        float(line[columns[3], channel]),
+        t,
+    )
+
+
+@njit("uint8[:, :, ::1](uint8[:, :, ::1], float64[::1])", nogil=True, cache=True, error_model="numpy")
+def _canvas(picture, row):  # type: ignore[no-untyped-def]
+    """uint8 [h, w, 3]: the pixels that :meth:`Cut.row` describes, black where they lie outside of ``picture``."""
+    height, width, _ = picture.shape
+    canvas = np.zeros((int(row[1]), int(row[0]), 3), np.uint8)
+    turned = abs(row[2]) + abs(row[3]) != 1.0
+    for i in range(canvas.shape[0]):
+        for j in range(canvas.shape[1]):
+            x = row[2] * (j + 0.5) + row[3] * (i + 0.5) + row[4]
+            y = row[5] * (j + 0.5) + row[6] * (i + 0.5) + row[7]
+            if not (0.0 <= x < width and 0.0 <= y < height):
+                continue
+            if not turned:
+                canvas[i, j] = picture[int(y), int(x)]
+                continue
+            x0, y0 = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
+            columns = (max(x0 - 1, 0), max(x0, 0), min(x0 + 1, width - 1), min(x0 + 2, width - 1))
+            rows = (max(y0 - 1, 0), max(y0, 0), min(y0 + 1, height - 1), min(y0 + 2, height - 1))
+            for k in range(3):
+                value = _cubic(
+                    _along(picture, rows[0], columns, k, x - 0.5 - x0),
+                    _along(picture, rows[1], columns, k, x - 0.5 - x0),
+                    _along(picture, rows[2], columns, k, x - 0.5 - x0),
+                    _along(picture, rows[3], columns, k, x - 0.5 - x0),
+                    y - 0.5 - y0,
+                )
+                canvas[i, j, k] = int(min(max(value, 0.0), 255.0))
+    return canvas
+
+
+@njit("void(uint8[:, :, ::1], float64[:, ::1], uint8[:, :, ::1])", nogil=True, cache=True)
+def cut_views(picture, rows, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` uint8 [V * S, S, 3], one view below the other: each row of ``rows`` [V, 8] is resized."""
+    height, width, _ = picture.shape
+    side = out.shape[1]
+    whole = np.array([width, height, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    for v in range(rows.shape[0]):
+        view = out[v * side : (v + 1) * side]
+        if (rows[v] == whole).all():
+            resize_bicubic(picture, view)
+        else:
+            resize_bicubic(_canvas(picture, rows[v]), view)
+
+
+@njit("void(float32[::1], float32[::1], float32[::1], float32[:, ::1], float32)", nogil=True, cache=True)
+def _change(red, green, blue, step, luma):  # type: ignore[no-untyped-def]
+    """One clipped step on a row of each channel."""
+    a, b, c, d = step[0, 0], step[0, 1], step[0, 2], step[0, 3] * luma
+    e, f, g, h = step[1, 0], step[1, 1], step[1, 2], step[1, 3] * luma
+    i, j, k, m = step[2, 0], step[2, 1], step[2, 2], step[2, 3] * luma
+    zero, most = np.float32(0.0), np.float32(255.0)
+    for x in range(red.size):
+        u, v, w = red[x], green[x], blue[x]
+        red[x] = min(max(a * u + b * v + c * w + d, zero), most)
+        green[x] = min(max(e * u + f * v + g * w + h, zero), most)
+        blue[x] = min(max(i * u + j * v + k * w + m, zero), most)
+
+
+@njit("void(float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
+def jitter_colours(colours, steps, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` float32 [H, W, 3] with ``colours`` (0..255) after ``steps`` [K, 3, 4], one after the other.
+
+    A step is ``matrix @ colours + share * mean luma``, clipped; its last column holds the shares. Steps run row by row,
+    the channels apart, up to the next one that needs the picture's mean. Steps that change nothing are left out.
     """
-    brightness, contrast, saturation, hue = factors[0], factors[1], factors[2], factors[3]
-    along = np.float32(saturation * math.cos(math.radians(hue)))
-    across = np.float32(saturation * math.sin(math.radians(hue)))
-    matrix = np.empty((3, 3), np.float32)
-    for i in range(3):
-        for j in range(3):
-            matrix[i, j] = brightness * (_LUMA[j] + along * _CHROMA[i, j] + across * _TURNED[i, j])
     height, width, _ = colours.shape
-    sums = np.zeros(3, np.float64)
-    for y in range(height):
-        red = green = blue = np.float32(0.0)
-        for x in range(width):
-            r, g, b = colours[y, x, 0], colours[y, x, 1], colours[y, x, 2]
-            u = matrix[0, 0] * r + matrix[0, 1] * g + matrix[0, 2] * b
-            v = matrix[1, 0] * r + matrix[1, 1] * g + matrix[1, 2] * b
-            w = matrix[2, 0] * r + matrix[2, 1] * g + matrix[2, 2] * b
-            out[y, x, 0] = u
-            out[y, x, 1] = v
-            out[y, x, 2] = w
-            red += u
-            green += v
-            blue += w
-        sums[0] += red
-        sums[1] += green
-        sums[2] += blue
-    luma = (_LUMA[0] * sums[0] + _LUMA[1] * sums[1] + _LUMA[2] * sums[2]) / (height * width)
-    shift = np.float32((1.0 - contrast) * luma)
-    flat = out.reshape(height * width * 3)
-    for i in range(flat.size):
-        flat[i] = min(max(flat[i] * contrast + shift, np.float32(0.0)), np.float32(255.0))
+    count = steps.shape[0]
+    while count > 0 and (steps[count - 1] == _IDLE).all():
+        count -= 1
+    red, green, blue = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    total = np.empty(width, np.float32)
+    luma = np.float32(0.0)
+    first, last = 0, -1
+    while last < count:
+        loads = last < 0
+        first, last = max(last, 0), last + 1
+        while last < count and steps[last, 0, 3] == 0.0:
+            last += 1
+        total[:] = 0.0
+        for y in range(height):
+            kept = out[y].reshape(3 * width)  # a row of each channel, until the last pass
+            if loads:
+                for x in range(width):
+                    red[x], green[x], blue[x] = colours[y, x, 0], colours[y, x, 1], colours[y, x, 2]
+            else:
+                red[:], green[:], blue[:] = kept[:width], kept[width : 2 * width], kept[2 * width :]
+            for k in range(first, last):
+                _change(red, green, blue, steps[k], luma)
+            if last == count:
+                for x in range(width):
+                    out[y, x, 0], out[y, x, 1], out[y, x, 2] = red[x], green[x], blue[x]
+                continue
+            for x in range(width):
+                total[x] += _RED * red[x] + _GREEN * green[x] + _BLUE * blue[x]
+            kept[:width], kept[width : 2 * width], kept[2 * width :] = red, green, blue
+        luma = np.float32(total.sum() / (height * width))
 
 
 @njit(["void(uint8[:, :, ::1], float32[:, :, ::1], uint8[:, :, ::1])",

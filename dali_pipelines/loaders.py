@@ -13,7 +13,7 @@ import numpy as np
 from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
 from dali_pipelines.renderer import Batch, Broken, Path, Renderer
 from dali_pipelines.sources import MAX_PIXELS, BrokenPicture, EncodedPicture, read_picture
-from dali_pipelines.views import Scene, View
+from dali_pipelines.views import Cut, Scene, View
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +52,13 @@ class Pair:
 class _Reader:
     """Reads files for a loader; remembers broken ones, chooses the other pictures of layers."""
 
-    def __init__(self, pictures: Sequence[Path], broken: Broken, max_pixels: int, threads: int) -> None:
+    def __init__(
+        self, pictures: Sequence[Path], broken: Broken, max_pixels: int, threads: int, apply_exif: bool = False
+    ) -> None:
         self._pictures = pictures
         self._broken = broken
         self._max_pixels = max_pixels
+        self._apply_exif = apply_exif
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dali_pipelines reader")
 
     def read(self, path: Path) -> EncodedPicture:
@@ -63,7 +66,7 @@ class _Reader:
         if path in self._broken:
             raise BrokenPicture(path, self._broken.reasons[os.fspath(path)])
         try:
-            return read_picture(path, max_pixels=self._max_pixels)
+            return read_picture(path, max_pixels=self._max_pixels, apply_exif=self._apply_exif)
         except BrokenPicture as error:
             self._broken.add(error)
             raise
@@ -153,8 +156,9 @@ class PairLoader:
     ``batches`` gives lists of :class:`Pair`, at most ``batch_size`` each; it is consumed ahead in a background thread
     and once only. ``pictures`` are the files from which layers choose. A pair with a broken file is replaced by
     ``substitute(pair, attempt)``, attempt = 1, 2, ..., and each broken file is told once to ``on_broken(path, reason)``
-    (called from any thread). Batches do not depend on ``threads``. The background work ends with the iteration; leave a
-    ``with`` block or call :meth:`close` to end it earlier.
+    (called from any thread). ``apply_exif`` turns pictures as their EXIF orientation says. Batches do not depend on
+    ``threads``. The background work ends with the iteration; leave a ``with`` block or call :meth:`close` to end it
+    earlier.
     """
 
     def __init__(
@@ -172,12 +176,13 @@ class PairLoader:
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         max_pixels: int = MAX_PIXELS,
+        apply_exif: bool = False,
     ) -> None:
         self._batches = batches
         self._size = size
         self._substitute = substitute
         self._broken = Broken(on_broken)
-        self._reader = _Reader(pictures, self._broken, max_pixels, threads)
+        self._reader = _Reader(pictures, self._broken, max_pixels, threads, apply_exif)
         self._renderer: Renderer[Sequence[Pair], dict[str, Any]] = Renderer(
             self._prepare,
             self._broken,
@@ -290,8 +295,8 @@ class PictureLoader:
     """Iterates evaluation batches: (indices int64 [b], pictures float32 [b, 3, S, S]), as torch tensors.
 
     Each picture is resized to S x S ignoring its aspect ratio, bicubic and antialiased, to the bit as Pillow does it on
-    the CPU backend; EXIF orientation is not applied (PROTOCOLS 2). A broken file is left out and told to
-    ``on_broken(path, reason)``; the indices say which pictures came.
+    the CPU backend; EXIF orientation is not applied (PROTOCOLS 2) unless ``apply_exif``. A broken file is left out and
+    told to ``on_broken(path, reason)``; the indices say which pictures came.
     """
 
     def __init__(
@@ -307,6 +312,7 @@ class PictureLoader:
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         max_pixels: int = MAX_PIXELS,
+        apply_exif: bool = False,
     ) -> None:
         self._paths = paths
         self._size = size
@@ -314,6 +320,7 @@ class PictureLoader:
         self._broken = Broken(on_broken)
         self._threads = threads
         self._max_pixels = max_pixels
+        self._apply_exif = apply_exif
         self._renderer: Renderer[range, np.ndarray] = Renderer(
             self._prepare,
             self._broken,
@@ -338,7 +345,7 @@ class PictureLoader:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         import torch
 
-        self._reader = _Reader((), self._broken, self._max_pixels, self._threads)
+        self._reader = _Reader((), self._broken, self._max_pixels, self._threads, self._apply_exif)
         starts = range(0, len(self._paths), self._batch_size)
         chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
         try:
@@ -356,6 +363,95 @@ class PictureLoader:
         scenes = [Scene((picture,), (View(EditProgram().plan(picture.shape, grid)),)) for _, picture in good]
         files = [(self._paths[i], picture) for i, picture in good]
         return Batch(scenes, files, np.array([i for i, _ in good], np.int64))
+
+
+class CropLoader:
+    """Iterates (indices int64 [b], views float32 [b, V, 3, S, S]): several views of each picture, cut from one decode.
+
+    ``cuts(width, height)`` gives the V views of a picture of that size, as many for every picture. Each is resized to
+    S x S as by :class:`PictureLoader`, boxes to the bit as ``crop`` and ``resize`` of Pillow would. Runs on the CPU;
+    broken files are told as there.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        cuts: Callable[[int, int], Sequence[Cut]],
+        *,
+        size: int,
+        batch_size: int,
+        on_broken: Callable[[Path, str], None],
+        threads: int = 2,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        max_pixels: int = MAX_PIXELS,
+        apply_exif: bool = False,
+    ) -> None:
+        self._paths = paths
+        self._size = size
+        self._batch_size = batch_size
+        self._broken = Broken(on_broken)
+        self._options = (max_pixels, threads, apply_exif)
+        self._renderer = _Cutter(
+            self._prepare,
+            self._broken,
+            views=1,
+            size=size,
+            batch_size=batch_size,
+            threads=threads,
+            normalize=(mean, std),
+            cuts=cuts,
+        )
+
+    def __len__(self) -> int:
+        """Batches at most; fewer if all pictures of one are broken."""
+        return -(-len(self._paths) // self._batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        self._reader = _Reader((), self._broken, *self._options)
+        starts = range(0, len(self._paths), self._batch_size)
+        chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
+        try:
+            for indices, (views,) in self._renderer.stream(chunks):
+                tall = _dense(views)  # [b, 3, V * S, S]
+                yield torch.from_numpy(indices), tall.unflatten(2, (-1, self._size)).transpose(1, 2)
+        finally:
+            self._reader.close()
+
+    def _prepare(self, chunk: range) -> Batch[np.ndarray] | None:
+        found = self._reader.try_all([self._paths[i] for i in chunk])
+        good = [(i, picture) for i, picture in zip(chunk, found, strict=True) if isinstance(picture, EncodedPicture)]
+        if not good:
+            return None
+        files = [(self._paths[i], picture) for i, picture in good]
+        return Batch([Scene((picture,), ()) for _, picture in good], files, np.array([i for i, _ in good], np.int64))
+
+
+@dataclass(kw_only=True)
+class _Cutter(Renderer[range, np.ndarray]):
+    """Scenes without views, cut by ``cuts``."""
+
+    cuts: Callable[[int, int], Sequence[Cut]]
+
+    def arrays(self, batch: Batch[np.ndarray]) -> list[object]:
+        pictures = [scene.pictures[0] for scene in batch.scenes]
+        rows = []
+        for height, width in (picture.shape for picture in pictures):
+            rows.append(np.array([cut.row(height, width) for cut in self.cuts(width, height)], np.float64))
+            if rows[-1].shape != rows[0].shape or not len(rows[0]):
+                raise ValueError(f"cuts must give as many views for every picture, got {len(rows[-1])}, {len(rows[0])}")
+        like = np.zeros((len(rows[0]) * self.size, self.size, 0), np.uint8)
+        return [[picture.data for picture in pictures], rows, [like] * len(rows)]
+
+    def build(self, source: Callable[[], list[object]]) -> Any:
+        from dali_pipelines.graph import build_cutter
+
+        assert self.normalize is not None, "set by CropLoader"
+        return build_cutter(
+            source, size=self.size, batch_size=self.batch_size, threads=self.threads, normalize=self.normalize
+        )
 
 
 def _dense(output: Any, *, on_host: bool = False) -> torch.Tensor:

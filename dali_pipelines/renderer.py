@@ -144,9 +144,28 @@ class Renderer(Generic[Item, Payload]):
         finally:
             producer.close()
 
+    def arrays(self, batch: Batch[Payload]) -> list[object]:
+        """What the pipeline is fed with for a batch."""
+        return feed(batch.scenes, self.size)
+
+    def build(self, source: Callable[[], list[object]]) -> Any:
+        """The pipeline that calls ``source`` for the arrays of each batch."""
+        from dali_pipelines.graph import build_pipeline
+
+        return build_pipeline(
+            source,
+            views=self.views,
+            size=self.size,
+            batch_size=self.batch_size,
+            threads=self.threads,
+            device=self.device,
+            device_id=self.device_id,
+            normalize=self.normalize,
+        )
+
     def _fed(self, item: Item) -> tuple[Item, Batch[Payload], list[object]] | None:
         batch = self.prepare(item)
-        return None if batch is None else (item, batch, feed(batch.scenes, self.size))
+        return None if batch is None else (item, batch, self.arrays(batch))
 
     def _run(self, producer: Producer[Any, Any]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
         replay: deque[Any] = deque()  # prepared, to be fed again after a rebuild
@@ -192,18 +211,7 @@ class Renderer(Generic[Item, Payload]):
             raise failure[0]
 
     def _build(self, source: Callable[[], list[object]]) -> Any:
-        from dali_pipelines.graph import build_pipeline
-
-        pipeline = build_pipeline(
-            source,
-            views=self.views,
-            size=self.size,
-            batch_size=self.batch_size,
-            threads=self.threads,
-            device=self.device,
-            device_id=self.device_id,
-            normalize=self.normalize,
-        )
+        pipeline = self.build(source)
         pipeline.build()
         return pipeline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from copynce.pixtrace import (
     Median,
     Noise,
     Pixelate,
+    Rain,
     RenderPlan,
     ShufflePixels,
     ToneCurve,
@@ -39,11 +40,20 @@ MAX_MINIFICATION = 1.5
 #: ITU-R 601 luma of R, G, B.
 LUMA = (0.299, 0.587, 0.114)
 
+#: Clipped steps of the colour operator: the four of ColorJitter, then Grayscale.
+COLOUR_STEPS = 5
+#: Hue turns about the grey axis in YIQ (NTSC), as DALI's own operator does.
+_TO_YIQ = np.array([LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+
 #: Offsets of the noise texture per axis; an Erase's ``noise`` chooses one of their square.
 _NOISE_OFFSETS = 256
 
 #: Standard deviation in pixels below which a Gaussian leaves an 8-bit picture as it is.
 _LEAST_SIGMA = 0.2
+
+#: Pixels that a drop of Rain is high.
+_DROP = 20
 
 #: Share of the pixels that ShufflePixels moves.
 _SHUFFLED = 0.1
@@ -94,7 +104,7 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
     "paint": ("", _OFF),
     "painted": ("HWC", np.zeros((1, 1, 3), np.uint8)),
     "colour": ("", _OFF),
-    "factors": ("", np.array([1.0, 1.0, 1.0, 0.0], np.float32)),
+    "steps": ("", np.tile(np.eye(3, 4, dtype=np.float32), (COLOUR_STEPS, 1, 1))),
     "effects": ("", _OFF),
     "mix": ("", _OFF),
     "mixing": ("", np.eye(3, 4, dtype=np.float32)),
@@ -102,6 +112,8 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
     "levels": ("", np.zeros(256, np.float32)),
     "equalize": ("", _OFF),
     "clahe": ("", _OFF),
+    "rain": ("", _OFF),
+    "drops": ("HWC", _NO_WEIGHT),
     "convolve": ("", _OFF),
     "kernel": ("", _NO_KERNEL),
     "median": ("", _OFF),
@@ -124,7 +136,7 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
 
 
 #: Shapes of neutral values that are those of all samples.
-_DENSE = {(3, 3), (3, 4), (4,), (2,), (256,)}
+_DENSE = {(3, 3), (3, 4), (COLOUR_STEPS, 3, 4), (2,), (256,)}
 
 
 @functools.cache
@@ -153,6 +165,44 @@ class Scene:
 
     pictures: tuple[EncodedPicture, ...]
     views: tuple[View, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A view of a picture for evaluation: a box (left, top, right, bottom) of its pixels, or the whole picture turned.
+
+    A box may leave the picture and shows black there; ``box`` None is the whole picture. ``angle``: degrees
+    counter-clockwise, on a canvas that holds all of the picture, black elsewhere; with a box it must be 0.
+    """
+
+    box: tuple[int, int, int, int] | None = None
+    angle: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError(
+                f"Cut.box must be (left, top, right, bottom) with left < right, top < bottom, got {self.box}"
+            )
+        if self.box is not None and self.angle:
+            raise ValueError(f"Cut.angle must be 0 where a box is given, got {self.angle!r} and {self.box}")
+
+    def row(self, height: int, width: int) -> tuple[float, ...]:
+        """Width and height of the view in pixels, and the affine map (a, b, c, d, e, f) of its points to the picture's.
+
+        Turned as ``PIL.Image.rotate(angle, expand=True)`` does it.
+        """
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            return right - left, bottom - top, 1.0, 0.0, left, 0.0, 1.0, top
+        cos, sin = (round(f(math.radians(-self.angle)), 15) for f in (math.cos, math.sin))
+        x, y = width / 2, height / 2
+        forth = np.array([[cos, sin], [-sin, cos]])
+        corners = forth @ [[-x, x, x, -x], [-y, -y, y, y]] + [[x], [y]]
+        canvas = np.ceil(corners.max(axis=1)) - np.floor(corners.min(axis=1))
+        if self.angle % 90 == 0:
+            canvas = np.abs(forth) @ (width, height)
+        shift = (x, y) - forth @ canvas / 2
+        return (*canvas.tolist(), cos, sin, float(shift[0]), -sin, cos, float(shift[1]))
 
 
 def feed(scenes: Sequence[Scene], size: int) -> list[object]:
@@ -311,14 +361,14 @@ def _painted(placed: Sequence[_Placed], shape: Size) -> np.ndarray | None:
 
 def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
     row: dict[str, object] = {}
-    factors = [1.0, 1.0, 1.0, 0.0]
+    steps: list[np.ndarray] = []
     kernel: np.ndarray | None = None
     for edit in plan.photometric:
         match edit:
             case ColorJitter():
-                factors = [edit.brightness, edit.contrast, edit.saturation, 360.0 * edit.hue]
+                steps += [_COLOUR_STEPS[name](getattr(edit, name)) for name in edit.order]
             case Grayscale():
-                factors[2] = 0.0
+                steps.append(_saturation(0.0))
             case ColorMatrix():
                 mixing = np.array(edit.rows, np.float32)
                 mixing[:, 3] *= 255.0
@@ -330,6 +380,8 @@ def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
                 row["equalize"] = True
             case Clahe():
                 row["clahe"] = True
+            case Rain():
+                row |= {"rain": True, "drops": _drops(edit, size)}
             case Convolve():
                 # DALI correlates, and so does Pillow: the kernel is not mirrored.
                 new = np.array(edit.kernel, np.float64)
@@ -350,11 +402,62 @@ def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
                 row |= {"jpeg": True, "quality": np.int32(edit.quality)}
     if kernel is not None:
         row |= {"convolve": True, "kernel": kernel.astype(np.float32)}
-    if row.keys() & {"mix", "curve", "equalize", "clahe", "convolve", "median", "pixelate", "shuffle", "grain"}:
+    if row.keys() & {"mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain"}:
         row["effects"] = True
-    if factors != [1.0, 1.0, 1.0, 0.0]:
-        row |= {"colour": True, "factors": np.array(factors, np.float32)}
+    steps = _merged(steps)
+    if steps:
+        idle = [np.eye(3, 4)] * (COLOUR_STEPS - len(steps))
+        row |= {"colour": True, "steps": np.array(steps + idle, np.float32)}
     return row
+
+
+# A step of colour is float [3, 4]: a matrix on (red, green, blue) and what is added to each, times the mean luma.
+
+
+def _merged(steps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The steps that are left when those that cannot leave [0, 255] become part of the next one."""
+    merged: list[np.ndarray] = []
+    for step in steps:
+        if np.array_equal(step, np.eye(3, 4)):
+            continue
+        if merged and merged[-1].min() >= 0.0 and merged[-1].sum(axis=1).max() <= 1.0 + 1e-9:
+            before = merged.pop()
+            luma = np.array(LUMA) @ before.sum(axis=1)  # all steps map the mean luma to a multiple of itself
+            step = np.column_stack([step[:, :3] @ before[:, :3], step[:, :3] @ before[:, 3] + luma * step[:, 3]])
+        merged.append(step)
+    return merged
+
+
+def _brightness(factor: float) -> np.ndarray:
+    return factor * np.eye(3, 4)
+
+
+def _contrast(factor: float) -> np.ndarray:
+    step = factor * np.eye(3, 4)
+    step[:, 3] = 1.0 - factor
+    return step
+
+
+def _saturation(factor: float) -> np.ndarray:
+    step = factor * np.eye(3, 4)
+    step[:, :3] += (1.0 - factor) * np.array(LUMA)
+    return step
+
+
+def _hue(turns: float) -> np.ndarray:
+    step = np.eye(3, 4)
+    if turns:
+        cos, sin = math.cos(2.0 * math.pi * turns), math.sin(2.0 * math.pi * turns)
+        step[:, :3] = _FROM_YIQ @ [[1.0, 0.0, 0.0], [0.0, cos, sin], [0.0, -sin, cos]] @ _TO_YIQ
+    return step
+
+
+_COLOUR_STEPS: dict[str, Callable[[float], np.ndarray]] = {
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "saturation": _saturation,
+    "hue": _hue,
+}
 
 
 def _steps(curve: ToneCurve) -> np.ndarray:
@@ -414,6 +517,22 @@ def _dense_extent(points: np.ndarray) -> tuple[float, float]:
     tall = np.hypot(across[..., 0], down[..., 0])[shown] / area[shown]
     wide = np.hypot(across[..., 1], down[..., 1])[shown] / area[shown]
     return float(np.percentile(tall, 90)), float(np.percentile(wide, 90))
+
+
+def _drops(rain: Rain, size: int) -> np.ndarray:
+    """uint8 0/1 [size, size, 1]: one drop to 600 pixels, where Albumentations 1.3.1 would let them begin."""
+    random = np.random.Generator(np.random.PCG64(rain.noise))
+    count = size * size // 600
+    length = min(_DROP, size - 1)
+    x = random.integers(min(rain.slant, 0), max(size - max(rain.slant, 0), 0) + 1, count)
+    y = random.integers(0, size - length + 1, count)
+    along = np.arange(length + 1)
+    rows = y[:, None] + along
+    columns = x[:, None] + np.floor(rain.slant * along / length + 0.5).astype(np.int64)
+    inside = (rows < size) & (columns >= 0) & (columns < size)
+    drops = np.zeros((size, size, 1), np.uint8)
+    drops[rows[inside], columns[inside]] = 1
+    return drops
 
 
 @functools.lru_cache(maxsize=4)

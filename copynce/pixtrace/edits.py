@@ -395,16 +395,24 @@ class Remap(Edit):
 
 @dataclass(frozen=True)
 class ColorJitter(Photometric):
-    """Brightness, contrast and saturation factors (1 = unchanged), then hue in turns of the colour circle."""
+    """Brightness, contrast and saturation factors (1 = unchanged) and hue in turns of the colour circle.
+
+    ``order``: the four names in the order in which they are applied; colours are clipped after each.
+    """
 
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
+    order: tuple[str, ...] = ("brightness", "contrast", "saturation", "hue")
 
     def __post_init__(self) -> None:
         require_range(self, 0.0, 10.0, "brightness", "contrast", "saturation")
         require_range(self, -0.5, 0.5, "hue")
+        names = ("brightness", "contrast", "saturation", "hue")
+        if not isinstance(self.order, (tuple, list)) or sorted(map(str, self.order)) != sorted(names):
+            raise fail(self, "order", f"a permutation of {names}")
+        object.__setattr__(self, "order", tuple(self.order))
 
 
 @dataclass(frozen=True)
@@ -531,6 +539,22 @@ class Noise(Photometric):
         require_range(self, 0, 2**31 - 1, "noise")
 
 
+@dataclass(frozen=True)
+class Rain(Photometric):
+    """Light grey drops of 1 x 20 pixels of the view, a mean of 7 x 7 pixels, and 70 % of the brightness.
+
+    ``slant``: how far right a drop ends of where it begins, in pixels; ``noise`` chooses the places, as in
+    :class:`Erase`.
+    """
+
+    slant: int = 0
+    noise: int = 0
+
+    def __post_init__(self) -> None:
+        require_range(self, -20, 20, "slant")
+        require_range(self, 0, 2**31 - 1, "noise")
+
+
 #: The order in which the pixel executor applies colour edits, each at most once but for Convolve.
 PHOTOMETRIC_ORDER: tuple[type[Photometric], ...] = (
     ColorJitter,
@@ -539,6 +563,7 @@ PHOTOMETRIC_ORDER: tuple[type[Photometric], ...] = (
     ToneCurve,
     Equalize,
     Clahe,
+    Rain,
     Convolve,
     Median,
     Pixelate,

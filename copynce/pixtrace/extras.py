@@ -1,7 +1,7 @@
 """Albumentations' operations of the released policies' "extra" group, as edits of colours.
 
 Numbers are the defaults of Albumentations 1.3.1. Where the operation itself is no matrix, curve or kernel, the nearest
-one stands for it; docs/edits.md lists each difference. RandomRain is left out (None: nothing happens).
+one stands for it; docs/edits.md lists each difference.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from copynce.pixtrace.edits import (
     Median,
     Noise,
     Photometric,
+    Rain,
     ToneCurve,
 )
 
@@ -154,8 +155,10 @@ def gamma(draw: Draw) -> Photometric:
     return ToneCurve(tuple((k / 63.0) ** exponent for k in range(64)))
 
 
-def rain(draw: Draw) -> None:
-    """Nothing."""
+def rain(draw: Draw) -> Photometric:
+    """Drops, all at one slant of up to 10 pixels."""
+    slant = math.trunc(draw.uniform(-10.0, 10.0))
+    return Rain(slant, noise=draw.integer(2**31 - 1))
 
 
 def snow(draw: Draw) -> Photometric:
@@ -212,7 +215,7 @@ _AXES = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.58
 _SPREADS = np.array([0.2175, 0.0188, 0.0045])
 
 #: The 24 operations, each drawn with the same probability.
-EXTRAS: tuple[Callable[[Draw], Photometric | None], ...] = (
+EXTRAS: tuple[Callable[[Draw], Photometric], ...] = (
     clahe,
     channel_dropout,
     channel_shuffle,

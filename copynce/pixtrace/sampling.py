@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -305,14 +306,9 @@ def _blob(draw: _Draw) -> Bits:
 
 
 def _color_group(policy: Policy, draw: _Draw) -> list[Edit]:
-    steps: list[Photometric] = [
-        ColorJitter(
-            draw.factor(policy.brightness),
-            draw.factor(policy.contrast),
-            draw.factor(policy.saturation),
-            draw.uniform(-policy.hue, policy.hue),
-        )
-    ]
+    brightness, contrast = draw.factor(policy.brightness), draw.factor(policy.contrast)
+    saturation, hue = draw.factor(policy.saturation), draw.uniform(-policy.hue, policy.hue)
+    steps: list[Photometric] = []
     if draw.happens(policy.grayscale):
         steps.append(Grayscale())
     if draw.happens(policy.edges):
@@ -330,8 +326,10 @@ def _color_group(policy: Policy, draw: _Draw) -> list[Edit]:
     if draw.happens(policy.extra):
         extra = EXTRAS[draw.integer(len(EXTRAS))](draw)
         # Of two savings as JPEG the one of lower quality counts.
-        if not (isinstance(extra, Jpeg) and isinstance(steps[-1], Jpeg)):
-            steps += [] if extra is None else [extra]
+        if not (isinstance(extra, Jpeg) and any(isinstance(step, Jpeg) for step in steps)):
+            steps.append(extra)
+    order = _JITTER_ORDERS[draw.integer(len(_JITTER_ORDERS))]
+    steps.append(ColorJitter(brightness, contrast, saturation, hue, order))
     return sorted(steps, key=_place)
 
 
@@ -375,6 +373,7 @@ class _Draw:
         return tuple([(self.uniform(*area), self.log_uniform(*aspect)) for _ in range(_ATTEMPTS)])
 
 
+_JITTER_ORDERS = tuple(itertools.permutations(ColorJitter().order))
 #: Pillow's EDGE_ENHANCE and EDGE_ENHANCE_MORE.
 _EDGES = tuple(
     Convolve(((around,) * 3, (around, centre, around), (around,) * 3)) for around, centre in ((-0.5, 5.0), (-1.0, 9.0))

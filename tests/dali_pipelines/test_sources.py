@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from copynce.pixtrace import EditProgram
-from dali_pipelines import BrokenPicture, read_picture, render_programs
+from dali_pipelines import BrokenPicture, Pair, PairLoader, PictureLoader, read_picture, render_programs
 
 SIZE = 32
 
@@ -56,12 +59,141 @@ def test_formats_equal_pillow(tmp_path: Path, colours: np.ndarray, name: str, mo
     np.testing.assert_array_equal(plain(tmp_path / name), expected)
 
 
-def test_exif_orientation_is_not_applied(tmp_path: Path, colours: np.ndarray) -> None:
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_on_demand_only(
+    tmp_path: Path, colours: np.ndarray, orientation: int, suffix: str
+) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(colours).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_picture(tmp_path / "turned.jpg").shape == (48, 60)
-    np.testing.assert_array_equal(plain(tmp_path / "turned.jpg"), resized(Image.open(tmp_path / "turned.jpg")))
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(colours).save(path, exif=exif)
+    assert read_picture(path).shape == (48, 60)
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+    assert read_picture(path, apply_exif=True).shape == (upright.height, upright.width)
+    if orientation in (1, 6):
+        for apply_exif, expected in ((False, Image.open(path)), (True, upright)):
+            loader = PictureLoader(
+                [path], size=SIZE, batch_size=1, on_broken=pytest.fail, mean=[0] * 3, std=[1] * 3, apply_exif=apply_exif
+            )
+            ((_, found),) = loader
+            np.testing.assert_array_equal((255 * found[0]).round().permute(1, 2, 0).numpy(), resized(expected))
+
+
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """``values`` uint16 [H, W, 3]."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def big_endian_tiff(values: np.ndarray, tile: int = 0) -> bytes:
+    """``values`` [H, W, 3] of 8 or 16 bits, as one strip or, with ``tile``, one tile of so many pixels a side."""
+    height, width, _ = values.shape
+    if tile:
+        values = np.pad(values, ((0, tile - height), (0, tile - width), (0, 0)))
+    pixels = values.astype(values.dtype.newbyteorder(">")).tobytes()
+    bits = 8 * values.itemsize
+    place = ((322, tile), (323, tile), (324, 8), (325, len(pixels))) if tile else ((273, 8), (279, len(pixels)))
+    fields = sorted(((256, width), (257, height), (258, bits), (259, 1), (262, 2), (277, 3), *place))
+    end = 8 + len(pixels)
+    directory = struct.pack(">H", len(fields))
+    for tag, value in fields:
+        if tag == 258:  # three numbers, which stand behind the directory
+            directory += struct.pack(">HHII", tag, 3, 3, end + 2 + 12 * len(fields) + 4)
+        else:
+            directory += struct.pack(">HHII", tag, 4, 1, value)
+    return b"MM\0*" + struct.pack(">I", end) + pixels + directory + bytes(4) + struct.pack(">HHH", *(bits,) * 3)
+
+
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def top_down_bmp(image: Image.Image) -> bytes:
+    bmp = bytearray(file_of(image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP"))
+    bmp[22:26] = (-image.height).to_bytes(4, "little", signed=True)
+    return bytes(bmp)
+
+
+def ycck_jpeg(image: Image.Image) -> bytes:
+    """A CMYK file that says it were YCCK: other colours, but a valid file."""
+    content = bytearray(file_of(image.convert("CMYK"), "JPEG"))
+    adobe = content.index(b"Adobe")
+    assert content[adobe + 11] == 0
+    content[adobe + 11] = 2
+    return bytes(content)
+
+
+def odd_files(colours: np.ndarray) -> dict[str, tuple[bytes, Image.Image]]:
+    """Valid files that are rare: their bytes, and the RGB picture that they hold where Pillow alone would not say."""
+    image = Image.fromarray(colours)
+    other = [Image.new("RGB", image.size, "red")]
+    clear = image.copy()
+    clear.putalpha(Image.fromarray(colours[..., 0]))
+    deep = colours.astype(np.uint16) * 257
+    grey = Image.fromarray(deep[..., 0])
+    over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear).convert("RGB")
+    first = image.quantize(64)
+    thin = image.resize((1, 3000))
+    bits = image.convert("1")
+    return {
+        "deep.png": (png_of_16_bits(deep), image),
+        "deep.tiff": (big_endian_tiff(deep), image),
+        "deep_grey.tiff": (file_of(grey, "TIFF", compression="tiff_lzw"), Image.fromarray(colours[..., 0])),
+        "big_endian.tiff": (big_endian_tiff(colours), image),
+        "tiled.tiff": (big_endian_tiff(colours, tile=64), image),
+        "pages.tiff": (file_of(image, "TIFF", save_all=True, append_images=other), image),
+        "group4.tiff": (file_of(bits, "TIFF", compression="group4"), bits),
+        "clear.webp": (file_of(clear, "WEBP", lossless=True, exact=True), over_white),
+        "clear.tiff": (file_of(clear, "TIFF"), over_white),
+        "frames.gif": (file_of(first, "GIF", save_all=True, append_images=other), first),
+        "frames.webp": (file_of(image, "WEBP", lossless=True, save_all=True, append_images=other), image),
+        "frames.png": (file_of(image, "PNG", save_all=True, append_images=other), image),
+        "top_down.bmp": (top_down_bmp(image), image),
+        "interlaced.png": (file_of(image, "PNG", interlace=1), image),
+        "really_a_png.jpg": (file_of(image, "PNG"), image),
+        "thin.png": (file_of(thin, "PNG"), thin),
+        "wide.bmp": (
+            file_of(thin.transpose(Image.Transpose.ROTATE_90), "BMP"),
+            thin.transpose(Image.Transpose.ROTATE_90),
+        ),
+        **{
+            name: (content, Image.open(io.BytesIO(content)))
+            for name, content in {
+                "ycck.jpg": ycck_jpeg(image),
+                "really_a_jpeg.png": file_of(image, "JPEG"),
+                "progressive_grey.jpg": file_of(image.convert("L"), "JPEG", progressive=True),
+                "thin.jpg": file_of(thin, "JPEG"),
+                "padded.jpg": file_of(image, "JPEG") + bytes(300),
+                "filled.jpg": file_of(image, "JPEG").replace(b"\xff\xdb", b"\xff\xff\xff\xdb", 1),
+            }.items()
+        },
+    }
+
+
+def test_odd_files_are_what_pillow_sees_to_both_loaders(tmp_path: Path, colours: np.ndarray) -> None:
+    odd = odd_files(colours)
+    for name, (content, _) in odd.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in odd]
+    options = {"size": SIZE, "batch_size": len(paths), "on_broken": pytest.fail, "mean": [0] * 3, "std": [1] * 3}
+    pairs = [Pair(path, EditProgram(), path, EditProgram(), label=True, uuid=path.name) for path in paths]
+    (batch,) = PairLoader([pairs], paths, substitute=pytest.fail, **options)  # type: ignore[arg-type]
+    ((indices, pictures),) = PictureLoader(paths, **options)  # type: ignore[arg-type]
+    assert indices.tolist() == list(range(len(paths)))
+    for i, (name, (_, expected)) in enumerate(odd.items()):
+        for found in (batch["query"][i], batch["reference"][i], pictures[i]):
+            colours = (255 * found).round().permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(colours, resized(expected.convert("RGB")), err_msg=name)
 
 
 def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:

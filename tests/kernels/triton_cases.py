@@ -354,6 +354,20 @@ def test_no_copy_is_exactly_zero() -> None:
         assert not reference.grad.any()
 
 
+@pytest.mark.parametrize("target", ["feature", "location", "both"])
+def test_rival_targets_are_tables_too(target: str) -> None:
+    tables = make_tables((32, 48), (48, 32))
+    results = []
+    for backend in ("triton", "reference"):
+        torch.manual_seed(0)
+        tokens = [side.requires_grad_() for side in make_tokens((6, 6), 16)]
+        loss = copynce_loss(*tokens, *tables, target=target, neighbours=2, backend=backend)
+        results.append((loss.detach(), *torch.autograd.grad(loss, tokens)))
+    assert error(results[0][0], results[1][0].double()) <= 1e-6
+    for gradient, expected in zip(results[0][1:], results[1][1:], strict=True):
+        assert error(gradient, expected.double()) <= 4e-6  # both sides in float32
+
+
 def test_temperature_that_the_exponential_cannot_hold() -> None:
     tokens, tables = make_tokens((4, 4), 16), make_tables((32, 32), (32, 32))
     for temperature in (0.025, 1.0):

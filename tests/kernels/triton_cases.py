@@ -144,11 +144,13 @@ def test_patch_overlap_equals_the_twin(
     assert torch.isfinite(rows).all()
 
 
-def test_patch_overlap_of_matrix_is_table_reversal_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, reference = (64, 96), (48, 80)
+@pytest.mark.parametrize(("query", "reference"), [((64, 96), (48, 80)), ((32, 32), (64, 48))])
+def test_patch_overlap_of_matrix_is_table_reversal_and_counts(
+    monkeypatch: pytest.MonkeyPatch, query: Shape, reference: Shape
+) -> None:
     matrix = torch.tensor(list(MATRICES.values()), dtype=torch.float64, device=DEVICE)
-    # Room for four tables at a time: the second slice finds the scratch as the first one left it.
-    monkeypatch.setattr("kernels.patch_overlap._SCRATCH_BYTES", 4 * 4 * math.prod(reference))
+    # Room for two tables at a time: each slice finds the scratch as the one before left it.
+    monkeypatch.setattr("kernels.patch_overlap._SCRATCH_BYTES", 2 * 4 * math.prod(reference))
     query_counts, query_rows, reference_counts, reference_rows = patch_overlap_of_matrix(
         matrix, *query, *reference, 16, 3.0, True
     )

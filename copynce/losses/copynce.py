@@ -71,8 +71,8 @@ def copynce_loss(
         backend: "auto" takes the fused path of the tokens' device where it applies, else "reference" (always for
             float64). "cpu" is the fused path on the CPU, which computes in float32 and needs 2 / temperature <= 80.
             "triton" is the fused path on CUDA (compute capability 8.0 or more): the same temperatures, at most 1024
-            patches, 16-bit or float32 tokens; an index outside of the other picture counts as no source there, since
-            looking for one would wait for the device.
+            patches, 16-bit or float32 tokens, float32 ones in autocast's dtype where that is on; an index outside of
+            the other picture counts as no source there, since looking for one would wait for the device.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -125,6 +125,11 @@ def copynce_loss(
         )
         return loss
     if backend == "triton":
+        device = query_tokens.device.type
+        if query_tokens.dtype == torch.float32 and torch.is_autocast_enabled(device):
+            # As for any matrix product: a transformer's residual stream stays float32, which the kernels take slowly.
+            dtype = torch.get_autocast_dtype(device)
+            query_tokens, reference_tokens = query_tokens.to(dtype), reference_tokens.to(dtype)
         _check_triton(query_tokens, reference_tokens, temperature, patch_size)
         settings = patch_size, float(gamma), prior == "released"
         query_overlap = patch_overlap(query_to_reference, *reference_to_query.shape[1:], *settings)

@@ -418,8 +418,16 @@ def test_compiles_without_a_graph_break() -> None:
         assert torch.equal(one, other)
 
 
-def test_autocast_does_not_reach_inside() -> None:
-    tokens, tables = make_tokens((4, 4), 16), make_tables((32, 32), (32, 32))
-    plain = copynce_loss(*tokens, *tables, backend="triton")
-    with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        assert torch.equal(copynce_loss(*tokens, *tables, backend="triton"), plain)
+def test_autocast_takes_float32_tokens_in_its_dtype() -> None:
+    tables = make_tables((32, 32), (32, 32))
+    tokens = [side.requires_grad_() for side in make_tokens((4, 4), 16)]
+    half = [side.detach().half().requires_grad_() for side in tokens]
+    expected = copynce_loss(*half, *tables, backend="triton")
+    with torch.autocast(DEVICE, dtype=torch.float16):  # bfloat16 in training; the interpreter multiplies that wrongly
+        loss = copynce_loss(*tokens, *tables, backend="triton")
+        assert torch.equal(copynce_loss(*half, *tables, backend="triton"), expected)  # nothing else is touched
+    assert torch.equal(loss, expected)
+    gradients = torch.autograd.grad(loss, tokens)
+    for gradient, rounded in zip(gradients, torch.autograd.grad(expected, half), strict=True):
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, rounded.float())

@@ -42,7 +42,7 @@ import kernels.coordinate_table
 import kernels.copynce
 import kernels.patch_overlap
 from kernels.coordinate_table_reference import fixed_point_matrix
-from kernels.copynce import copynce_bwd, copynce_fwd
+from kernels.copynce import copynce_bwd, copynce_fwd, keeps_cosines
 from kernels.patch_overlap import empty_outputs, patch_overlap_fwd, power_mode, power_table
 
 ARCHITECTURES = (80, 90)
@@ -157,7 +157,7 @@ def record_step(shape: Shape, matrix: bool = False) -> list[Launch]:
         powers = share if mode else power_table(shape.gamma, PATCH**2, torch.device("meta"))
         common = (*overlaps[0], *overlaps[1])
         stage = "forward"
-        stash = shape.dtype.itemsize == 2
+        stash = keeps_cosines(query, reference)
         _, cosine, *factors = copynce_fwd(query, reference, *common, share, powers, 1 / 16, mode, shape.released, stash)
         stage = "backward"
         copynce_bwd(upstream, query, reference, *common, *factors, share, powers, cosine, 1 / 16, mode, shape.released)

@@ -145,7 +145,7 @@ def copynce_loss(
             float(temperature),
             float(gamma),
             prior == "released",
-            needs_gradient and keeps_cosines(query_tokens),
+            needs_gradient and keeps_cosines(query_tokens, reference_tokens),
         )
         return loss
     _check_indices(query_to_reference, reference_to_query)

@@ -15,12 +15,15 @@ dR is the same program with the pictures exchanged.
 Four launches with the two of ``patch_overlap`` before: forward (a block of query rows by all columns), a finalising one
 (column sums; a pair each) and backward (both pictures). No atomics: the same bits every time.
 
-For backward the forward leaves the cosines as int16 in steps of 1/32000, when the tokens have 16 bits: 2 bytes an entry
-for half of the backward's products, with an error far below the rounding of the gradient (a bfloat16 cosine would not
-do). For float32 tokens backward computes them again, in float32; its last product has the accuracy of float32 up to 256
-patches and of tf32 (relative error 3e-4) beyond, where the split operands would not fit into the registers.
+For backward the forward leaves the cosines as int16 in steps of 1/32000, when the tokens have 16 bits and there are 64
+patches or more: 2 bytes an entry for half of the backward's products, with an error far below the rounding of the
+gradient (a bfloat16 cosine would not do). The sums in a and b are of these rounded cosines, so that each softmax adds
+to 1: where a match is certain dS is the difference of nearly equal numbers, and an error in their ratio would be all
+that is left of it. The loss is of the exact cosines: to first order ``sum E exp(x) = sum E + sum E x``, x the rounding.
+For float32 tokens backward computes the cosines again, in float32; its last product has the accuracy of float32 up to
+256 patches and of tf32 (relative error 3e-4) beyond, where the split operands would not fit into the registers.
 
-Shapes: B pairs, Lq and Lr patches of query and reference, D channels, Sq and Sr: L rounded up to 16.
+Shapes: B pairs, Lq and Lr patches of query and reference, D channels, Sq and Sr: L rounded up to 16, Sc: Lr up to 8.
 Cost of 16-bit tokens: 2 B L D FLOP forward and 4 backward per column; tokens, counts (1 byte) and cosines (2 bytes)
 read or written once by forward and once by backward, gradients written.
 """
@@ -41,6 +44,7 @@ from .launch import launch, next_power_of_2
 from .patch_overlap import MASS, PEAK, SCALE, power, power_mode, power_table
 
 LARGEST_PATCHES = 1024  # a block of rows holds all columns in registers
+_SMALLEST_KEPT = 64  # patches; with fewer a launch costs more than its products, and fewer errors average out
 LARGEST_PATCH_SIZE = 181  # the counts of a larger patch would overflow int16
 # exp(S - s) must stay a normal float32 down to cosine -1, that is exp(-2 / tau) > 1e-38.
 LARGEST_LOGIT_RANGE = 80.0
@@ -69,6 +73,12 @@ _BACKWARD = {256: Config(64, 64, 8, 2), 512: Config(32, 32, 8, 2), 1024: Config(
 # Float32 tokens: twice the bytes a tile, and three tf32 products each, for the accuracy of float32.
 _FORWARD_FLOAT32 = {256: Config(32, 32, 8, 2), 512: Config(16, 16, 8, 2), 1024: Config(16, 16, 16, 1)}
 _BACKWARD_FLOAT32 = {256: Config(16, 32, 8, 1), 512: Config(16, 16, 8, 1), 1024: Config(16, 16, 8, 1)}
+
+
+@triton.constexpr_function
+def _cosine_stride(patches: int) -> int:
+    """Elements from one row of cosines to the next: ``patches`` rounded up to 16 bytes, as vector loads need."""
+    return (patches + 7) // 8 * 8
 
 
 @triton.jit
@@ -151,10 +161,10 @@ def _copynce_fwd_kernel(
     p_reference_prior,  # [B, 2 or 3, LR] float32
     p_share,  # [B] float32: share of the pair in the batch, 0 if it is not active
     p_power,  # [P + 1] float32: read with POWER 0 only
-    p_cosine,  # [B, LQ, SR] int16: out with STASH
+    p_cosine,  # [B, LQ, SC] int16: out with STASH
     p_query_factor,  # [B, 2, LQ] float32: out, rows INVERSE_NORM and SOFTMAX
     p_reference_factor,  # [B, 2, LR] float32: out, row INVERSE_NORM
-    p_column_sum,  # [B, row blocks, LR] float32: out, sums of E over the block's rows
+    p_column_sum,  # [B, row blocks, 1 or 2, LR] float32: out, sums over the block's rows of E and, with STASH, E x
     p_loss,  # [B, row blocks] float32: out, the block's part of the loss
     query_stride_b,
     query_stride_l,
@@ -174,6 +184,7 @@ def _copynce_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     LQP: tl.constexpr = triton.next_power_of_2(LQ)
+    SC: tl.constexpr = _cosine_stride(LR)
     PRIOR_ROWS: tl.constexpr = 3 if POWER == 0 else 2
     i_block = tl.program_id(0)
     i_sample = tl.program_id(1).to(tl.int64)
@@ -202,18 +213,11 @@ def _copynce_fwd_kernel(
         b_reference_norm += tl.sum(b_reference.to(tl.float32) * b_reference.to(tl.float32), axis=1)
     b_query_norm = 1.0 / tl.maximum(tl.sqrt(b_query_norm), _SMALLEST_NORM)
     b_reference_norm = 1.0 / tl.maximum(tl.sqrt(b_reference_norm), _SMALLEST_NORM)
+    p_query_factor += i_sample * (2 * LQ) + o_i
+    tl.store(p_query_factor + INVERSE_NORM * LQ, b_query_norm, mask=m_i)
+    if i_block == 0:
+        tl.store(p_reference_factor + i_sample * (2 * LR) + INVERSE_NORM * LR + o_j, b_reference_norm, mask=m_j)
     b_cosine = b_product * b_query_norm[:, None] * b_reference_norm[None, :]
-    if STASH:
-        b_steps = tl.floor(b_cosine * _COSINE_STEPS + 0.5).to(tl.int16)
-        p_steps = p_cosine + i_sample * (LQ * SR) + o_i[:, None] * SR + o_j[None, :]
-        tl.store(p_steps, b_steps, mask=m_i[:, None] & (o_j < SR)[None, :])
-
-    # Both softmaxes from one exponential.
-    b_shifted = (b_cosine - 1.0) * scale
-    b_exponential = tl.where(m_ij, tl.exp2(b_shifted * _LOG2_E), 0.0)
-    b_row_sum = tl.where(m_i, tl.sum(b_exponential, axis=1), 1.0)
-    p_sum = p_column_sum + (i_sample * tl.num_programs(0) + i_block) * LR + o_j
-    tl.store(p_sum, tl.sum(b_exponential, axis=0), mask=m_j)
 
     query_weight = _pair_weight(p_query_prior, share, LQ, LQP, RELEASED)
     reference_weight = _pair_weight(p_reference_prior, share, LR, LP, RELEASED)
@@ -235,23 +239,37 @@ def _copynce_fwd_kernel(
         SQ,
         POWER,
     )
-    b_matched = tl.sum(tl.where(m_ij, b_targets * b_shifted, 0.0), axis=1)
+    b_matched = tl.sum(tl.where(m_ij, b_targets * ((b_cosine - 1.0) * scale), 0.0), axis=1)
+
+    # Both softmaxes from one exponential, of the cosines that backward will know.
+    b_kept = b_cosine
+    if STASH:
+        b_steps = tl.floor(b_cosine * _COSINE_STEPS + 0.5)
+        p_steps = p_cosine + i_sample * (LQ * SC) + o_i[:, None] * SC + o_j[None, :]
+        tl.store(p_steps, b_steps.to(tl.int16), mask=m_i[:, None] & (o_j < SC)[None, :])
+        b_kept = b_steps * (1.0 / _COSINE_STEPS)
+    b_exponential = tl.where(m_ij, tl.exp2((b_kept - 1.0) * (scale * _LOG2_E)), 0.0)
+    b_row_sum = tl.where(m_i, tl.sum(b_exponential, axis=1), 1.0)
+    b_exact_sum = b_row_sum
+    p_sum = p_column_sum + (i_sample * tl.num_programs(0) + i_block) * ((2 if STASH else 1) * LR) + o_j
+    tl.store(p_sum, tl.sum(b_exponential, axis=0), mask=m_j)
+    if STASH:
+        b_exponential *= (b_cosine - b_kept) * scale
+        b_exact_sum += tl.sum(b_exponential, axis=1)
+        tl.store(p_sum + LR, tl.sum(b_exponential, axis=0), mask=m_j)
+
     b_mass = tl.load(p_query_prior + MASS * LQ + o_i, mask=m_i, other=0.0) * query_weight
-    b_loss = b_mass * tl.log(b_row_sum) - b_matched
+    b_loss = b_mass * tl.log(b_exact_sum) - b_matched
     tl.store(p_loss + i_sample * tl.num_programs(0) + i_block, tl.sum(tl.where(m_i, b_loss, 0.0), axis=0))
 
-    p_query_factor += i_sample * (2 * LQ) + o_i
-    tl.store(p_query_factor + INVERSE_NORM * LQ, b_query_norm, mask=m_i)
     tl.store(p_query_factor + SOFTMAX * LQ, b_mass / b_row_sum, mask=m_i)
-    if i_block == 0:
-        tl.store(p_reference_factor + i_sample * (2 * LR) + INVERSE_NORM * LR + o_j, b_reference_norm, mask=m_j)
 
 
 @triton.jit
 def _copynce_finalise_kernel(
     p_reference_prior,  # [B, 2 or 3, LR] float32
     p_share,  # [B] float32
-    p_column_sum,  # [B, BLOCKS, LR] float32
+    p_column_sum,  # [B, BLOCKS, 1 or 2, LR] float32
     p_block_loss,  # [B, BLOCKS] float32
     p_reference_factor,  # [B, 2, LR] float32: out, row SOFTMAX
     p_loss,  # [B] float32: out, the pair's part of the batch loss
@@ -260,6 +278,7 @@ def _copynce_finalise_kernel(
     BLOCKS: tl.constexpr,
     PRIOR_ROWS: tl.constexpr,
     RELEASED: tl.constexpr,
+    STASH: tl.constexpr,
 ):
     i_sample = tl.program_id(0).to(tl.int64)
     share = tl.load(p_share + i_sample)
@@ -270,15 +289,19 @@ def _copynce_finalise_kernel(
     o_j = tl.arange(0, LP)
     m_j = o_j < LR
     b_sum = tl.zeros((LP,), tl.float32)
+    b_change = tl.zeros((LP,), tl.float32)
     loss = 0.0
     for i_block in range(BLOCKS):
-        b_sum += tl.load(p_column_sum + (i_sample * BLOCKS + i_block) * LR + o_j, mask=m_j, other=0.0)
+        p_sum = p_column_sum + (i_sample * BLOCKS + i_block) * ((2 if STASH else 1) * LR) + o_j
+        b_sum += tl.load(p_sum, mask=m_j, other=0.0)
+        if STASH:
+            b_change += tl.load(p_sum + LR, mask=m_j, other=0.0)
         loss += tl.load(p_block_loss + i_sample * BLOCKS + i_block)
     b_sum = tl.where(m_j, b_sum, 1.0)
     weight = _pair_weight(p_reference_prior, share, LR, LP, RELEASED)
     b_mass = tl.load(p_reference_prior + MASS * LR + o_j, mask=m_j, other=0.0) * weight
     tl.store(p_reference_factor + i_sample * (2 * LR) + SOFTMAX * LR + o_j, b_mass / b_sum, mask=m_j)
-    tl.store(p_loss + i_sample, loss + tl.sum(b_mass * tl.log(b_sum), axis=0))
+    tl.store(p_loss + i_sample, loss + tl.sum(b_mass * tl.log(b_sum + b_change), axis=0))
 
 
 @triton.jit
@@ -294,7 +317,7 @@ def _copynce_bwd_kernel(
     p_reference_factor,  # [B, 2, LR] float32
     p_share,  # [B] float32
     p_power,  # [P + 1] float32: read with POWER 0 only
-    p_cosine,  # [B, LQ, SR] int16: read with STASH only
+    p_cosine,  # [B, LQ, SC] int16: read with STASH only
     p_query_gradient,  # [B, LQ, D]: out, contiguous
     p_reference_gradient,  # [B, LR, D]: out, contiguous
     query_stride_b,
@@ -367,13 +390,14 @@ def _copynce_bwd_kernel(
     b_own_norm = tl.load(p_own_factor + INVERSE_NORM * rows + o_i, mask=m_i, other=0.0)
     b_other_norm = tl.load(p_other_factor + INVERSE_NORM * columns + o_j, mask=m_j, other=1.0)
     if STASH:
-        p_cosine += i_sample * (LQ * SR)
+        SC: tl.constexpr = _cosine_stride(LR)
+        p_cosine += i_sample * (LQ * SC)
         if role == 0:
-            m_steps = m_i[:, None] & (o_j < SR)[None, :]
-            b_steps = tl.load(p_cosine + o_i[:, None] * SR + o_j[None, :], mask=m_steps, other=0)
+            m_steps = m_i[:, None] & (o_j < SC)[None, :]
+            b_steps = tl.load(p_cosine + o_i[:, None] * SC + o_j[None, :], mask=m_steps, other=0)
         else:
-            m_other = m_j[:, None] & (o_i < SR)[None, :]
-            b_steps = tl.trans(tl.load(p_cosine + o_j[:, None] * SR + o_i[None, :], mask=m_other, other=0))
+            m_other = m_j[:, None] & (o_i < SC)[None, :]
+            b_steps = tl.trans(tl.load(p_cosine + o_j[:, None] * SC + o_i[None, :], mask=m_other, other=0))
         b_cosine = b_steps.to(tl.float32) * (1.0 / _COSINE_STEPS)
     else:
         b_cosine = tl.zeros((BLOCK_L, LP), tl.float32)
@@ -441,9 +465,9 @@ def _config(half: dict[int, Config], single: dict[int, Config], tokens: Tensor, 
     return config if mode else config._replace(rows=max(16, config.rows // 2))
 
 
-def keeps_cosines(tokens: Tensor) -> bool:
-    """True where the forward leaves int16 cosines to backward: tokens of 16 bits."""
-    return tokens.dtype.itemsize == 2
+def keeps_cosines(query: Tensor, reference: Tensor) -> bool:
+    """True where the forward leaves int16 cosines to backward: tokens of 16 bits, and enough of them."""
+    return query.dtype.itemsize == 2 and min(query.shape[1], reference.shape[1]) >= _SMALLEST_KEPT
 
 
 def copynce_fwd(
@@ -460,7 +484,7 @@ def copynce_fwd(
     released: bool,
     stash: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each pair's part of the loss [B], cosines int16 [B, Lq, Sr] (empty without ``stash``) and both factor tensors.
+    """Each pair's part of the loss [B], cosines int16 [B, Lq, Sc] (empty without ``stash``) and both factor tensors.
 
     Two launches. Tokens with contiguous channels; ``share`` float32 [B]; ``powers`` read with ``mode`` 0 only.
     """
@@ -469,14 +493,13 @@ def copynce_fwd(
     width = max(16, next_power_of_2(reference_patches))
     config = _config(_FORWARD, _FORWARD_FLOAT32, query, width, mode)
     blocks = -(-query_patches // config.rows)
-    stride = query_counts.shape[2]
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return query.new_empty(shape, dtype=dtype)
 
-    cosine = empty(batch if stash else 0, query_patches, stride, dtype=torch.int16)
+    cosine = empty(batch if stash else 0, query_patches, _cosine_stride(reference_patches), dtype=torch.int16)
     query_factor, reference_factor = empty(batch, 2, query_patches), empty(batch, 2, reference_patches)
-    column_sum, block_loss = empty(batch, blocks, reference_patches), empty(batch, blocks)
+    column_sum, block_loss = empty(batch, blocks, 2 if stash else 1, reference_patches), empty(batch, blocks)
     loss = empty(batch)
     if not batch:
         return loss, cosine, query_factor, reference_factor
@@ -529,6 +552,7 @@ def copynce_fwd(
             "BLOCKS": blocks,
             "PRIOR_ROWS": reference_prior.shape[1],
             "RELEASED": released,
+            "STASH": stash,
         },
         warps=4,
         stages=1,
@@ -689,7 +713,8 @@ def _(
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return query_tokens.new_empty(shape, dtype=dtype)
 
-    cosine = empty(batch if stash else 0, query_patches, query_counts.shape[2], dtype=torch.int16)
+    stride = _cosine_stride(reference_tokens.shape[1])
+    cosine = empty(batch if stash else 0, query_patches, stride, dtype=torch.int16)
     factors = empty(batch, 2, query_patches), empty(batch, 2, reference_tokens.shape[1])
     return empty(), cosine, *factors, empty(batch)
 

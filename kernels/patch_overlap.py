@@ -16,7 +16,8 @@ weight is 1 all the same, because the scale is made from the saturated count.
 Shapes: B pairs, H x W pixels of the table, L its patches, M patches of the other picture, P pixels a patch, S = M
 rounded up to 16 (rows that start on 16 bytes are what vector loads need; the rest of a row is 0).
 Cost: 4 B H W bytes read and B L S written for one direction. From matrices the first direction reads nothing and
-leaves the reverse table (the last pixel in raster order wins: an integer maximum) in a scratch for the second.
+leaves the reverse table (the last pixel in raster order wins: an integer maximum) in a scratch for the second: 4 bytes
+a pixel written and read once more, and 16 MiB filled once.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -46,9 +47,8 @@ PEAK = tl.constexpr(2)
 _BINS = 4096
 _WARPS = 8
 _GAMMA_LIMIT = 2.0**17  # (1023 / 1024)^gamma is below 2^-150 here: the largest bins alone are left, as at infinity
-_SCRATCH_BYTES = (
-    16 << 20
-)  # reverse tables in flight: they stay in the last-level cache of A100 (40 MB) and H100 (50 MB)
+# Reverse tables in flight: they stay in the last-level cache of A100 (40 MB) and H100 (50 MB).
+_SCRATCH_BYTES = 16 << 20
 
 
 @triton.jit
@@ -67,11 +67,12 @@ def power(b_count, b_peak, p_power, POWER: tl.constexpr):
 
 @triton.jit
 def _patch_overlap_kernel(
-    p_table,  # [B, H, W] int32: pixel index in the other picture or -1; with MATRIX, the scratch [B, HT, WT] or unused
+    p_table,  # [B, H, W] int32: base + pixel index in the other picture, or less; with MATRIX, the scratch [B, HT, WT]
     p_matrix,  # [B, 3, 3] int64: fixed-point map to the other picture, read with MATRIX only
     p_power,  # [P + 1] float32: read with POWER 0 only
     p_counts,  # [B, L, STRIDE] uint8 or int16: out
     p_prior,  # [B, 2 or 3, L] float32: out, rows SCALE, MASS and, with POWER 0 only, PEAK
+    base,  # int32: what is added to an index in p_table
     H: tl.constexpr,
     W: tl.constexpr,
     HT: tl.constexpr,  # sides of the other picture
@@ -80,8 +81,7 @@ def _patch_overlap_kernel(
     STRIDE: tl.constexpr,
     RUN: tl.constexpr,  # neighbouring patches of one program
     MP: tl.constexpr,  # bins of a patch: M padded to a power of two
-    MATRIX: tl.constexpr,  # entries come from p_matrix, and p_table receives the reverse table (-1 before)
-    CLEAR: tl.constexpr,  # leave -1 behind in p_table
+    MATRIX: tl.constexpr,  # entries come from p_matrix, and p_table receives the reverse table (below base before)
     POWER: tl.constexpr,
     RELEASED: tl.constexpr,
 ):
@@ -105,13 +105,11 @@ def _patch_overlap_kernel(
     if MATRIX:
         b_entry = project(p_matrix + i_sample * 9, i_row * PATCH + o_y, i_first * PATCH + o_x, HT, WT)
         m_source = m_pixel & (b_entry >= 0)
-        tl.atomic_max(p_table + i_sample * (HT * WT) + b_entry, o_pixel, mask=m_source, sem="relaxed")
+        tl.atomic_max(p_table + i_sample * (HT * WT) + b_entry, base + o_pixel, mask=m_source, sem="relaxed")
     else:
         p_entry = p_table + i_sample * (H * W) + o_pixel
-        b_entry = tl.load(p_entry, mask=m_pixel, other=-1)
+        b_entry = tl.load(p_entry, mask=m_pixel, other=-1) - base
         m_source = (b_entry >= 0) & (b_entry < HT * WT)
-        if CLEAR:
-            tl.store(p_entry, tl.full((PY, PX), -1, tl.int32), mask=m_pixel)
     b_target = (b_entry // WT // PATCH) * (WT // PATCH) + (b_entry % WT) // PATCH
     b_bin = tl.where(m_source, (o_x // PATCH) * MP + b_target, 0)
     b_counts = tl.histogram(tl.reshape(b_bin, (PY * PX,)), RUN * MP, mask=tl.reshape(m_source, (PY * PX,)))
@@ -201,12 +199,12 @@ def patch_overlap_fwd(
     patch_size: int,
     gamma: float,
     released: bool,
-    clear: bool = False,
+    base: int = 0,
 ) -> None:
     """Fill ``counts`` [B, L, S] and ``prior`` [B, 2 or 3, L] of one direction; one launch.
 
-    ``table`` int32 [B, H, W] is read (and left at -1 with ``clear``); with ``matrix`` int64 [B, 3, 3] in fixed point
-    it is [B, HT, WT], all -1, and receives the reverse table instead.
+    ``table`` int32 [B, H, W] is read, with ``base`` added to its indices; with ``matrix`` int64 [B, 3, 3] in fixed
+    point it is [B, HT, WT], all below ``base``, and receives such a reverse table instead.
     """
     columns = shape[1] // patch_size
     bins = max(64, next_power_of_2(patches_of(target_shape, patch_size)))
@@ -221,7 +219,6 @@ def patch_overlap_fwd(
         "RUN": run,
         "MP": bins,
         "MATRIX": matrix is not None,
-        "CLEAR": clear,
         "POWER": power_mode(gamma),
         "RELEASED": released,
     }
@@ -231,6 +228,7 @@ def patch_overlap_fwd(
         "p_power": prior if power_mode(gamma) else power_table(gamma, patch_size**2, table.device),
         "p_counts": counts,
         "p_prior": prior,
+        "base": base,
     }
     programs = (shape[0] // patch_size) * -(-columns // run)
     launch(_patch_overlap_kernel, (programs, len(table)), arguments, constants, warps=_WARPS, stages=1)
@@ -284,10 +282,15 @@ def patch_overlap_of_matrix(
         return *query, *reference
     fixed = fixed_point_matrix(matrix)
     samples = scratch_samples(batch, reference_height, reference_width)
-    scratch = torch.full((samples, reference_height, reference_width), -1, dtype=torch.int32, device=matrix.device)
+    scratch = matrix.new_empty(samples, reference_height, reference_width, dtype=torch.int32)
+    pixels = query_height * query_width
     for start in range(0, batch, samples):
         part = slice(start, min(start + samples, batch))
         table = scratch[: part.stop - part.start]
+        # Each slice writes above all that the one before left behind, until int32 is full: cleared once, as a rule.
+        base = start // samples % (2**31 // pixels) * pixels
+        if base == 0:
+            scratch.fill_(-1)
         patch_overlap_fwd(
             table,
             fixed[part],
@@ -298,6 +301,7 @@ def patch_overlap_of_matrix(
             patch_size,
             gamma,
             released,
+            base,
         )
         patch_overlap_fwd(
             table,
@@ -309,7 +313,7 @@ def patch_overlap_of_matrix(
             patch_size,
             gamma,
             released,
-            clear=True,
+            base,
         )
     return *query, *reference
 

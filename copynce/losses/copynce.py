@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from copynce.losses.copynce_cpu import LARGEST_LOGIT_RANGE, copynce_cpu_forward
+from copynce.losses.rival_targets import Target, rival_tables
 from kernels.copynce_reference import copynce_reference
 
 try:
@@ -21,6 +22,7 @@ else:
     TRITON = True
 
 Prior = Literal["released", "paper"]
+Form = Literal["nce", "cosine"]
 Backend = Literal["auto", "triton", "cpu", "reference"]
 
 
@@ -34,6 +36,9 @@ def copynce_loss(
     temperature: float = 1 / 16,
     gamma: float = 1.0,
     prior: Prior = "released",
+    target: Target = "overlap",
+    neighbours: int = 1,
+    form: Form = "nce",
     active: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -55,13 +60,19 @@ def copynce_loss(
         gamma: sharpening exponent of the prior in [0, inf] (eq. 5).
         prior: "released" normalises a patch's prior over reference patches and the not-copied share, and averages over
             all patches; "paper" normalises over reference patches only and averages over copied patches.
+        target: what w is. "overlap": the prior above. The paper's rivals ("feature", "location", "both") put equal
+            weights on a patch's nearest patches instead, as ``copynce.losses.rival_targets`` defines; gamma has no
+            meaning for them.
+        neighbours: targets of a patch under a rival (k of Table 2), at most as many as there are patches.
+        form: "nce", the loss above, or the rival "cosine", ``l(q -> r) = (1/N) sum_ij w_ij (1 - cos_ij)``, in plain
+            PyTorch on every device (backend "auto" or "reference").
         active: [B] bool, pairs that count; all by default. The others get gradients of exactly 0, whatever their
             tokens hold.
         backend: "auto" takes the fused path of the tokens' device where it applies, else "reference" (always for
             float64). "cpu" is the fused path on the CPU, which computes in float32 and needs 2 / temperature <= 80.
             "triton" is the fused path on CUDA (compute capability 8.0 or more): the same temperatures, at most 1024
-            patches, 16-bit or float32 tokens; an index outside of the other picture counts as no source there, since
-            looking for one would wait for the device.
+            patches, 16-bit or float32 tokens, float32 ones in autocast's dtype where that is on; an index outside of
+            the other picture counts as no source there, since looking for one would wait for the device.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -82,12 +93,20 @@ def copynce_loss(
     if active is not None:
         tensors["active"] = active
     _check_types(tensors)
-    _check_scalars(patch_size, temperature, gamma, prior, backend)
+    _check_scalars(patch_size, temperature, gamma, prior, target, neighbours, form, backend)
     _check_shapes(tensors, patch_size)
     _check_dtypes_and_devices(tensors)
     if active is None:
         active = torch.ones(len(query_tokens), dtype=torch.bool, device=query_tokens.device)
-    if backend == "auto":
+    if target != "overlap":
+        _check_indices(query_to_reference, reference_to_query)
+        query_to_reference, reference_to_query, patch_size = rival_tables(
+            query_tokens, reference_tokens, query_to_reference, reference_to_query, patch_size, target, neighbours
+        )
+        gamma = 1.0
+    if form == "cosine":
+        backend = "reference"
+    elif backend == "auto":
         backend = _choose_backend(query_tokens, reference_tokens, temperature, patch_size)
     if backend == "cpu":
         _check_cpu(query_tokens, temperature)
@@ -106,6 +125,11 @@ def copynce_loss(
         )
         return loss
     if backend == "triton":
+        device = query_tokens.device.type
+        if query_tokens.dtype == torch.float32 and torch.is_autocast_enabled(device):
+            # As for any matrix product: a transformer's residual stream stays float32, which the kernels take slowly.
+            dtype = torch.get_autocast_dtype(device)
+            query_tokens, reference_tokens = query_tokens.to(dtype), reference_tokens.to(dtype)
         _check_triton(query_tokens, reference_tokens, temperature, patch_size)
         settings = patch_size, float(gamma), prior == "released"
         query_overlap = patch_overlap(query_to_reference, *reference_to_query.shape[1:], *settings)
@@ -121,7 +145,7 @@ def copynce_loss(
             float(temperature),
             float(gamma),
             prior == "released",
-            needs_gradient and keeps_cosines(query_tokens),
+            needs_gradient and keeps_cosines(query_tokens, reference_tokens),
         )
         return loss
     _check_indices(query_to_reference, reference_to_query)
@@ -136,6 +160,7 @@ def copynce_loss(
             temperature=temperature,
             gamma=gamma,
             prior=prior,
+            form=form,
         )
 
 
@@ -149,14 +174,20 @@ class CopyNCELoss(nn.Module):
         temperature: float = 1 / 16,
         gamma: float = 1.0,
         prior: Prior = "released",
+        target: Target = "overlap",
+        neighbours: int = 1,
+        form: Form = "nce",
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        _check_scalars(patch_size, temperature, gamma, prior, backend)
+        _check_scalars(patch_size, temperature, gamma, prior, target, neighbours, form, backend)
         self.patch_size = patch_size
         self.temperature = temperature
         self.gamma = gamma
         self.prior: Prior = prior
+        self.target: Target = target
+        self.neighbours = neighbours
+        self.form: Form = form
         self.backend: Backend = backend
 
     def forward(
@@ -177,6 +208,9 @@ class CopyNCELoss(nn.Module):
             temperature=self.temperature,
             gamma=self.gamma,
             prior=self.prior,
+            target=self.target,
+            neighbours=self.neighbours,
+            form=self.form,
             active=active,
             backend=self.backend,
         )
@@ -184,7 +218,8 @@ class CopyNCELoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"patch_size={self.patch_size}, temperature={self.temperature:g}, gamma={self.gamma:g}, "
-            f"prior={self.prior!r}, backend={self.backend!r}"
+            f"prior={self.prior!r}, target={self.target!r}, neighbours={self.neighbours}, form={self.form!r}, "
+            f"backend={self.backend!r}"
         )
 
 
@@ -204,24 +239,41 @@ def _check_types(tensors: dict[str, Tensor]) -> None:
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
 
 
-def _check_scalars(patch_size: int, temperature: float, gamma: float, prior: str, backend: str) -> None:
+def _check_scalars(
+    patch_size: int,
+    temperature: float,
+    gamma: float,
+    prior: str,
+    target: str,
+    neighbours: int,
+    form: str,
+    backend: str,
+) -> None:
     if isinstance(patch_size, bool) or not isinstance(patch_size, int):
         raise TypeError(f"patch_size must be an int in pixels, got {type(patch_size).__name__}")
+    if isinstance(neighbours, bool) or not isinstance(neighbours, int):
+        raise TypeError(f"neighbours must be an int, got {type(neighbours).__name__}")
     for name, number in (("temperature", temperature), ("gamma", gamma)):
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise TypeError(f"{name} must be a float, got {type(number).__name__}")
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1 pixel, got {patch_size}")
+    if neighbours < 1:
+        raise ValueError(f"neighbours must be at least 1, got {neighbours}")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
     if not gamma >= 0:
         raise ValueError(f"gamma must lie in [0, inf], got {gamma}")
     for name, value, known in (
         ("prior", prior, ("released", "paper")),
+        ("target", target, ("overlap", "feature", "location", "both")),
+        ("form", form, ("nce", "cosine")),
         ("backend", backend, ("auto", "triton", "cpu", "reference")),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    if form == "cosine" and backend not in ("auto", "reference"):
+        raise ValueError(f"form='cosine' needs backend 'auto' or 'reference', got {backend!r}")
 
 
 def _check_shapes(tensors: dict[str, Tensor], patch_size: int) -> None:

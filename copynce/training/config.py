@@ -88,6 +88,12 @@ class LossConfig:
     temperature: float = 1 / 16
     """Of the patch affinity's softmax."""
     prior: Literal["released", "paper"] = "released"
+    target: Literal["overlap", "feature", "location", "both"] = "overlap"
+    """What patches are drawn to: the overlap prior, or the paper's rivals (nearest patches by feature, location)."""
+    neighbours: int = 1
+    """Nearest patches of a rival target (k of Table 2)."""
+    form: Literal["nce", "cosine"] = "nce"
+    """Of CopyNCE: cross-entropy over patches, or the rival that only pulls targets together."""
     info_nce_weight: float = 1.0
     log_scale: float = 3.2
     """Initial log of InfoNCE's learnable inverse temperature: exp(3.2) = 24.5."""
@@ -98,6 +104,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("copynce_weight", "info_nce_weight", "koleo_weight", "gamma"):
             _require(getattr(self, name) >= 0, f"loss.{name}", "at least 0", getattr(self, name))
+        _require(self.neighbours >= 1, "loss.neighbours", "at least 1", self.neighbours)
         _require(self.temperature > 2 / 80, "loss.temperature", "above 0.025", self.temperature)
 
 

@@ -74,6 +74,9 @@ class DescriptorObjective(nn.Module):
                 gamma=config.gamma,
                 prior=config.prior,
                 active=traced,
+                target=config.target,
+                neighbours=config.neighbours,
+                form=config.form,
             ),
             "info_nce": info_nce(
                 query_descriptor, reference_descriptor, self.log_scale, positive=label, gather=config.gather

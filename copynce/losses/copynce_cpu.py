@@ -387,8 +387,9 @@ def copynce_cpu_backward(
     """Gradients of the loss to both token tensors, in their dtype, times the scalar ``upstream``."""
     scale = float(upstream)
     gradients = torch.empty_like(query_tokens), torch.empty_like(reference_tokens)
-    for gradient in gradients:
-        gradient[~active] = 0
+    if not active.all():
+        for gradient in gradients:
+            gradient[~active] = 0
 
     def run(chunk: slice) -> None:
         query, reference = query_tokens[chunk].float(), reference_tokens[chunk].float()

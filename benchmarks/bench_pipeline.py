@@ -4,7 +4,7 @@
 
 Photographs are imitated by JPEGs of about 500 x 375 pixels and 40 kB, made on the fly. A round is one batch of 64 pairs
 after warm-up, on so many pinned cores; ``extra_info`` in the JSON file carries the rate, CPU milliseconds a pair, and
-where they go: the host's own work (files, plans, weights, tables), decoding, and each stage of the graph.
+where they go: each step of the host, decoding, and each stage of the graph (printed too, with ``-s``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copynce.pixtrace import EditProgram, sample_program
-from dali_pipelines import Pair, PairLoader, PictureLoader
+from copynce.pixtrace import EditProgram, RenderPlan, sample_program, trace_pairs
+from dali_pipelines import Pair, PairLoader, PictureLoader, read_picture
 from dali_pipelines.loaders import MEAN, STD
 from dali_pipelines.views import feed
 
@@ -98,58 +98,105 @@ def test_pairs(benchmark: Any, photographs: list[Path], size: int, cores: int) -
     }
 
 
+#: Stages of a view in the order of the graph, each with the inputs that switch it on.
+STAGES: dict[str, tuple[str, ...]] = {
+    "warp": (),  # and the shrinking before it, instead of the plain resize
+    "remap": ("remap",),
+    "blend": ("blend",),
+    "paint": ("paint",),
+    "colour": ("colour",),
+    "effects": ("effects",),
+    "blur": ("blur",),
+    "jpeg": ("jpeg",),
+    "erase": ("erase",),
+}
+
+
 @pytest.mark.parametrize("size", [224])
 def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int) -> None:
-    """CPU ms a pair: host, decoding alone, the whole graph, and what it saves when one stage is switched off."""
+    """CPU ms a pair, one thread: each step of the host, then what each stage adds to a graph that ends there."""
     from dali_pipelines.graph import build_decoder, build_pipeline
     from dali_pipelines.views import input_table
 
-    batches = list(itertools.islice(pairs(photographs), 4))
+    batches = list(itertools.islice(pairs(photographs), 2))
+    flat = [pair for batch in batches for pair in batch]
+    count = len(flat)
     loader = pair_loader(photographs, size, threads=1)
     prepared = [batch for batch in (loader._prepare(pairs) for pairs in batches) if batch is not None]
     fed = [feed(batch.scenes, size) for batch in prepared]
-    files = [scene.pictures[0].data for batch in prepared for scene in batch.scenes]
+    files = itertools.cycle([scene.pictures[0].data for batch in prepared for scene in batch.scenes])
     names = list(input_table(2))
+    tables = np.empty((2, count, size, size), np.int32)
 
-    def cpu_ms(work: Any, count: int, repeats: int = 4) -> float:
-        """Least CPU time of one of ``count`` equal parts of ``work``, in ms."""
-        spent = []
-        for _ in range(repeats):
+    def cpu_ms(works: dict[str, Any], repeats: int = 3) -> dict[str, float]:
+        """Least CPU time of one pair's part of each work, in ms; in turns, for other jobs come and go."""
+        spent = {name: float("inf") for name in works}
+        for name, work in [*works.items()] * repeats:
             started = time.process_time()
             work()
-            spent.append(time.process_time() - started)
-        return round(1e3 * min(spent) / count, 2)
+            spent[name] = min(spent[name], 1e3 * (time.process_time() - started) / count)
+        return spent
 
-    def graph(off: str | None = None) -> Any:
-        """A function that runs one batch of every kind through a warm pipeline."""
+    def graph(stages: list[str], normalize: Any = (MEAN, STD)) -> Any:
+        """A function that runs one batch of every kind through a warm pipeline with these stages only."""
         arrays = [list(inputs) for inputs in fed]
         for inputs, v in itertools.product(arrays, (0, 1)):
-            if off is not None:
-                inputs[names.index(f"view_{v}.{off}")] = np.zeros(BATCH, bool)
+            for flag in (flag for stage in STAGES if stage not in stages for flag in STAGES[stage]):
+                inputs[names.index(f"view_{v}.{flag}")] = np.zeros(BATCH, bool)
+            if "warp" not in stages:
+                inputs[names.index("plain_0")] = inputs[names.index(f"view_{v}.as_plain")] = np.ones(BATCH, bool)
+                inputs[names.index(f"view_{v}.warp")] = np.zeros(BATCH, bool)
         feeds = itertools.cycle(arrays)
+        # Nothing is computed ahead: all work for a batch falls between two readings of the clock.
         pipeline = build_pipeline(
-            lambda: next(feeds), views=2, size=size, batch_size=BATCH, threads=1, device="cpu", normalize=(MEAN, STD)
+            lambda: next(feeds),
+            views=2,
+            size=size,
+            batch_size=BATCH,
+            threads=1,
+            device="cpu",
+            normalize=normalize,
+            prefetch=1,
         )
         pipeline.build()
         pipeline.run()
         return lambda: [pipeline.run() for _ in arrays]
 
-    files_again = itertools.cycle(files)
-    decoder = build_decoder(lambda: [next(files_again)], device="cpu")
+    def plans() -> list[tuple[RenderPlan, RenderPlan]]:
+        grid = (size, size)
+        shapes = [scene.pictures[0].shape for batch in prepared for scene in batch.scenes]
+        return [
+            (pair.query_program.plan(shape, grid), pair.reference_program.plan(shape, grid))
+            for pair, shape in zip(flat, shapes, strict=True)
+        ]
+
+    decoder = build_decoder(lambda: [next(files)], device="cpu")
     decoder.build()
-    count = BATCH * len(fed)
-    whole = cpu_ms(graph(), count)
-    parts = {
-        "host_plans_and_tables": cpu_ms(lambda: [loader._prepare(batch) for batch in batches], count),
-        "host_arrays": cpu_ms(lambda: [feed(batch.scenes, size) for batch in prepared], count),
-        "decode_alone": cpu_ms(lambda: [decoder.run() for _ in files], count),
-        "graph": whole,
-    }
-    for stage in ("blend", "paint", "colour", "effects", "blur", "jpeg", "erase"):
-        parts[f"graph_saves_without_{stage}"] = round(whole - cpu_ms(graph(stage), count), 2)
+    made = plans()
+    parts = cpu_ms(
+        {
+            "host: read": lambda: [read_picture(pair.query_path) for pair in flat],
+            "host: sample": lambda: [next(pairs(photographs)) for _ in batches],
+            "host: plan": plans,
+            "host: tables": lambda: trace_pairs(made, (size, size), *tables),
+            "host: arrays": lambda: [feed(batch.scenes, size) for batch in prepared],
+            "decode": lambda: [decoder.run() for _ in flat],
+        }
+    )
+    order = list(STAGES)
+    whole = graph(order)
+    graphs = {order[k]: graph(order[: k + 1]) for k in range(len(order) - 1)} | {order[-1]: whole}
+    ends = cpu_ms({"resize": graph([], None), "normalise": graph([]), **graphs})
+    before = parts["decode"]
+    for name, end in ends.items():
+        parts[name] = end - before
+        before = end
     loader.close()
-    benchmark.extra_info |= {f"cpu_ms_{name}": value for name, value in parts.items()}
-    benchmark.pedantic(graph(), rounds=3, iterations=1)
+    host = sum(value for name, value in parts.items() if name.startswith("host"))
+    for name, value in [*parts.items(), ("host", host), ("graph", before), ("all", host + before)]:
+        print(f"{name:>14} {value:7.2f} ms a pair {100 * value / (host + before):6.1f} %")
+        benchmark.extra_info[f"cpu_ms_{name.replace(': ', '_')}"] = round(value, 2)
+    benchmark.pedantic(whole, rounds=3, iterations=1)
 
 
 @pytest.mark.parametrize("size", [224])

@@ -43,7 +43,7 @@ MADE_PICTURES = 600
 #: Fewer would leave no held-out queries worth a figure.
 LEAST_PICTURES = 60
 #: Training steps that take about two minutes on two cores.
-STEPS = 300
+STEPS = 270
 #: Side of a query picture in pixels; queries are saved as JPEG, as a finder of copies would meet them.
 QUERY_SIDE = 256
 _POLICY = "light"  # a small model learns little from the full policy in three minutes

@@ -291,7 +291,62 @@ class PairLoader:
         raise ValueError(f"{_MAX_SUBSTITUTES} substitutes of pair {wanted.uuid} are broken too; the last one: {other}")
 
 
-class PictureLoader:
+class _EvaluationLoader:
+    """What the evaluation loaders share: files in chunks of ``batch_size``, broken ones left out and told."""
+
+    _renderer: Renderer[range, np.ndarray]
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        batch_size: int,
+        on_broken: Callable[[Path, str], None],
+        threads: int,
+        max_pixels: int,
+        apply_exif: bool,
+    ) -> None:
+        self._paths = paths
+        self._batch_size = batch_size
+        self._broken = Broken(on_broken)
+        self._reading = (max_pixels, threads, apply_exif)
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the consumer spent waiting for batches."""
+        return self._renderer.wait_seconds
+
+    def __len__(self) -> int:
+        """Batches at most; fewer if all pictures of one are broken."""
+        return -(-len(self._paths) // self._batch_size)
+
+    def _stream(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(indices int64 [b], what the graph gives for these pictures) of every chunk."""
+        import torch
+
+        self._reader = _Reader((), self._broken, *self._reading)
+        starts = range(0, len(self._paths), self._batch_size)
+        chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
+        try:
+            for indices, (outputs,) in self._renderer.stream(chunks):
+                yield torch.from_numpy(indices), _dense(outputs)
+        finally:
+            self._reader.close()
+
+    def _prepare(self, chunk: range) -> Batch[np.ndarray] | None:
+        found = self._reader.try_all([self._paths[i] for i in chunk])
+        good = [(i, picture) for i, picture in zip(chunk, found, strict=True) if isinstance(picture, EncodedPicture)]
+        if not good:
+            return None
+        scenes = [Scene((picture,), self._views(picture)) for _, picture in good]
+        files = [(self._paths[i], picture) for i, picture in good]
+        return Batch(scenes, files, np.array([i for i, _ in good], np.int64))
+
+    def _views(self, picture: EncodedPicture) -> tuple[View, ...]:
+        """The views that the graph renders of a picture."""
+        return ()
+
+
+class PictureLoader(_EvaluationLoader):
     """Iterates evaluation batches: (indices int64 [b], pictures float32 [b, 3, S, S]), as torch tensors.
 
     Each picture is resized to S x S ignoring its aspect ratio, bicubic and antialiased, to the bit as Pillow does it on
@@ -314,14 +369,9 @@ class PictureLoader:
         max_pixels: int = MAX_PIXELS,
         apply_exif: bool = False,
     ) -> None:
-        self._paths = paths
-        self._size = size
-        self._batch_size = batch_size
-        self._broken = Broken(on_broken)
-        self._threads = threads
-        self._max_pixels = max_pixels
-        self._apply_exif = apply_exif
-        self._renderer: Renderer[range, np.ndarray] = Renderer(
+        super().__init__(paths, batch_size, on_broken, threads, max_pixels, apply_exif)
+        self._grid = (size, size)
+        self._renderer = Renderer(
             self._prepare,
             self._broken,
             views=1,
@@ -333,39 +383,14 @@ class PictureLoader:
             normalize=(mean, std),
         )
 
-    @property
-    def wait_seconds(self) -> float:
-        """Seconds that the consumer spent waiting for batches."""
-        return self._renderer.wait_seconds
-
-    def __len__(self) -> int:
-        """Batches at most; fewer if all pictures of one are broken."""
-        return -(-len(self._paths) // self._batch_size)
-
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        import torch
+        return self._stream()
 
-        self._reader = _Reader((), self._broken, self._max_pixels, self._threads, self._apply_exif)
-        starts = range(0, len(self._paths), self._batch_size)
-        chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
-        try:
-            for indices, (pictures,) in self._renderer.stream(chunks):
-                yield torch.from_numpy(indices), _dense(pictures)
-        finally:
-            self._reader.close()
-
-    def _prepare(self, chunk: range) -> Batch[np.ndarray] | None:
-        found = self._reader.try_all([self._paths[i] for i in chunk])
-        good = [(i, picture) for i, picture in zip(chunk, found, strict=True) if isinstance(picture, EncodedPicture)]
-        if not good:
-            return None
-        grid = (self._size, self._size)
-        scenes = [Scene((picture,), (View(EditProgram().plan(picture.shape, grid)),)) for _, picture in good]
-        files = [(self._paths[i], picture) for i, picture in good]
-        return Batch(scenes, files, np.array([i for i, _ in good], np.int64))
+    def _views(self, picture: EncodedPicture) -> tuple[View, ...]:
+        return (View(EditProgram().plan(picture.shape, self._grid)),)
 
 
-class CropLoader:
+class CropLoader(_EvaluationLoader):
     """Iterates (indices int64 [b], views float32 [b, V, 3, S, S]): several views of each picture, cut from one decode.
 
     ``cuts(width, height)`` gives the V views of a picture of that size, as many for every picture. Each is resized to
@@ -387,11 +412,8 @@ class CropLoader:
         max_pixels: int = MAX_PIXELS,
         apply_exif: bool = False,
     ) -> None:
-        self._paths = paths
+        super().__init__(paths, batch_size, on_broken, threads, max_pixels, apply_exif)
         self._size = size
-        self._batch_size = batch_size
-        self._broken = Broken(on_broken)
-        self._options = (max_pixels, threads, apply_exif)
         self._renderer = _Cutter(
             self._prepare,
             self._broken,
@@ -403,30 +425,9 @@ class CropLoader:
             cuts=cuts,
         )
 
-    def __len__(self) -> int:
-        """Batches at most; fewer if all pictures of one are broken."""
-        return -(-len(self._paths) // self._batch_size)
-
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        import torch
-
-        self._reader = _Reader((), self._broken, *self._options)
-        starts = range(0, len(self._paths), self._batch_size)
-        chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
-        try:
-            for indices, (views,) in self._renderer.stream(chunks):
-                tall = _dense(views)  # [b, 3, V * S, S]
-                yield torch.from_numpy(indices), tall.unflatten(2, (-1, self._size)).transpose(1, 2)
-        finally:
-            self._reader.close()
-
-    def _prepare(self, chunk: range) -> Batch[np.ndarray] | None:
-        found = self._reader.try_all([self._paths[i] for i in chunk])
-        good = [(i, picture) for i, picture in zip(chunk, found, strict=True) if isinstance(picture, EncodedPicture)]
-        if not good:
-            return None
-        files = [(self._paths[i], picture) for i, picture in good]
-        return Batch([Scene((picture,), ()) for _, picture in good], files, np.array([i for i, _ in good], np.int64))
+        for indices, tall in self._stream():  # tall [b, 3, V * S, S]
+            yield indices, tall.unflatten(2, (-1, self._size)).transpose(1, 2)
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -107,6 +107,7 @@ class MatcherPairs:
     policy: str | Policy
     seed: int
     neighbours: Neighbours | None = None
+    pairs_per_item: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _require_others(self.manifest)
@@ -114,10 +115,6 @@ class MatcherPairs:
     @property
     def pictures(self) -> Manifest:
         return self.manifest
-
-    @property
-    def pairs_per_item(self) -> int:
-        return 1
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -164,6 +161,7 @@ class SupervisedPairs:
     policy: str | Policy
     seed: int
     augment_probability: float = 0.0
+    pairs_per_item: ClassVar[int] = 1
     #: (query, its references) of each item, as indices.
     copies: list[tuple[int, list[int]]] = dataclasses.field(init=False, repr=False)
 
@@ -193,10 +191,6 @@ class SupervisedPairs:
     @property
     def pictures(self) -> Manifest:
         return self.references
-
-    @property
-    def pairs_per_item(self) -> int:
-        return 1
 
     def __len__(self) -> int:
         return len(self.copies)

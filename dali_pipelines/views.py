@@ -290,18 +290,20 @@ class _Placed:
         return True, np.clip(self.points * np.array([width, height], np.float32), np.float32(0.5), far)
 
 
-def _placed(plan: RenderPlan) -> tuple[list[_Placed], np.ndarray | None]:
-    """The source and the other pictures and colours of a view; uint8 [H, W, 3] of all its flat colours, if any.
+def _placed(plan: RenderPlan) -> tuple[list[_Placed], np.ndarray | None, np.ndarray | None]:
+    """A view's source and other pictures and colours, the sum of its flat colours [H, W, 3], and where it is erased.
 
-    What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released.
+    What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released. No colours or
+    nothing erased: None.
     """
     if plan.below is not None:
         placed = [_Placed(surface.layer, surface.weight, surface.points) for surface in plan.surfaces(noise=False)]
-        return placed, _painted(placed, plan.output_shape)
+        return placed, _painted(placed, plan.output_shape), plan.erase_mask() if plan.erases() else None
     if plan.opaque:
-        return [_Placed(plan.source, None, None)], None
-    weights, painted = plan.blend()
-    return [_Placed(layer, weights[k], None) for k, layer in enumerate((plan.source, *plan.layers))], painted
+        return [_Placed(plan.source, None, None)], None, None
+    weights, painted, erased = plan.blend()
+    placed = [_Placed(layer, weights[k], None) for k, layer in enumerate((plan.source, *plan.layers))]
+    return placed, painted, erased if plan.erases() else None
 
 
 def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
@@ -309,7 +311,7 @@ def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
     check_plan(plan)
     if plan.output_shape != (size, size):
         raise ValueError(f"the plan must end at the view's size {(size, size)}, got {plan.output_shape}")
-    (source, *others), painted = _placed(plan)
+    (source, *others), painted, erased = _placed(plan)
     pictures = [other for other in others if other.layer.color is None]
     if len(view.layers) != len(pictures):
         raise ValueError(f"the plan shows {len(pictures)} other pictures, got {len(view.layers)}")
@@ -327,8 +329,8 @@ def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
             row |= _layer_inputs(k, placed, picture, size)
         if painted is not None:
             row |= {"paint": True, "painted": painted}
-    if plan.erases():
-        row |= {"erase": True, "mask": plan.erase_mask()[..., None], "noise": _noise(plan.noise, size)}
+    if erased is not None:
+        row |= {"erase": True, "mask": erased[..., None], "noise": _noise(plan.noise, size)}
     return row | _photometric_inputs(plan, size)
 
 

@@ -165,15 +165,14 @@ class RenderPlan:
     @property
     def covers(self) -> tuple[Cover, ...]:
         """The blending steps, in order."""
-        regions = self._regions()
-        heads = self._heads()[1 : 1 + int(self.code[4, 0])]
-        grounds = regions[1 + len(heads) :]
-        return tuple([
-            Cover(region, float(self.code[head, 2]) / 255.0, int(layer), grounds[int(ground)] if ground >= 0 else None)
-            for region, head, (layer, ground) in zip(
-                regions[1:], heads, [self.code[head + 1, :2] for head in heads], strict=False
-            )
-        ])  # fmt: skip
+        first_ground = 1 + int(self.code[4, 0])
+        regions, heads = self._regions(), self._heads()
+        covers = []
+        for region, head in zip(regions[1:first_ground], heads[1:first_ground], strict=True):
+            layer, ground = (int(number) for number in self.code[head + 1, :2])
+            below = regions[first_ground + ground] if ground >= 0 else None
+            covers.append(Cover(region, float(self.code[head, 2]) / 255.0, layer, below))
+        return tuple(covers)
 
     @property
     def opaque(self) -> bool:
@@ -198,10 +197,8 @@ class RenderPlan:
     def erase_mask(self) -> NDArray[np.uint8]:
         """uint8 [H, W]: 1 where the view is filled with noise."""
         if self.below is None:
-            noise: Points = self._blend()[0][-1]
-        else:
-            noise = self._spread(*_centres(self.output_shape))[1]
-        return (noise > LEAST_SOURCE_WEIGHT).astype(np.uint8)
+            return _erased(self._blend()[0][-1])
+        return _erased(self._spread(*_centres(self.output_shape))[1])
 
     def surfaces(self, *, noise: bool = True) -> list[Surface]:
         """The source and the other pictures, in the order of :meth:`pictures`, as point by point maps of the view.
@@ -215,14 +212,14 @@ class RenderPlan:
             for layer, u, v, weight in spread
         ]
 
-    def blend(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """What the pixel executor blends with, as if nothing were erased: weights and painted colours.
+    def blend(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint8]]:
+        """What the pixel executor blends with: weights and painted colours before anything is erased, and what is.
 
-        uint8 [1 + len(pictures()), H, W] as :meth:`weights`, and uint8 [H, W, 3], the sum of the layers that are one
-        colour, each times its weight, or None without such layers. Not for views of a dense map.
+        uint8 [1 + len(pictures()), H, W] as :meth:`weights`; uint8 [H, W, 3], the sum of the layers that are one
+        colour, each times its weight, or None without such layers; :meth:`erase_mask`. Not for views of a dense map.
         """
         weights, painted = self._blend(noise=False, paint=True)
-        return weights[:-1], painted if painted.size else None
+        return weights[:-1], painted if painted.size else None, _erased(weights[-1])
 
     def pull(self, x: Points, y: Points) -> tuple[Points, Points, Points]:
         """Points (x, y) of the view to the source's unit square: (u, v, weight), the weight as in :meth:`weights`.
@@ -492,6 +489,11 @@ class _Walk:
             return LayerPlan(np.eye(3), picture, color)
         matrix = multiply(multiply(self.forward, inverse(stage)), place)
         return LayerPlan(np.array(matrix).reshape(3, 3), picture, color)
+
+
+def _erased(noise: Points | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8, 1 where the weight of the noise fills a pixel."""
+    return (noise > LEAST_SOURCE_WEIGHT).astype(np.uint8)
 
 
 def _centres(shape: Size) -> tuple[Points, Points]:

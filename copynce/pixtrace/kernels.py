@@ -34,12 +34,12 @@ TIE = 1e-7
 #: A pixel is a copy if at least this share of its colour (of 255) comes from the source.
 LEAST_SOURCE_WEIGHT = 127
 
-# "contract" only lets a product and a sum become one instruction; it assumes nothing about NaN, infinity or order.
 _FIXED = 2.0**32
 _HALF = np.uint64(32)
 _SIGN = np.int32(31)
 _INSIDE = 1e-9  # above the rounding of a coordinate, below TIE
 
+# "contract" only lets a product and a sum become one instruction; it assumes nothing about NaN, infinity or order.
 _options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
@@ -378,9 +378,9 @@ def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-unty
     """Blending weights of a view, and its flat colours painted.
 
     ``weights`` uint8 [1 + L + 1, H, W]: the share (of 255) of the source, of each layer and, last, of the noise that
-    erases; if not ``noise``, as if nothing were erased. ``colours`` float32 [L, 3]: red, green and blue in [0, 1] of
-    the layers that are a colour, -1 for pictures. ``painted`` uint8 [H, W, 3]: the sum of the colours, each times its
-    weight, rounded; empty to leave it out.
+    erases; if not ``noise``, the others are as if nothing were erased. ``colours`` float32 [L, 3]: red, green and blue
+    in [0, 1] of the layers that are a colour, -1 for pictures. ``painted`` uint8 [H, W, 3]: the sum of the colours,
+    each times its weight, rounded; empty to leave it out.
     """
     count, height, width = weights.shape
     weights[:] = 0
@@ -399,23 +399,23 @@ def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-unty
     for _ in range(covers):
         kept = int(code[head, 2])
         number = int(code[head + 1, 0])
+        own = weights[number]  # of the noise the last
+        ground = first_ground
+        for _ in range(int(code[head + 1, 1])):
+            ground = _next_region(code, ground)
+        if code[head + 1, 1] >= 0.0:
+            _fill(_draw(code, ground, bits, scratch), code[ground, 1] > 0.0, drawn, 255, own)
+        cut = code[head, 1] > 0.0
+        spans = _draw(code, head, bits, scratch)
         if number >= 0 or noise:
-            own = weights[number]  # of the noise the last
-            ground = first_ground
-            for _ in range(int(code[head + 1, 1])):
-                ground = _next_region(code, ground)
-            if code[head + 1, 1] >= 0.0:
-                _fill(_draw(code, ground, bits, scratch), code[ground, 1] > 0.0, drawn, 255, own)
-            cut = code[head, 1] > 0.0
-            spans = _draw(code, head, bits, scratch)
             for k in range(count):
                 if shown[k]:
                     _fade(spans, cut, drawn, kept, weights[k])
-            if code[head + 1, 1] >= 0.0:
-                _fade(spans, cut, drawn, 255 - kept, own)
-            else:
-                _fill(spans, cut, drawn, 255 - kept, own)
-            shown[number] = True
+        if code[head + 1, 1] >= 0.0:
+            _fade(spans, cut, drawn, 255 - kept, own)
+        else:
+            _fill(spans, cut, drawn, 255 - kept, own)
+        shown[number] = True
         head = _next_region(code, head)
     if painted.size == 0:
         return

@@ -151,7 +151,19 @@ def test_a_dense_map_that_moves_nothing_changes_no_weight(name: str) -> None:
     assert np.abs(plain.weights().astype(int) - mapped.weights()).max() <= 1 + len(plain.covers)
     np.testing.assert_array_equal(plain.erase_mask(), mapped.erase_mask())
     assert mapped.erases() == plain.erases() == plain.erase_mask().any()
-    assert sum(s.weight.astype(int) for s in mapped.surfaces(noise=False)).min() >= 0
+    # Before anything is erased: the same chain without its erasing edits, by the kernel and point by point.
+    kept = EditProgram(tuple(edit for edit in edits if not isinstance(edit, Erase))).plan((300, 400), (112, 112))
+    weights, painted, erased = plain.blend()
+    np.testing.assert_array_equal(weights, kept.weights())
+    np.testing.assert_array_equal(erased, plain.erase_mask())
+    surfaces = mapped.surfaces(noise=False)
+    slowly = np.stack([surface.weight for surface in surfaces]).astype(int)
+    assert np.abs(slowly - weights).max() <= 1 + len(plain.covers)
+    flat = [(weights[k + 1], layer.color) for k, layer in enumerate(plain.layers) if layer.color is not None]
+    assert (painted is None) == (not flat)
+    if painted is not None:
+        summed = sum(np.floor(weight[..., None] * np.array(color) + 0.5) for weight, color in flat)
+        np.testing.assert_array_equal(painted, np.minimum(summed, 255))
 
 
 def test_photometric_edits_are_kept_once_and_in_order() -> None:

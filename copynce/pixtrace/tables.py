@@ -296,7 +296,7 @@ def trace_pairs(
     bits: list[NDArray[np.uint8]] = []
     starts = np.full((len(plans), 6), -1, np.int64)
     row = bit = 0
-    slow: list[int] = []
+    slow: set[int] = set()
     for i, pair in enumerate(plans):
         if pair is None:
             continue
@@ -307,7 +307,7 @@ def trace_pairs(
                 f"got {query.output_shape} and {reference.output_shape}"
             )
         if query.below is not None or reference.below is not None:
-            slow.append(i)
+            slow.add(i)
             continue
         middle = row + len(query.code)
         end = middle + len(reference.code)
@@ -320,12 +320,15 @@ def trace_pairs(
     drawn = np.concatenate(bits) if bits else np.empty(0, np.uint8)
 
     def work(first: int) -> None:
-        """Every ``threads``-th pair: pairs differ in cost, so neighbours go to different threads."""
+        """Every ``threads``-th pair: pairs differ in cost, so neighbours go to different threads.
+
+        The kernel fills the slow ones with -1 first, so no other thread may take them.
+        """
         kernels.trace_pairs(packed, drawn, starts, first, threads, *grid, query_to_reference, reference_to_query)
-        for i in slow[first::threads]:
+        for i in range(first, len(plans), threads):
             pair = plans[i]
-            assert pair is not None, "only pairs with plans are slow"
-            _trace_pair(*pair, grid, query_to_reference[i], reference_to_query[i])
+            if pair is not None and i in slow:
+                _trace_pair(*pair, grid, query_to_reference[i], reference_to_query[i])
 
     threads = min(threads, max(len(plans), 1))
     if threads == 1:

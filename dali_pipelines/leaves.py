@@ -15,6 +15,8 @@ from numba import njit
 #: Pillow's fixed point: 32 bits less 8 of the pixel and 2 of head room for the kernel's negative lobes.
 _BITS = 22
 _HALF = np.int32(1 << (_BITS - 1))
+#: Taps that are summed at a time, and rows that are transposed at a time: a band fits into the second-level cache.
+_GROUP, _BAND = 3, 64
 
 #: ITU-R 601 luma of R, G, B.
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
@@ -23,13 +25,16 @@ _IDLE = np.eye(3, 4, dtype=np.float32)
 
 @njit("Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)", nogil=True, cache=True)
 def _taps(size_in, size_out):  # type: ignore[no-untyped-def]
-    """First input pixel, number of taps and fixed-point weights of each output pixel of one axis."""
+    """First input pixel, number of taps and fixed-point weights of each output pixel of one axis.
+
+    The table of weights is padded with zeros to whole groups of ``_GROUP`` taps.
+    """
     scale = size_in / size_out
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
     first = np.empty(size_out, np.int32)
     count = np.empty(size_out, np.int32)
-    weight = np.zeros((size_out, int(np.ceil(support)) * 2 + 1), np.int32)
+    weight = np.zeros((size_out, int(np.ceil(support)) * 2 + _GROUP), np.int32)
     raw = np.empty(weight.shape[1])
     for o in range(size_out):
         centre = (o + 0.5) * scale
@@ -53,46 +58,67 @@ def _taps(size_in, size_out):  # type: ignore[no-untyped-def]
     return first, count, weight
 
 
+@njit("void(uint8[:, ::1], int32[::1], int32[::1], int32[:, ::1], uint8[:, ::1])", nogil=True, cache=True)
+def _combine(lines, first, count, weight, out):  # type: ignore[no-untyped-def]
+    """Fill each line of ``out`` [N, m] with the weighted sum of its taps among ``lines`` [n, m or more].
+
+    Sums lie along the lines, where vector registers fill; several taps at a time, as the sums pass through memory.
+    """
+    last = lines.shape[0] - 1
+    size = out.shape[1]
+    total = np.empty(size, np.int32)
+    for o in range(out.shape[0]):
+        total[:] = _HALF
+        for k in range(0, count[o], _GROUP):
+            at = first[o] + k
+            p, q, r = weight[o, k], weight[o, k + 1], weight[o, k + 2]
+            a, b, c = lines[at], lines[min(at + 1, last)], lines[min(at + 2, last)]
+            for i in range(size):
+                total[i] = np.int32(total[i] + np.int32(a[i]) * p + np.int32(b[i]) * q + np.int32(c[i]) * r)
+        line = out[o]
+        for i in range(size):
+            line[i] = min(max(total[i] >> _BITS, 0), 255)
+
+
+@njit("void(uint8[:, ::1], uint64[:, :])", nogil=True, cache=True)
+def _transpose(lines, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [m, N], eight bytes to an element, with ``lines`` [n, m] transposed; the last line is repeated."""
+    last = lines.shape[0] - 1
+    for k in range(out.shape[1]):
+        a, b, c, d = (lines[min(8 * k, last)], lines[min(8 * k + 1, last)],
+                      lines[min(8 * k + 2, last)], lines[min(8 * k + 3, last)])  # fmt: skip
+        e, f, g, h = (lines[min(8 * k + 4, last)], lines[min(8 * k + 5, last)],
+                      lines[min(8 * k + 6, last)], lines[min(8 * k + 7, last)])  # fmt: skip
+        for i in range(lines.shape[1]):
+            low = np.uint64(a[i]) | np.uint64(b[i]) << 8 | np.uint64(c[i]) << 16 | np.uint64(d[i]) << 24
+            high = np.uint64(e[i]) | np.uint64(f[i]) << 8 | np.uint64(g[i]) << 16 | np.uint64(h[i]) << 24
+            out[i, k] = low | high << 32
+
+
 @njit("void(uint8[:, :, ::1], uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
 def resize_bicubic(source, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` uint8 [H, W, 3] with ``source`` uint8 [h, w, 3], resized as Pillow's ``Image.BICUBIC`` does."""
+    """Fill ``out`` uint8 [H, W, 3] with ``source`` uint8 [h, w, 3], resized as Pillow's ``Image.BICUBIC`` does.
+
+    Both axes are shrunk by sums of whole lines; for the first, bands of rows are transposed, and back.
+    """
     height, width, _ = out.shape
-    first_x, count_x, weight_x = _taps(source.shape[1], width)
-    first_y, count_y, weight_y = _taps(source.shape[0], height)
-    top = first_y[0]
-    bottom = first_y[height - 1] + count_y[height - 1]
-    narrow = np.empty((bottom - top, width * 3), np.uint8)
-    # One row as int32 with a fourth, unused channel: four lanes of one vector register.
-    row = np.zeros(source.shape[1] * 4, np.int32)
-    for y in range(top, bottom):
-        for x in range(source.shape[1]):
-            row[4 * x] = source[y, x, 0]
-            row[4 * x + 1] = source[y, x, 1]
-            row[4 * x + 2] = source[y, x, 2]
-        for o in range(width):
-            a = b = c = d = _HALF
-            at = 4 * first_x[o]
-            for k in range(count_x[o]):
-                w = weight_x[o, k]
-                a = np.int32(a + row[at] * w)
-                b = np.int32(b + row[at + 1] * w)
-                c = np.int32(c + row[at + 2] * w)
-                d = np.int32(d + row[at + 3] * w)
-                at += 4
-            narrow[y - top, 3 * o] = min(max(a >> _BITS, 0), 255)
-            narrow[y - top, 3 * o + 1] = min(max(b >> _BITS, 0), 255)
-            narrow[y - top, 3 * o + 2] = min(max(c >> _BITS, 0), 255)
-    total = np.empty(width * 3, np.int32)
+    columns = source.shape[1]
+    first, count, weight = _taps(source.shape[0], height)
+    first_x, count_x, weight_x = _taps(columns, width)
+    top = first[0]
+    bottom = first[height - 1] + count[height - 1]
     for o in range(height):
-        total[:] = _HALF
-        for k in range(count_y[o]):
-            w = weight_y[o, k]
-            line = narrow[first_y[o] + k - top]
-            for i in range(width * 3):
-                total[i] = np.int32(total[i] + np.int32(line[i]) * w)
-        line = out[o].reshape(width * 3)
-        for i in range(width * 3):
-            line[i] = min(max(total[i] >> _BITS, 0), 255)
+        first[o] -= top
+    upright = np.empty((3 * columns, _BAND // 8), np.uint64)
+    shrunk = np.empty((width, 3 * _BAND), np.uint8)
+    bands = -(-(bottom - top) // _BAND)
+    narrow = np.empty((bands * _BAND, -(-3 * width // 8)), np.uint64)
+    for k in range(bands):
+        rows = source[top + k * _BAND : min(top + (k + 1) * _BAND, bottom)]
+        _transpose(rows.reshape(rows.shape[0], 3 * columns), upright)
+        _combine(upright.view(np.uint8).reshape(columns, 3 * _BAND), first_x, count_x, weight_x, shrunk)
+        _transpose(shrunk.reshape(3 * width, _BAND), narrow[k * _BAND : (k + 1) * _BAND])
+    _combine(narrow.view(np.uint8), first, count, weight, out.reshape(height, 3 * width))
 
 
 @njit("float64(float64, float64, float64, float64, float64)", nogil=True, cache=True, inline="always")

@@ -98,17 +98,16 @@ def test_pairs(benchmark: Any, photographs: list[Path], size: int, cores: int) -
     }
 
 
-#: Stages of a view in the order of the graph, each with the inputs that switch it on.
+#: Stages of a view in the order of the graph, each with the inputs that switch it on: flags, or a mask of full size.
 STAGES: dict[str, tuple[str, ...]] = {
     "warp": (),  # and the shrinking before it, instead of the plain resize
     "remap": ("remap",),
     "blend": ("blend",),
-    "paint": ("paint",),
     "colour": ("colour",),
     "effects": ("effects",),
     "blur": ("blur",),
     "jpeg": ("jpeg",),
-    "erase": ("erase",),
+    "erase": ("mask",),
 }
 
 
@@ -142,7 +141,8 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
         arrays = [list(inputs) for inputs in fed]
         for inputs, v in itertools.product(arrays, (0, 1)):
             for flag in (flag for stage in STAGES if stage not in stages for flag in STAGES[stage]):
-                inputs[names.index(f"view_{v}.{flag}")] = np.zeros(BATCH, bool)
+                at = names.index(f"view_{v}.{flag}")
+                inputs[at] = [np.zeros((1, 1, 1), np.uint8)] * BATCH if flag == "mask" else np.zeros(BATCH, bool)
             if "warp" not in stages:
                 inputs[names.index("plain_0")] = inputs[names.index(f"view_{v}.as_plain")] = np.ones(BATCH, bool)
                 inputs[names.index(f"view_{v}.warp")] = np.zeros(BATCH, bool)

@@ -17,7 +17,17 @@ from numba.extending import intrinsic
 from nvidia import dali
 from nvidia.dali.plugin.numba import NumbaFunction
 
-from dali_pipelines.leaves import apply_curve, cut_views, jitter_colours, median, remap_bilinear, resize_bicubic
+from dali_pipelines.leaves import (
+    apply_curve,
+    blend_pictures,
+    blur_gaussian,
+    cut_views,
+    finish_view,
+    jitter_colours,
+    median,
+    remap_bilinear,
+    resize_bicubic,
+)
 
 _ADDRESS, _COUNT = types.uint64, types.int32
 _SHAPE_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT)
@@ -36,9 +46,28 @@ def resize_operator() -> Callable[..., Any]:
 
 
 @functools.cache
+def blend_operator() -> Callable[..., Any]:
+    """``operator(image, first, second, weight, layer_weights, painted) -> uint8 [H, W, 3]``; see ``blend_pictures``."""
+    return _operator(_run_blend, [_UINT8] * 6, [3] * 6, _UINT8)
+
+
+@functools.cache
 def colour_operator() -> Callable[..., Any]:
-    """``operator(colours float [H, W, 3], steps float [K, 3, 4]) -> float [H, W, 3]``; see ``jitter_colours``."""
-    return _operator(_run_colour, [_FLOAT, _FLOAT], [3, 3], _FLOAT)
+    """``operator(image uint8 [H, W, 3], steps float [K, 3, 4]) -> uint8 [H, W, 3]``; see ``jitter_colours``."""
+    return _operator(_run_colour, [_UINT8, _FLOAT], [3, 3], _UINT8)
+
+
+@functools.cache
+def blur_operator() -> Callable[..., Any]:
+    """``operator(image uint8 [H, W, 3], taps float [K]) -> uint8 [H, W, 3]``; see ``blur_gaussian``."""
+    return _operator(_run_blur, [_UINT8, _FLOAT], [3, 1], _UINT8)
+
+
+@functools.cache
+def finish_operator() -> Callable[..., Any]:
+    """``operator(image uint8 [H, W, 3], mask uint8 [H, W, 1], noise float [H, W, 3], scale float [2, 3]) -> float [3,
+    H, W]``; see ``finish_view``."""
+    return _operator(_run_finish, [_UINT8, _UINT8, _FLOAT, _FLOAT], [3, 3, 3, 2], _FLOAT, _planes)
 
 
 @functools.cache
@@ -48,15 +77,9 @@ def remap_operator() -> Callable[..., Any]:
 
 
 @functools.cache
-def move_operator() -> Callable[..., Any]:
-    """``operator(points float [H, W, 2], colours float [h, w, 3]) -> float [H, W, 3]``; see ``remap_bilinear``."""
-    return _operator(_run_move, [_FLOAT, _FLOAT], [3, 3], _FLOAT)
-
-
-@functools.cache
 def curve_operator() -> Callable[..., Any]:
-    """``operator(colours float [H, W, 3], curve float [256]) -> float [H, W, 3]``; see ``apply_curve``."""
-    return _operator(_run_curve, [_FLOAT, _FLOAT], [3, 1], _FLOAT)
+    """``operator(image uint8 [H, W, 3], levels uint8 [256]) -> uint8 [H, W, 3]``; see ``apply_curve``."""
+    return _operator(_run_curve, [_UINT8, _UINT8], [3, 1], _UINT8)
 
 
 @functools.cache
@@ -72,16 +95,20 @@ def cut_operator() -> Callable[..., Any]:
     return _operator(_run_cut, [_UINT8, _UINT8, _FLOAT64], [3, 3, 2], _UINT8)
 
 
-def _operator(run: Any, in_types: list[Any], in_dims: list[int], out_type: Any) -> Callable[..., Any]:
+def _operator(
+    run: Any, in_types: list[Any], in_dims: list[int], out_type: Any, shape: Any = None
+) -> Callable[..., Any]:
+    shape = shape or _shape
+
     class Operator(NumbaFunction):
         def _get_setup_fn_cpu(self, setup_fn: object) -> Any:
-            return _shape.address
+            return shape.address
 
         def _get_run_fn_cpu(self, *_: object) -> Any:
             return run.address
 
     operator: Callable[..., Any] = Operator(
-        run_fn=run, setup_fn=_shape, out_types=[out_type], in_types=in_types, outs_ndim=[3], ins_ndim=in_dims
+        run_fn=run, setup_fn=shape, out_types=[out_type], in_types=in_types, outs_ndim=[3], ins_ndim=in_dims
     )
     return operator
 
@@ -122,15 +149,53 @@ def _shape(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  #
         out[2] = 3
 
 
+@cfunc(_SHAPE_SIGNATURE, cache=True)
+def _planes(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
+    """As :func:`_shape`, channels first."""
+    for i in range(samples):
+        out = carray(_entry(out_shapes, i), (3,), np.int64)
+        first = carray(_entry(in_shapes, i), (3,), np.int64)
+        out[0] = 3
+        out[1] = first[0]
+        out[2] = first[1]
+
+
 @cfunc(_RUN_SIGNATURE, cache=True)
 def _run_resize(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
     resize_bicubic(_picture(ins, in_shapes, 1, np.uint8), _picture(outs, out_shapes, 0, np.uint8))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
+def _run_blend(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    blend_pictures(
+        _picture(ins, in_shapes, 0, np.uint8),
+        _picture(ins, in_shapes, 1, np.uint8),
+        _picture(ins, in_shapes, 2, np.uint8),
+        _picture(ins, in_shapes, 3, np.uint8),
+        _picture(ins, in_shapes, 4, np.uint8),
+        _picture(ins, in_shapes, 5, np.uint8),
+        _picture(outs, out_shapes, 0, np.uint8),
+    )
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
 def _run_colour(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
     steps = _picture(ins, in_shapes, 1, np.float32)
-    jitter_colours(_picture(ins, in_shapes, 0, np.float32), steps, _picture(outs, out_shapes, 0, np.float32))
+    jitter_colours(_picture(ins, in_shapes, 0, np.uint8), steps, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_blur(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    count = carray(_entry(in_shapes, 1), (1,), np.int64)[0]
+    taps = carray(_entry(ins, 1), (count,), np.float32)
+    blur_gaussian(_picture(ins, in_shapes, 0, np.uint8), taps, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_finish(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    mask, noise = _picture(ins, in_shapes, 1, np.uint8), _picture(ins, in_shapes, 2, np.float32)
+    scale = carray(_entry(ins, 3), (2, 3), np.float32)
+    finish_view(_picture(ins, in_shapes, 0, np.uint8), mask, noise, scale, _picture(outs, out_shapes, 0, np.float32))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
@@ -140,15 +205,9 @@ def _run_remap(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
-def _run_move(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    points = _picture(ins, in_shapes, 0, np.float32)
-    remap_bilinear(_picture(ins, in_shapes, 1, np.float32), points, _picture(outs, out_shapes, 0, np.float32))
-
-
-@cfunc(_RUN_SIGNATURE, cache=True)
 def _run_curve(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    curve = carray(_entry(ins, 1), (256,), np.float32)
-    apply_curve(_picture(ins, in_shapes, 0, np.float32), curve, _picture(outs, out_shapes, 0, np.float32))
+    levels = carray(_entry(ins, 1), (256,), np.uint8)
+    apply_curve(_picture(ins, in_shapes, 0, np.uint8), levels, _picture(outs, out_shapes, 0, np.uint8))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)

@@ -21,6 +21,11 @@ _GROUP, _BAND = 3, 64
 #: ITU-R 601 luma of R, G, B.
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 _IDLE = np.eye(3, 4, dtype=np.float32)
+_SHARE = np.float32(1.0 / 255.0)
+_BYTES = "uint8[:, :, ::1]"
+
+#: Pixels that are worked on at a time, so that what is between two steps stays in the first-level cache.
+_RUN = 1024
 
 
 @njit("Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)", nogil=True, cache=True)
@@ -183,9 +188,46 @@ def cut_views(picture, rows, out):  # type: ignore[no-untyped-def]
             resize_bicubic(_canvas(picture, rows[v]), view)
 
 
+@njit("void(uint8[::1], uint8[::1], float32[::1], float32[::1])", nogil=True, cache=True)
+def _add_weighted(pixels, weight, share, total):  # type: ignore[no-untyped-def]
+    """Add a run of ``pixels`` times ``weight`` / 255 to ``total``; ``share`` is room for as many numbers."""
+    for i in range(weight.size):
+        share[3 * i] = share[3 * i + 1] = share[3 * i + 2] = np.float32(weight[i]) * _SHARE
+    for i in range(pixels.size):
+        total[i] += share[i] * np.float32(pixels[i])
+
+
+@njit(f"void({_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, {_BYTES})", nogil=True, cache=True)
+def blend_pictures(pixels, first, second, weight, layer_weights, painted, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [H, W, 3] with ``pixels``, each times ``weight`` [H, W, 1] / 255, plus layers, plus ``painted``.
+
+    ``layer_weights`` [N * H, W, 1] are those of the ``first`` N layers, one below the other. It and ``painted`` may
+    have any other size where there is nothing. The sum is rounded.
+    """
+    size = weight.size
+    to, source, paint, weights = out.reshape(-1), pixels.reshape(-1), painted.reshape(-1), weight.reshape(-1)
+    source_1, source_2, layers = first.reshape(-1), second.reshape(-1), layer_weights.reshape(-1)
+    share, room = np.empty(3 * _RUN, np.float32), np.empty(3 * _RUN, np.float32)
+    for at in range(0, size, _RUN):
+        end = min(at + _RUN, size)
+        line, total = to[3 * at : 3 * end], room[: 3 * (end - at)]
+        total[:] = np.float32(0.5)
+        _add_weighted(source[3 * at : 3 * end], weights[at:end], share, total)
+        if layers.size >= size:
+            _add_weighted(source_1[3 * at : 3 * end], layers[at:end], share, total)
+        if layers.size >= 2 * size:
+            _add_weighted(source_2[3 * at : 3 * end], layers[size + at : size + end], share, total)
+        if paint.size == to.size:
+            painted_line = paint[3 * at : 3 * end]
+            for i in range(line.size):
+                total[i] += np.float32(painted_line[i])
+        for i in range(line.size):
+            line[i] = np.int32(min(total[i], np.float32(255.0)))
+
+
 @njit("void(float32[::1], float32[::1], float32[::1], float32[:, ::1], float32)", nogil=True, cache=True)
 def _change(red, green, blue, step, luma):  # type: ignore[no-untyped-def]
-    """One clipped step on a row of each channel."""
+    """One clipped step on a run of each channel."""
     a, b, c, d = step[0, 0], step[0, 1], step[0, 2], step[0, 3] * luma
     e, f, g, h = step[1, 0], step[1, 1], step[1, 2], step[1, 3] * luma
     i, j, k, m = step[2, 0], step[2, 1], step[2, 2], step[2, 3] * luma
@@ -197,49 +239,142 @@ def _change(red, green, blue, step, luma):  # type: ignore[no-untyped-def]
         blue[x] = min(max(i * u + j * v + k * w + m, zero), most)
 
 
-@njit("void(float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
-def jitter_colours(colours, steps, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` float32 [H, W, 3] with ``colours`` (0..255) after ``steps`` [K, 3, 4], one after the other.
+@njit("void(uint8[::1], float32[:, :, ::1], float32[::1], float32[::1], float32[::1], float32[::1])",
+      nogil=True, cache=True)  # fmt: skip
+def _changed(pixels, steps, lumas, red, green, blue):  # type: ignore[no-untyped-def]
+    """A run of pixels after as many steps as there are ``lumas``."""
+    for x in range(red.size):
+        red[x], green[x], blue[x] = pixels[3 * x], pixels[3 * x + 1], pixels[3 * x + 2]
+    for k in range(lumas.size):
+        _change(red, green, blue, steps[k], lumas[k])
 
-    A step is ``matrix @ colours + share * mean luma``, clipped; its last column holds the shares. Steps run row by row,
-    the channels apart, up to the next one that needs the picture's mean. Steps that change nothing are left out.
+
+@njit("void(uint8[:, :, ::1], float32[:, :, ::1], uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
+def jitter_colours(pixels, steps, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` uint8 [H, W, 3] with ``pixels`` after ``steps`` [K, 3, 4], one after the other, and rounded.
+
+    A step is ``matrix @ colours + share * mean luma``, clipped; its last column holds the shares. Steps are done in
+    registers, a run of pixels at a time; where one needs the picture's mean, those before it are done twice rather than
+    kept. Steps that change nothing are left out.
     """
-    height, width, _ = colours.shape
     count = steps.shape[0]
     while count > 0 and (steps[count - 1] == _IDLE).all():
         count -= 1
-    red, green, blue = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    total = np.empty(width, np.float32)
-    luma = np.float32(0.0)
-    first, last = 0, -1
-    while last < count:
-        loads = last < 0
-        first, last = max(last, 0), last + 1
-        while last < count and steps[last, 0, 3] == 0.0:
-            last += 1
-        total[:] = 0.0
-        for y in range(height):
-            kept = out[y].reshape(3 * width)  # a row of each channel, until the last pass
-            if loads:
-                for x in range(width):
-                    red[x], green[x], blue[x] = colours[y, x, 0], colours[y, x, 1], colours[y, x, 2]
-            else:
-                red[:], green[:], blue[:] = kept[:width], kept[width : 2 * width], kept[2 * width :]
-            for k in range(first, last):
-                _change(red, green, blue, steps[k], luma)
-            if last == count:
-                for x in range(width):
-                    out[y, x, 0], out[y, x, 1], out[y, x, 2] = red[x], green[x], blue[x]
-                continue
-            for x in range(width):
+    flat = pixels.reshape(-1)
+    to = out.reshape(-1)
+    size = flat.size // 3
+    runs = np.empty((3, _RUN), np.float32)
+    lumas = np.zeros(count, np.float32)
+    for k in range(count):
+        if steps[k, 0, 3] == 0.0:
+            continue
+        total = np.zeros(_RUN, np.float32)
+        for at in range(0, size, _RUN):
+            end = min(at + _RUN, size)
+            red, green, blue = runs[0, : end - at], runs[1, : end - at], runs[2, : end - at]
+            _changed(flat[3 * at : 3 * end], steps, lumas[:k], red, green, blue)
+            for x in range(red.size):
                 total[x] += _RED * red[x] + _GREEN * green[x] + _BLUE * blue[x]
-            kept[:width], kept[width : 2 * width], kept[2 * width :] = red, green, blue
-        luma = np.float32(total.sum() / (height * width))
+        lumas[k] = np.float32(total.sum() / size)
+    half = np.float32(0.5)
+    for at in range(0, size, _RUN):
+        end = min(at + _RUN, size)
+        red, green, blue = runs[0, : end - at], runs[1, : end - at], runs[2, : end - at]
+        _changed(flat[3 * at : 3 * end], steps, lumas, red, green, blue)
+        line = to[3 * at : 3 * end]
+        for x in range(red.size):
+            line[3 * x] = np.int32(red[x] + half)
+            line[3 * x + 1] = np.int32(green[x] + half)
+            line[3 * x + 2] = np.int32(blue[x] + half)
 
 
-@njit(["void(uint8[:, :, ::1], float32[:, :, ::1], uint8[:, :, ::1])",
-       "void(float32[:, :, ::1], float32[:, :, ::1], float32[:, :, ::1])"],
-      nogil=True, cache=True, error_model="numpy")  # fmt: skip
+@njit("int64(int64, int64)", nogil=True, cache=True, inline="always")
+def _mirrored(k, size):  # type: ignore[no-untyped-def]
+    """``k`` reflected at 0 and ``size`` - 1."""
+    if size == 1:
+        return 0
+    while k < 0 or k >= size:
+        k = -k if k < 0 else 2 * size - 2 - k
+    return k
+
+
+@njit("void(uint8[:, :, ::1], float32[::1], uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
+def blur_gaussian(pixels, taps, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` uint8 [H, W, 3] with ``pixels``, each axis convolved with ``taps`` (odd, symmetric), mirrored.
+
+    Rows first; sums stay float up to the end. The border pixel is not repeated.
+    """
+    height, width, _ = pixels.shape
+    size = 3 * width
+    # Taps are taken in pairs of pairs, hence an even reach.
+    reach = taps.size // 2 + taps.size // 2 % 2
+    weight = np.zeros(reach + 1, np.float32)
+    weight[reach - taps.size // 2 :] = taps[: taps.size // 2 + 1]
+    row = np.empty(size + 6 * reach, np.float32)
+    narrow = np.empty((height, size), np.float32)
+    for y in range(height):
+        line = pixels[y].reshape(size)
+        inner = row[3 * reach : 3 * reach + size]
+        for i in range(size):
+            inner[i] = line[i]
+        for k in range(1, reach + 1):
+            left, right = _mirrored(-k, width), _mirrored(width - 1 + k, width)
+            for channel in range(3):
+                row[3 * (reach - k) + channel] = line[3 * left + channel]
+                row[3 * (reach + width - 1 + k) + channel] = line[3 * right + channel]
+        total = narrow[y]
+        for i in range(size):
+            total[i] = weight[reach] * inner[i]
+        for k in range(0, reach, 2):
+            a, b = row[3 * k :], row[3 * (2 * reach - k) :]
+            c, d = row[3 * (k + 1) :], row[3 * (2 * reach - k - 1) :]
+            p, q = weight[k], weight[k + 1]
+            for i in range(size):
+                total[i] += p * (a[i] + b[i]) + q * (c[i] + d[i])
+    total = np.empty(size, np.float32)
+    for y in range(height):
+        inner = narrow[y]
+        for i in range(size):
+            total[i] = weight[reach] * inner[i] + np.float32(0.5)
+        for k in range(0, reach, 2):
+            a, b = narrow[_mirrored(y - reach + k, height)], narrow[_mirrored(y + reach - k, height)]
+            c, d = narrow[_mirrored(y - reach + k + 1, height)], narrow[_mirrored(y + reach - k - 1, height)]
+            p, q = weight[k], weight[k + 1]
+            for i in range(size):
+                total[i] += p * (a[i] + b[i]) + q * (c[i] + d[i])
+        to = out[y].reshape(size)
+        for i in range(size):
+            to[i] = np.int32(min(total[i], np.float32(255.0)))
+
+
+@njit("void(uint8[:, :, ::1], uint8[:, :, ::1], float32[:, :, ::1], float32[:, ::1], float32[:, :, ::1])",
+      nogil=True, cache=True)  # fmt: skip
+def finish_view(pixels, mask, noise, scale, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [3, H, W] with ``pixels`` [H, W, 3] times ``scale[0]`` plus ``scale[1]``, float [2, 3].
+
+    Where ``mask`` [H, W, 1] is 1, with ``noise`` [H, W, 3] instead. A mask of another size stands for zeros.
+    """
+    flat = pixels.reshape(-1)
+    size = flat.size // 3
+    red, green, blue = out[0].reshape(-1), out[1].reshape(-1), out[2].reshape(-1)
+    a, b, c = scale[0]
+    e, f, g = scale[1]
+    for x in range(size):
+        red[x] = a * flat[3 * x] + e
+        green[x] = b * flat[3 * x + 1] + f
+        blue[x] = c * flat[3 * x + 2] + g
+    if mask.size != size:
+        return
+    where = mask.reshape(-1)
+    instead = noise.reshape(-1)
+    for x in range(size):
+        if where[x]:
+            red[x] = a * instead[3 * x] + e
+            green[x] = b * instead[3 * x + 1] + f
+            blue[x] = c * instead[3 * x + 2] + g
+
+
+@njit("void(uint8[:, :, ::1], float32[:, :, ::1], uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
 def remap_bilinear(picture, points, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` [H, W, 3] with ``picture`` [h, w, 3] at ``points`` [H, W, 2], (x, y) in its pixels, held at the
     border."""
@@ -248,7 +383,6 @@ def remap_bilinear(picture, points, out):  # type: ignore[no-untyped-def]
     bottom = np.float32(picture.shape[0] - 1)
     last_x = max(picture.shape[1] - 2, 0)
     last_y = max(picture.shape[0] - 2, 0)
-    rounding = np.float32(0.5) if out.itemsize == 1 else np.float32(0.0)
     for i in range(height):
         for j in range(width):
             x = min(max(points[i, j, 0] - np.float32(0.5), np.float32(0.0)), right)
@@ -264,18 +398,16 @@ def remap_bilinear(picture, points, out):  # type: ignore[no-untyped-def]
                 above += fx * (np.float32(picture[y0, x1, c]) - above)
                 below = np.float32(picture[y1, x0, c])
                 below += fx * (np.float32(picture[y1, x1, c]) - below)
-                out[i, j, c] = above + fy * (below - above) + rounding
+                out[i, j, c] = above + fy * (below - above) + np.float32(0.5)
 
 
-@njit("void(float32[:, :, ::1], float32[::1], float32[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
-def apply_curve(colours, curve, out):  # type: ignore[no-untyped-def]
-    """out = ``curve`` [256] at ``colours`` [H, W, 3] (0..255, held at both ends), linear between its entries."""
-    flat = colours.reshape(-1)
+@njit("void(uint8[:, :, ::1], uint8[::1], uint8[:, :, ::1])", nogil=True, cache=True)
+def apply_curve(pixels, levels, out):  # type: ignore[no-untyped-def]
+    """out [H, W, 3] = ``levels`` [256] at ``pixels``."""
+    flat = pixels.reshape(-1)
     to = out.reshape(-1)
     for i in range(flat.size):
-        x = min(max(flat[i], np.float32(0.0)), np.float32(255.0))
-        k = min(int(x), 254)
-        to[i] = curve[k] + (x - np.float32(k)) * (curve[k + 1] - curve[k])
+        to[i] = levels[flat[i]]
 
 
 @njit("void(uint8[:, :, ::1], int64, uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")

@@ -98,10 +98,9 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
             "layer_matrix_{}": ("", _NO_MATRIX),
             "layer_remap_{}": ("", _OFF),
             "layer_points_{}": ("HWC", _NO_POINTS),
-            "layer_weight_{}": ("HWC", _NO_WEIGHT),
         }.items()
     },
-    "paint": ("", _OFF),
+    "layer_weights": ("HWC", _NO_WEIGHT),  # those of all layers, one below the other
     "painted": ("HWC", np.zeros((1, 1, 3), np.uint8)),
     "colour": ("", _OFF),
     "steps": ("", np.tile(np.eye(3, 4, dtype=np.float32), (COLOUR_STEPS, 1, 1))),
@@ -109,7 +108,7 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
     "mix": ("", _OFF),
     "mixing": ("", np.eye(3, 4, dtype=np.float32)),
     "curve": ("", _OFF),
-    "levels": ("", np.zeros(256, np.float32)),
+    "levels": ("", np.zeros(256, np.uint8)),
     "equalize": ("", _OFF),
     "clahe": ("", _OFF),
     "rain": ("", _OFF),
@@ -125,11 +124,9 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
     "grain": ("", _OFF),
     "grains": ("HWC", _NO_COLOURS),
     "blur": ("", _OFF),
-    "blur_row": ("", _NO_KERNEL),
-    "blur_column": ("", _NO_KERNEL),
+    "taps": ("", np.ones(1, np.float32)),
     "jpeg": ("", _OFF),
     "quality": ("", np.int32(100)),
-    "erase": ("", _OFF),
     "mask": ("HWC", _NO_WEIGHT),
     "noise": ("HWC", _NO_COLOURS),
 }
@@ -327,15 +324,16 @@ def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
         row |= {"blend": True, "weight": source.weight[..., None]}
         for k, (placed, picture) in enumerate(zip(pictures, view.layers, strict=True)):
             row |= _layer_inputs(k, placed, picture, size)
+        if pictures:
+            row["layer_weights"] = np.concatenate([placed.weight for placed in pictures])[..., None]
         if painted is not None:
-            row |= {"paint": True, "painted": painted}
+            row["painted"] = painted
     if erased is not None:
-        row |= {"erase": True, "mask": erased[..., None], "noise": _noise(plan.noise, size)}
+        row |= {"mask": erased[..., None], "noise": _noise(plan.noise, size)}
     return row | _photometric_inputs(plan, size)
 
 
 def _layer_inputs(k: int, placed: _Placed, picture: EncodedPicture, size: int) -> dict[str, object]:
-    assert placed.weight is not None, "other pictures come with weights"
     working = placed.working_size(picture.shape, size)
     dense, place = placed.place(working)
     return {
@@ -345,7 +343,6 @@ def _layer_inputs(k: int, placed: _Placed, picture: EncodedPicture, size: int) -
         f"layer_working_{k}": _empty_like(*working),
         f"layer_remap_{k}": dense,
         f"layer_points_{k}" if dense else f"layer_matrix_{k}": place,
-        f"layer_weight_{k}": placed.weight[..., None],
     }
 
 
@@ -377,7 +374,7 @@ def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
                 row |= {"mix": True, "mixing": mixing}
             case ToneCurve():
                 levels = 255.0 * np.interp(np.linspace(0, len(edit.levels) - 1, 256), _steps(edit), edit.levels)
-                row |= {"curve": True, "levels": levels.astype(np.float32)}
+                row |= {"curve": True, "levels": np.floor(levels + 0.5).astype(np.uint8)}
             case Equalize():
                 row["equalize"] = True
             case Clahe():
@@ -398,8 +395,7 @@ def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
                 noise = _noise(edit.noise, size)
                 row |= {"grain": True, "grains": edit.luma * noise[..., :1] + edit.chroma * noise[::-1]}
             case Blur() if edit.sigma * size / 224 >= _LEAST_SIGMA:
-                taps = _gaussian(edit.sigma * size / 224, size)
-                row |= {"blur": True, "blur_row": taps[None, :], "blur_column": taps[:, None]}
+                row |= {"blur": True, "taps": _gaussian(edit.sigma * size / 224, size)}
             case Jpeg():
                 row |= {"jpeg": True, "quality": np.int32(edit.quality)}
     if kernel is not None:
@@ -481,7 +477,7 @@ def _column(values: list[object], neutral: object) -> object:
     if not isinstance(neutral, np.ndarray):
         return np.array(values)
     if neutral.shape in _DENSE:
-        return np.array(values, np.float32)
+        return np.array(values, neutral.dtype)
     return values
 
 

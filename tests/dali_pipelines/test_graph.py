@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from copynce.pixtrace import ColorJitter, Crop, EditProgram, Grayscale, HorizontalFlip, Overlay, Pad, PasteOnto, Resize
+from copynce.pixtrace import (
+    Blur,
+    ColorJitter,
+    Crop,
+    EditProgram,
+    Erase,
+    Grayscale,
+    HorizontalFlip,
+    Overlay,
+    Pad,
+    PasteOnto,
+    Resize,
+)
 from dali_pipelines.leaves import resize_bicubic
 from dali_pipelines.loaders import MEAN, STD
 from dali_pipelines.sources import EncodedPicture
@@ -86,7 +100,7 @@ def test_both_colour_operators_agree(edit: ColorJitter) -> None:
 
     @dali.pipeline_def(batch_size=2, num_threads=2, device_id=None)
     def both() -> tuple[object, object]:
-        pictures = [noise(shape, grain=6).astype(np.float32) for shape in ((33, 57), (8, 1))]
+        pictures = [noise(shape, grain=6) for shape in ((33, 57), (8, 1))]
         colours = fn.external_source(source=lambda: pictures, layout="HWC", batch=True)
         steps = fn.external_source(source=lambda: numbers, batch=True)
         return colour(colours, steps, "cpu"), colour_twin(colours, steps)
@@ -95,7 +109,75 @@ def test_both_colour_operators_agree(edit: ColorJitter) -> None:
     pipeline.build()
     fast, twin = pipeline.run()
     for i in range(2):
-        np.testing.assert_allclose(np.array(fast[i]), np.array(twin[i]), atol=0.01)
+        assert_levels_agree(fast[i], twin[i])
+
+
+def assert_levels_agree(fast: object, twin: object) -> None:
+    """The two uint8 pictures are equal, but for halves that one rounds up and the other down."""
+    found, expected = np.array(fast), np.array(twin)
+    assert found.dtype == expected.dtype == np.uint8
+    off = np.abs(found.astype(int) - expected)
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.005
+
+
+def test_both_ways_to_blend_blur_and_finish_agree() -> None:
+    """What the CPU does in a leaf, and the GPU in DALI's operators; samples with and without each input."""
+    from nvidia import dali
+    from nvidia.dali import fn
+
+    from dali_pipelines import graph
+
+    side = 24
+    erasing = EditProgram((Blur(9.0), Erase(2, 3, 10, 9, noise=5)))
+    covered = EditProgram((Pad(8, 8, 0, 0), Overlay(0, 0, 9, 9, opacity=0.5), Blur(40.0)))
+    twice = EditProgram((PasteOnto(40, 40, 3, 4, opacity=0.7), Overlay(5, 5, 12, 12, opacity=0.4)))
+    programs = [EditProgram(), erasing, covered, twice, EditProgram((*twice.edits, *covered.edits[:1], *erasing.edits))]
+    stored = io.BytesIO()
+    Image.fromarray(noise((side, side), grain=4)).save(stored, "PNG")
+    picture = EncodedPicture(np.frombuffer(stored.getvalue(), np.uint8), (side, side))
+    plans = [program.plan((side, side), (side, side)) for program in programs]
+    layers = [(picture,) * sum(layer.color is None for layer in plan.pictures()) for plan in plans]
+    scenes = [Scene((picture,), (View(plan, 0, others),)) for plan, others in zip(plans, layers, strict=True)]
+    blending = [name for name in input_table(1) if name.startswith(("view_0.layer", "view_0.weight"))]
+    names = ["picture_0", "view_0.blend", *blending, "view_0.painted"]
+    names += ["view_0.blur", "view_0.taps", "view_0.mask", "view_0.noise"]
+    row = dict(zip(input_table(1), feed(scenes, side), strict=True))
+    layouts = [input_table(1)[name][0] for name in names]
+
+    @dali.pipeline_def(batch_size=len(programs), num_threads=2, device_id=None, enable_conditionals=True)
+    def both() -> tuple[object, ...]:
+        fed = [row[name] for name in names]
+        nodes = fn.external_source(source=lambda: fed, num_outputs=len(names), layout=layouts, batch=True)
+        inputs = {name.removeprefix("view_0."): nodes[i] for i, name in enumerate(names)}
+        pixels = graph.decode(inputs["picture_0"], "cpu")
+        if inputs["blend"]:
+            fast = graph.blend(pixels, inputs, side, "cpu")
+            twin = graph.blend_twin(pixels, inputs, side, "cpu")
+        else:
+            fast = pixels
+            twin = pixels
+        if inputs["blur"]:
+            soft = graph.blur(pixels, inputs["taps"], "cpu")
+            soft_twin = graph.blur_twin(pixels, inputs["taps"], "cpu")
+        else:
+            soft = pixels
+            soft_twin = pixels
+        done = graph.finish(pixels, inputs, (MEAN, STD), side, "cpu")
+        return fast, twin, soft, soft_twin, done, graph.finish_twin(pixels, inputs, (MEAN, STD), side, "cpu")
+
+    pipeline = both()
+    pipeline.build()
+    blended, blended_twin, soft, soft_twin, done, done_twin = pipeline.run()
+    for i in range(len(programs)):
+        assert_levels_agree(blended[i], blended_twin[i])
+        assert_levels_agree(soft[i], soft_twin[i])
+        np.testing.assert_allclose(np.array(done[i]), np.array(done_twin[i]), atol=1e-4)
+        assert np.array(done[i]).shape == (3, side, side)
+    changed = [(np.array(blended[i]) != np.array(soft[0])).any() for i in range(len(programs))]
+    assert changed == [False, False, True, True, True]
+    assert (np.array(soft[1]) != np.array(soft[0])).any()
+    assert np.abs(np.array(done[1]) - np.array(done[0])).max() > 1
 
 
 @pytest.mark.parametrize("views", [1, 2])

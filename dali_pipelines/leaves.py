@@ -249,17 +249,44 @@ def _changed(pixels, steps, lumas, red, green, blue):  # type: ignore[no-untyped
         _change(red, green, blue, steps[k], lumas[k])
 
 
+@njit("float32[:, :, ::1](float32[:, :, ::1])", nogil=True, cache=True)
+def _merged(steps):  # type: ignore[no-untyped-def]
+    """The steps that are left when those that cannot leave [0, 255] become part of the next one."""
+    merged = np.empty_like(steps)
+    count = 0
+    free = False  # whether the last one of ``merged`` needs no clipping
+    for k in range(steps.shape[0]):
+        step = steps[k]
+        if (step == _IDLE).all():
+            continue
+        if free:
+            before = merged[count - 1].copy()
+            # All steps map the mean luma to a multiple of itself.
+            luma = _RED * before[0].sum() + _GREEN * before[1].sum() + _BLUE * before[2].sum()
+            for i in range(3):
+                for j in range(4):
+                    mixed = step[i, 0] * before[0, j] + step[i, 1] * before[1, j] + step[i, 2] * before[2, j]
+                    merged[count - 1, i, j] = mixed + (luma * step[i, 3] if j == 3 else np.float32(0.0))
+        else:
+            merged[count] = step
+            count += 1
+        last = merged[count - 1]
+        free = last.min() >= 0.0
+        for i in range(3):
+            free = free and last[i].sum() <= np.float32(1.000001)
+    return merged[:count]
+
+
 @njit("void(uint8[:, :, ::1], float32[:, :, ::1], uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
 def jitter_colours(pixels, steps, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` uint8 [H, W, 3] with ``pixels`` after ``steps`` [K, 3, 4], one after the other, and rounded.
 
     A step is ``matrix @ colours + share * mean luma``, clipped; its last column holds the shares. Steps are done in
     registers, a run of pixels at a time; where one needs the picture's mean, those before it are done twice rather than
-    kept. Steps that change nothing are left out.
+    kept.
     """
+    steps = _merged(steps)
     count = steps.shape[0]
-    while count > 0 and (steps[count - 1] == _IDLE).all():
-        count -= 1
     flat = pixels.reshape(-1)
     to = out.reshape(-1)
     size = flat.size // 3

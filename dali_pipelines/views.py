@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +43,14 @@ LUMA = (0.299, 0.587, 0.114)
 
 #: Clipped steps of the colour operator: the four of ColorJitter, then Grayscale.
 COLOUR_STEPS = 5
-#: Hue turns about the grey axis in YIQ (NTSC), as DALI's own operator does.
+_NO_STEPS = np.tile(np.eye(3, 4, dtype=np.float32), (COLOUR_STEPS, 1, 1))
+_LUMA = np.array(LUMA, np.float32)
+#: Hue turns about the grey axis in YIQ (NTSC), as DALI's own operator does: by ``_ALONG_GREY`` plus cosine and sine.
 _TO_YIQ = np.array([LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
+_ALONG_GREY = _FROM_YIQ @ np.diag([1.0, 0.0, 0.0]) @ _TO_YIQ
+_TURNED_BY_COSINE = _FROM_YIQ @ np.diag([0.0, 1.0, 1.0]) @ _TO_YIQ
+_TURNED_BY_SINE = _FROM_YIQ @ [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]] @ _TO_YIQ
 
 #: Offsets of the noise texture per axis; an Erase's ``noise`` chooses one of their square.
 _NOISE_OFFSETS = 256
@@ -103,7 +109,7 @@ _VIEW_INPUTS: dict[str, tuple[str, object]] = {
     "layer_weights": ("HWC", _NO_WEIGHT),  # those of all layers, one below the other
     "painted": ("HWC", np.zeros((1, 1, 3), np.uint8)),
     "colour": ("", _OFF),
-    "steps": ("", np.tile(np.eye(3, 4, dtype=np.float32), (COLOUR_STEPS, 1, 1))),
+    "steps": ("", _NO_STEPS),
     "effects": ("", _OFF),
     "mix": ("", _OFF),
     "mixing": ("", np.eye(3, 4, dtype=np.float32)),
@@ -360,14 +366,12 @@ def _painted(placed: Sequence[_Placed], shape: Size) -> np.ndarray | None:
 
 def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
     row: dict[str, object] = {}
-    steps: list[np.ndarray] = []
+    colours: list[ColorJitter | Grayscale] = []
     kernel: np.ndarray | None = None
     for edit in plan.photometric:
         match edit:
-            case ColorJitter():
-                steps += [_COLOUR_STEPS[name](getattr(edit, name)) for name in edit.order]
-            case Grayscale():
-                steps.append(_saturation(0.0))
+            case ColorJitter() | Grayscale():
+                colours.append(edit)
             case ColorMatrix():
                 mixing = np.array(edit.rows, np.float32)
                 mixing[:, 3] *= 255.0
@@ -402,60 +406,39 @@ def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
         row |= {"convolve": True, "kernel": kernel.astype(np.float32)}
     if row.keys() & {"mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain"}:
         row["effects"] = True
-    steps = _merged(steps)
-    if steps:
-        idle = [np.eye(3, 4)] * (COLOUR_STEPS - len(steps))
-        row |= {"colour": True, "steps": np.array(steps + idle, np.float32)}
+    if colours and (steps := _colour_steps(colours)) is not None:
+        row |= {"colour": True, "steps": steps}
     return row
 
 
-# A step of colour is float [3, 4]: a matrix on (red, green, blue) and what is added to each, times the mean luma.
+def _colour_steps(edits: Sequence[ColorJitter | Grayscale]) -> np.ndarray | None:
+    """float32 [COLOUR_STEPS, 3, 4], or None if the edits change nothing.
 
-
-def _merged(steps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The steps that are left when those that cannot leave [0, 255] become part of the next one."""
-    merged: list[np.ndarray] = []
-    for step in steps:
-        if np.array_equal(step, np.eye(3, 4)):
+    A step is a matrix on (red, green, blue) and what is added to each, times the mean luma.
+    """
+    steps: list[tuple[str, float]] = []
+    for edit in edits:
+        if isinstance(edit, ColorJitter):
+            steps += [(name, getattr(edit, name)) for name in edit.order]
+        else:
+            steps.append(("saturation", 0.0))
+    filled = _NO_STEPS.copy()
+    k = 0
+    for name, value in steps:
+        if value == (0.0 if name == "hue" else 1.0):
             continue
-        if merged and merged[-1].min() >= 0.0 and merged[-1].sum(axis=1).max() <= 1.0 + 1e-9:
-            before = merged.pop()
-            luma = np.array(LUMA) @ before.sum(axis=1)  # all steps map the mean luma to a multiple of itself
-            step = np.column_stack([step[:, :3] @ before[:, :3], step[:, :3] @ before[:, 3] + luma * step[:, 3]])
-        merged.append(step)
-    return merged
-
-
-def _brightness(factor: float) -> np.ndarray:
-    return factor * np.eye(3, 4)
-
-
-def _contrast(factor: float) -> np.ndarray:
-    step = factor * np.eye(3, 4)
-    step[:, 3] = 1.0 - factor
-    return step
-
-
-def _saturation(factor: float) -> np.ndarray:
-    step = factor * np.eye(3, 4)
-    step[:, :3] += (1.0 - factor) * np.array(LUMA)
-    return step
-
-
-def _hue(turns: float) -> np.ndarray:
-    step = np.eye(3, 4)
-    if turns:
-        cos, sin = math.cos(2.0 * math.pi * turns), math.sin(2.0 * math.pi * turns)
-        step[:, :3] = _FROM_YIQ @ [[1.0, 0.0, 0.0], [0.0, cos, sin], [0.0, -sin, cos]] @ _TO_YIQ
-    return step
-
-
-_COLOUR_STEPS: dict[str, Callable[[float], np.ndarray]] = {
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "saturation": _saturation,
-    "hue": _hue,
-}
+        step = filled[k]
+        if name == "hue":
+            cos, sin = math.cos(2.0 * math.pi * value), math.sin(2.0 * math.pi * value)
+            step[:, :3] = _ALONG_GREY + cos * _TURNED_BY_COSINE + sin * _TURNED_BY_SINE
+        else:
+            step *= value
+        if name == "contrast":
+            step[:, 3] = 1.0 - value
+        elif name == "saturation":
+            step[:, :3] += (1.0 - value) * _LUMA
+        k += 1
+    return filled if k else None
 
 
 def _steps(curve: ToneCurve) -> np.ndarray:
@@ -478,7 +461,18 @@ def _column(values: list[object], neutral: object) -> object:
         return np.array(values)
     if neutral.shape in _DENSE:
         return np.array(values, neutral.dtype)
+    # DALI takes one array in a fraction of the time of many; of most inputs a batch uses none.
+    if all(value is neutral for value in values):
+        return _repeated(len(values), neutral.shape, neutral.dtype)
     return values
+
+
+@functools.lru_cache(maxsize=256)
+def _repeated(count: int, shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+    """``count`` arrays of zeros, read only, in place of neutral ones that nothing reads."""
+    repeated = np.zeros((count, *shape), kind)
+    repeated.flags.writeable = False
+    return repeated
 
 
 @functools.lru_cache(maxsize=4096)

@@ -27,6 +27,7 @@ from dali_pipelines.leaves import (
     median,
     remap_bilinear,
     resize_bicubic,
+    warp_bilinear,
 )
 
 _ADDRESS, _COUNT = types.uint64, types.int32
@@ -74,6 +75,13 @@ def finish_operator() -> Callable[..., Any]:
 def remap_operator() -> Callable[..., Any]:
     """``operator(points float [H, W, 2], image uint8 [h, w, 3]) -> uint8 [H, W, 3]``; see ``remap_bilinear``."""
     return _operator(_run_remap, [_FLOAT, _UINT8], [3, 3], _UINT8)
+
+
+@functools.cache
+def warp_operator() -> Callable[..., Any]:
+    """``operator(like, image uint8 [h, w, 3], matrix float [3, 3]) -> uint8 [H, W, 3]``, ``like`` as above; see
+    ``warp_bilinear``."""
+    return _operator(_run_warp, [_UINT8, _UINT8, _FLOAT], [3, 3, 2], _UINT8)
 
 
 @functools.cache
@@ -202,6 +210,12 @@ def _run_finish(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, 
 def _run_remap(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
     points = _picture(ins, in_shapes, 0, np.float32)
     remap_bilinear(_picture(ins, in_shapes, 1, np.uint8), points, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def _run_warp(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    matrix = carray(_entry(ins, 2), (3, 3), np.float32)
+    warp_bilinear(_picture(ins, in_shapes, 1, np.uint8), matrix, _picture(outs, out_shapes, 0, np.uint8))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)

@@ -34,6 +34,7 @@ from dali_pipelines.cpu_operators import (
     median_operator,
     remap_operator,
     resize_operator,
+    warp_operator,
 )
 from dali_pipelines.views import COLOUR_STEPS, LAYERS, LUMA, input_table
 
@@ -148,7 +149,7 @@ def view(picture: DataNode, plain: DataNode, inputs: Nodes, size: int, device: s
         else:
             working = picture
     if inputs["warp"]:
-        warped = warp(working, inputs["matrix"], size)
+        warped = warp(working, inputs["matrix"], inputs["plain_size"], size, device)
     else:
         warped = working
     if inputs["remap"]:
@@ -217,8 +218,18 @@ def plain_resize(picture: DataNode, wanted: DataNode, like: DataNode, device: st
     return plain
 
 
-def warp(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
-    """Bilinear homography; ``matrix`` [3, 3] maps output to picture points, corner convention of DESIGN.md."""
+def warp(picture: DataNode, matrix: DataNode, like: DataNode, size: int, device: str) -> DataNode:
+    """Bilinear homography to S x S, the size of the empty ``like`` [S, S, 0].
+
+    ``matrix`` [3, 3] maps output to picture points, corner convention of DESIGN.md.
+    """
+    if device == "cpu":  # build time
+        return fn.reshape(warp_operator()(like, picture, matrix), layout="HWC")
+    return warp_twin(picture, matrix, size)
+
+
+def warp_twin(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
+    """:func:`warp` by DALI's own operator: the GPU's way."""
     return fn.experimental.warp_perspective(
         picture,
         matrix=matrix,
@@ -288,7 +299,7 @@ def layer(inputs: Nodes, k: int, size: int, device: str) -> DataNode:
     if inputs[f"layer_remap_{k}"]:
         placed = remap(working, inputs[f"layer_points_{k}"], device)
     else:
-        placed = warp(working, inputs[f"layer_matrix_{k}"], size)
+        placed = warp(working, inputs[f"layer_matrix_{k}"], inputs["plain_size"], size, device)
     return placed
 
 
@@ -397,7 +408,8 @@ def erase(colours: DataNode, inputs: Nodes, device: str) -> DataNode:
 
 
 def _of_view(inputs: Nodes, v: int) -> Nodes:
-    return {name.removeprefix(f"view_{v}."): node for name, node in inputs.items() if name.startswith(f"view_{v}.")}
+    own = {name.removeprefix(f"view_{v}."): node for name, node in inputs.items() if name.startswith(f"view_{v}.")}
+    return own | {"plain_size": inputs["plain_size"]}
 
 
 def _on(node: DataNode, device: str) -> DataNode:

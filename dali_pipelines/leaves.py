@@ -401,31 +401,78 @@ def finish_view(pixels, mask, noise, scale, out):  # type: ignore[no-untyped-def
             blue[x] = c * instead[3 * x + 2] + g
 
 
-@njit("void(uint8[:, :, ::1], float32[:, :, ::1], uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
+@njit(
+    f"void({_BYTES}, float32[:, ::1], int32[::1], uint8[:, ::1], float32[:, ::1], uint8[::1])", nogil=True, cache=True
+)
+def _sample(picture, places, at, corners, shares, line):  # type: ignore[no-untyped-def]
+    """Fill a ``line`` [3 W] with ``picture`` at the columns ``places[0]`` and rows ``places[1]``, held at the border.
+
+    ``at``, ``corners`` and ``shares`` are room. Only fetching the four pixels around a place is done one by one.
+    """
+    height, width, _ = picture.shape
+    flat = picture.reshape(-1)
+    size = at.size
+    zero, half = np.float32(0.0), np.float32(0.5)
+    last_x, last_y = np.float32(width - 1), np.float32(height - 1)
+    most_x, most_y = np.int32(max(width - 2, 0)), np.int32(max(height - 2, 0))
+    right, down = np.uint64(3 if width > 1 else 0), np.uint64(3 * width if height > 1 else 0)
+    for j in range(size):
+        x, y = places[0, j] - half, places[1, j] - half
+        # In this form what is no number becomes 0.
+        x = x if x > zero else zero
+        y = y if y > zero else zero
+        x = x if x < last_x else last_x
+        y = y if y < last_y else last_y
+        x0, y0 = min(np.int32(x), most_x), min(np.int32(y), most_y)
+        places[0, j], places[1, j] = x - np.float32(x0), y - np.float32(y0)
+        at[j] = 3 * (y0 * np.int32(width) + x0)
+    for axis in range(2):
+        for j in range(size):
+            shares[axis, 3 * j] = shares[axis, 3 * j + 1] = shares[axis, 3 * j + 2] = places[axis, j]
+    for j in range(size):
+        to = np.uint64(3 * j)
+        for corner in range(4):
+            k = np.uint64(at[j]) + (right if corner & 1 else np.uint64(0)) + (down if corner & 2 else np.uint64(0))
+            red, green, blue = flat[k], flat[k + np.uint64(1)], flat[k + np.uint64(2)]
+            corners[corner, to] = red
+            corners[corner, to + np.uint64(1)] = green
+            corners[corner, to + np.uint64(2)] = blue
+    for i in range(3 * size):
+        above, below = np.float32(corners[0, i]), np.float32(corners[2, i])
+        above += shares[0, i] * (np.float32(corners[1, i]) - above)
+        below += shares[0, i] * (np.float32(corners[3, i]) - below)
+        line[i] = np.int32(above + shares[1, i] * (below - above) + half)
+
+
+@njit(f"void({_BYTES}, float32[:, :, ::1], {_BYTES})", nogil=True, cache=True, error_model="numpy")
 def remap_bilinear(picture, points, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` [H, W, 3] with ``picture`` [h, w, 3] at ``points`` [H, W, 2], (x, y) in its pixels, held at the
     border."""
     height, width, _ = out.shape
-    right = np.float32(picture.shape[1] - 1)
-    bottom = np.float32(picture.shape[0] - 1)
-    last_x = max(picture.shape[1] - 2, 0)
-    last_y = max(picture.shape[0] - 2, 0)
+    places, shares = np.empty((2, width), np.float32), np.empty((2, 3 * width), np.float32)
+    at, corners = np.empty(width, np.int32), np.empty((4, 3 * width), np.uint8)
     for i in range(height):
         for j in range(width):
-            x = min(max(points[i, j, 0] - np.float32(0.5), np.float32(0.0)), right)
-            y = min(max(points[i, j, 1] - np.float32(0.5), np.float32(0.0)), bottom)
-            x0 = min(int(x), last_x)
-            y0 = min(int(y), last_y)
-            x1 = min(x0 + 1, picture.shape[1] - 1)
-            y1 = min(y0 + 1, picture.shape[0] - 1)
-            fx = x - np.float32(x0)
-            fy = y - np.float32(y0)
-            for c in range(3):
-                above = np.float32(picture[y0, x0, c])
-                above += fx * (np.float32(picture[y0, x1, c]) - above)
-                below = np.float32(picture[y1, x0, c])
-                below += fx * (np.float32(picture[y1, x1, c]) - below)
-                out[i, j, c] = above + fy * (below - above) + np.float32(0.5)
+            places[0, j], places[1, j] = points[i, j, 0], points[i, j, 1]
+        _sample(picture, places, at, corners, shares, out[i].reshape(3 * width))
+
+
+@njit(f"void({_BYTES}, float32[:, ::1], {_BYTES})", nogil=True, cache=True, error_model="numpy")
+def warp_bilinear(picture, matrix, out):  # type: ignore[no-untyped-def]
+    """As :func:`remap_bilinear`, at the points to which the homography ``matrix`` [3, 3] takes those of ``out``."""
+    height, width, _ = out.shape
+    places, shares = np.empty((2, width), np.float32), np.empty((2, 3 * width), np.float32)
+    at, corners = np.empty(width, np.int32), np.empty((4, 3 * width), np.uint8)
+    half, one = np.float32(0.5), np.float32(1.0)
+    a, b, c = matrix[0, 0], matrix[1, 0], matrix[2, 0]
+    for i in range(height):
+        v = np.float32(i) + half
+        x, y, z = matrix[:, 1] * v + matrix[:, 2]
+        for j in range(width):
+            u = np.float32(j) + half
+            far = one / (c * u + z)
+            places[0, j], places[1, j] = (a * u + x) * far, (b * u + y) * far
+        _sample(picture, places, at, corners, shares, out[i].reshape(3 * width))
 
 
 @njit("void(uint8[:, :, ::1], uint8[::1], uint8[:, :, ::1])", nogil=True, cache=True)

@@ -2,9 +2,10 @@
 
 ``resize_bicubic`` does Pillow's integer arithmetic (cubic kernel with a = -0.5, widened by the scale when shrinking; 22
 fractional bits; columns first, rounded to 8 bits between the two passes), so evaluation pictures equal the protocol's
-to the bit; its twin is ``fn.resize``. ``jitter_colours`` is what :func:`dali_pipelines.graph.colour_twin` writes in
-operators. ``remap_bilinear`` and ``apply_curve`` stand for ``fn.experimental.remap`` and
-``median`` for ``fn.experimental.median_blur``, which have no CPU backend.
+to the bit; its twin is ``fn.resize``. ``warp_bilinear``, ``blend_pictures``, ``jitter_colours``, ``blur_gaussian`` and
+``finish_view`` are what the functions ``..._twin`` of :mod:`dali_pipelines.graph` write in operators. For
+``remap_bilinear`` and ``apply_curve`` that is ``fn.experimental.remap``, for ``median`` it is
+``fn.experimental.median_blur``, which have no CPU backend.
 """
 
 from __future__ import annotations

@@ -9,8 +9,11 @@ that the runtime would add. Registers and stack come from cuobjdump, local loads
 both of the triton package, tensor-core, cp.async and vector instructions from the PTX. The exit status is 1 if a bar
 is missed.
 
-``--gpu`` checks each provider's results against float64 before it times it, with CUDA events over whole steps, and
-writes rows as pytest-benchmark does (``pytest-benchmark compare`` reads them).
+``--gpu`` checks each provider's results against float64, then times it with CUDA events: whole steps as Python starts
+them, and as a replayed CUDA graph, where nothing but the device's work is left (a graph also proves that nothing waits
+for the device). Each kernel stage stands beside its bound, bytes or FLOP over what this machine was measured to do. The
+last-level cache is overwritten before every reading. ``--tune`` tries other launch configurations of each kernel. The
+JSON has pytest-benchmark's rows (``pytest-benchmark compare`` reads them).
 """
 
 from __future__ import annotations
@@ -20,13 +23,16 @@ import datetime
 import functools
 import json
 import math
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,8 +48,15 @@ import kernels.coordinate_table
 import kernels.copynce
 import kernels.patch_overlap
 from kernels.coordinate_table_reference import fixed_point_matrix
-from kernels.copynce import copynce_bwd, copynce_fwd, keeps_cosines
-from kernels.patch_overlap import empty_outputs, patch_overlap_fwd, power_mode, power_table
+from kernels.copynce import copynce_bwd, copynce_fwd, copynce_triton, copynce_triton_backward, keeps_cosines
+from kernels.patch_overlap import (
+    empty_outputs,
+    patch_overlap,
+    patch_overlap_fwd,
+    patch_overlap_of_matrix,
+    power_mode,
+    power_table,
+)
 
 ARCHITECTURES = (80, 90)
 LARGEST_SHARED = 110 * 1024
@@ -384,17 +397,33 @@ def ahead_of_time(patches: list[int], channels: list[int], gammas: list[float], 
 
 
 def times_ms(call: Callable[[], object], rounds: int = 30) -> list[float]:
-    """Milliseconds of each of ``rounds`` calls on the GPU, after warm-up."""
-    for _ in range(5):
+    """Milliseconds of each of ``rounds`` calls on the GPU, after warm-up and with nothing in its last-level cache."""
+    for _ in range(3):
         call()
+    cache = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
     torch.cuda.synchronize()
     for start, end in events:
+        cache.zero_()
         start.record()
         call()
         end.record()
     torch.cuda.synchronize()
     return [start.elapsed_time(end) for start, end in events]
+
+
+def graphed(call: Callable[[], object]) -> Callable[[], None]:
+    """``call`` captured as a CUDA graph, to be replayed; raises where it waits for the device."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def ceilings() -> tuple[float, float]:
@@ -411,11 +440,54 @@ def ceilings() -> tuple[float, float]:
 def flop_of(shape: Shape) -> dict[str, float]:
     """FLOP of the products alone, without padding: one forward, two backward."""
     one = 2.0 * shape.pairs * shape.patches**2 * shape.channels
-    return {"forward": one, "full": 3 * one}
+    return {"forward": one, "backward": 2 * one}
 
 
-def on_gpu(path: Path | None, tune: bool) -> int:
-    """Check and time all providers on this machine's GPU; the number of failed checks."""
+def _bytes_of_overlap(shape: Shape) -> Iterator[int]:
+    """Bytes of counts and prior rows, both directions."""
+    size = (shape.side, shape.side)
+    with torch.device("meta"):
+        for _ in range(2):
+            for tensor in empty_outputs(torch.empty(0), shape.pairs, size, size, PATCH, shape.gamma):
+                yield tensor.numel() * tensor.element_size()
+
+
+def bounds_of(shape: Shape, bandwidth: float, rate: float) -> dict[str, float]:
+    """Seconds that each stage takes at least: its bytes over the copy's rate or its FLOP over the product's."""
+    launches = record_step(shape)
+    moved = {stage: bytes_of(launches, stage) / bandwidth for stage in ("prior", "forward", "backward")}
+    # The scratch of the reverse tables stays in the last-level cache.
+    moved["prior of a matrix"] = sum(_bytes_of_overlap(shape)) / bandwidth
+    products = flop_of(shape)
+    moved["forward"] = max(moved["forward"], products["forward"] / rate)
+    moved["backward"] = max(moved["backward"], products["backward"] / rate)
+    return moved
+
+
+def stages_of(shape: Shape, batch: list[Tensor]) -> dict[str, Callable[[], object]]:
+    """The kernel stages of a step on ``batch``, each a call of a registered operator."""
+    query, reference, *tables = batch
+    size = (shape.side, shape.side)
+    settings = PATCH, shape.gamma, shape.released
+    active = torch.ones(shape.pairs, dtype=torch.bool, device="cuda")
+    turn = torch.tensor([[0.9, 0.2, 5.0], [-0.2, 0.9, 40.0], [0.0, 0.0, 1.0]], dtype=torch.float64, device="cuda")
+    matrices = turn.repeat(shape.pairs, 1, 1)
+    overlaps = [patch_overlap(table, *size, *settings) for table in tables]
+    common = (query.detach(), reference.detach(), *overlaps[0], *overlaps[1])
+    form = PATCH, 1 / 16, shape.gamma, shape.released
+    stash = keeps_cosines(query, reference)
+    *_, share = kept = copynce_triton(*common, active, *form, stash)[1:]
+    upstream = torch.ones((), device="cuda")
+    return {
+        "prior": lambda: [patch_overlap(table, *size, *settings) for table in tables],
+        "prior of a matrix": lambda: patch_overlap_of_matrix(matrices, *size, *size, *settings),
+        "forward": lambda: copynce_triton(*common, active, *form, stash),
+        "backward": lambda: copynce_triton_backward(upstream, *common, *kept[:-1], share, *form),
+    }
+
+
+def on_gpu(path: Path | None, tune: bool, providers: list[str]) -> int:
+    """Check and time providers and kernels on this machine's GPU; the number of failed checks."""
     from benchmarks.bench_copynce_loss import make_batch
     from copynce.losses import copynce_loss
 
@@ -423,64 +495,64 @@ def on_gpu(path: Path | None, tune: bool) -> int:
         raise SystemExit("--gpu needs a CUDA device and finds none; --aot works without")
     bandwidth, rate = ceilings()
     print(
-        f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s, bfloat16 product {rate / 1e12:.0f} TFLOP/s"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}: "
+        f"copy {bandwidth / 1e12:.2f} TB/s, bfloat16 product {rate / 1e12:.0f} TFLOP/s"
     )
+    known = {
+        "eager": (copynce_loss, "reference"),
+        "compiled": (torch.compile(copynce_loss), "reference"),
+        "triton": (copynce_loss, "triton"),
+    }
     rows: list[dict[str, Any]] = []
     failed = 0
     for shape in GPU_SHAPES:
         batch = [tensor.detach().cuda() for tensor in make_batch(shape.pairs, shape.side, PATCH, shape.channels)]
-        exact = _loss_and_gradients(
-            [batch[0].bfloat16().double(), batch[1].bfloat16().double(), *batch[2:]], copynce_loss, "reference"
-        )
         half = [batch[0].bfloat16(), batch[1].bfloat16(), *batch[2:]]
-        compiled = torch.compile(copynce_loss)
+        exact = _loss_and_gradients([half[0].double(), half[1].double(), *half[2:]], copynce_loss, "reference")
         name = f"B{shape.pairs}-L{shape.patches}-D{shape.channels}"
-        bounds = {
-            "forward": max(bytes_of(record_step(shape), "forward") / bandwidth, flop_of(shape)["forward"] / rate),
-            "full": max(
-                sum(bytes_of(record_step(shape), stage) for stage in ("prior", "forward", "backward")) / bandwidth,
-                flop_of(shape)["full"] / rate,
-            ),
-        }
-        for provider, function, backend in (
-            ("eager", copynce_loss, "reference"),
-            ("compiled", compiled, "reference"),
-            ("triton", copynce_loss, "triton"),
-        ):
-            results = [_loss_and_gradients(half, function, backend) for _ in range(2)]
+        bounds = bounds_of(shape, bandwidth, rate)
+        bounds["step"] = bounds["prior"] + bounds["forward"] + bounds["backward"]
+
+        def report(mode: str, provider: str, call: Callable[[], object], bound: float, **information: Any) -> None:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            times = times_ms(call)
+            peak = (torch.cuda.max_memory_allocated() - before - (1 << 28)) / 2**20
+            row = _row(f"copynce_loss {mode} {name}", provider, times)  # noqa: B023
+            row["extra_info"] = {"bound_ms": bound * 1e3, "peak_mib": peak, **information}
+            rows.append(row)
+            median = row["stats"]["median"]
+            print(
+                f"{name} {mode:24} {provider:9} {median * 1e3:8.3f} ms   bound {bound * 1e3:.3f} ms "  # noqa: B023
+                f"({median / bound:5.2f} x)   peak {peak:5.0f} MiB",
+                flush=True,
+            )
+
+        for provider in providers:
+            function, backend = known[provider]
+            step = functools.partial(_loss_and_gradients, half, function, backend)
+            results = [step() for _ in range(2)]
             errors = [
                 float((one.double() - other).norm() / other.norm())
                 for one, other in zip(results[0], exact, strict=True)
             ]
             same = all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+            print(f"{name} {provider}: errors {' '.join(f'{error:.1e}' for error in errors)}, repeatable {same}")
             if provider == "triton" and not (errors[0] <= 1e-5 and max(errors[1:]) <= 3e-3 and same):
                 failed += 1
                 print(f"FAILED {name}: errors {errors}, repeatable {same}")
-            for mode, call in (
-                ("forward", functools.partial(_forward, half, function, backend)),
-                ("full", functools.partial(_loss_and_gradients, half, function, backend)),
-            ):
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                times = times_ms(call)
-                peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-                row = _row(f"copynce_loss {mode} {name}", provider, times)
-                row["extra_info"] = {
-                    "relative_errors": errors,
-                    "bitwise_repeatable": same,
-                    "bound_ms": bounds[mode] * 1e3,
-                    "peak_mib": peak,
-                }
-                rows.append(row)
-                print(
-                    f"{name} {mode:8} {provider:9} {row['stats']['median'] * 1e3:8.3f} ms   "
-                    f"bound {bounds[mode] * 1e3:.3f} ms   peak {peak:.0f} MiB   "
-                    f"errors {' '.join(f'{error:.1e}' for error in errors)}"
-                )
+            about = {"relative_errors": errors, "bitwise_repeatable": same}
+            del results
+            report("step", provider, step, bounds["step"], **about)
+            if provider == "triton":
+                report("step replayed", provider, graphed(step), bounds["step"], **about)
+        if "triton" in providers:
+            for stage, call in stages_of(shape, half).items():
+                report(stage, "triton", graphed(call), bounds[stage])
         if tune:
-            _tune(shape, half, copynce_loss)
+            _tune(shape, half)
     if path is not None:
-        report = {
+        report_json = {
             "machine_info": {
                 "gpu": torch.cuda.get_device_name(),
                 "torch": torch.__version__,
@@ -494,7 +566,7 @@ def on_gpu(path: Path | None, tune: bool) -> int:
             "version": "5.2.3",
             "benchmarks": rows,
         }
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        path.write_text(json.dumps(report_json, indent=1) + "\n")
     return failed
 
 
@@ -502,11 +574,6 @@ def _loss_and_gradients(batch: list[Tensor], function: Callable[..., Tensor], ba
     query, reference = (tokens.detach().requires_grad_() for tokens in batch[:2])
     loss = function(query, reference, *batch[2:], gamma=3.0, backend=backend)
     return [loss.detach(), *torch.autograd.grad(loss, (query, reference))]
-
-
-def _forward(batch: list[Tensor], function: Callable[..., Tensor], backend: str) -> Tensor:
-    with torch.no_grad():
-        return function(*batch, gamma=3.0, backend=backend)
 
 
 def _row(group: str, name: str, times: list[float]) -> dict[str, Any]:
@@ -537,26 +604,79 @@ def _row(group: str, name: str, times: list[float]) -> dict[str, Any]:
     }
 
 
-def _tune(shape: Shape, batch: list[Tensor], function: Callable[..., Tensor]) -> None:
-    """Print the time of a step under each candidate launch configuration of forward and backward."""
+#: What --tune tries: (rows, channels, warps, stages) of forward and backward.
+CANDIDATES = (
+    *((64, 64, warps, stages) for warps in (4, 8, 16) for stages in (1, 2, 3, 4)),
+    *((64, 32, warps, stages) for warps in (8, 16) for stages in (2, 3, 4)),
+    *((64, 128, warps, stages) for warps in (8, 16) for stages in (1, 2, 3)),
+    *((32, 64, warps, stages) for warps in (4, 8) for stages in (2, 3, 4)),
+    *((32, 128, warps, stages) for warps in (4, 8) for stages in (2, 3)),
+    *((128, 64, 16, stages) for stages in (2, 3)),
+    *((16, 64, 4, stages) for stages in (2, 3)),
+)
+#: (histogram bins of a program, warps) of the prior.
+PRIOR_CANDIDATES = tuple((bins, warps) for bins in (1024, 2048, 4096, 8192) for warps in (4, 8, 16))
+
+
+def _candidates(shape: Shape) -> Iterator[tuple[str, str, list[Any]]]:
+    """(stage, what is tried, patches of module attributes that set it)."""
     width = max(256, kernels.copynce.next_power_of_2(shape.patches))
-    for table in ("_FORWARD", "_BACKWARD"):
-        configs = getattr(kernels.copynce, table)
-        for rows, channels, warps, stages in (
-            (64, 64, 8, 3),
-            (64, 64, 8, 2),
-            (64, 64, 16, 2),
-            (32, 64, 8, 2),
-            (32, 32, 8, 3),
-        ):
-            config = kernels.copynce.Config(rows, channels, warps, stages)
-            with mock.patch.dict(configs, {width: config}):
-                try:
-                    times = times_ms(functools.partial(_loss_and_gradients, batch, function, "triton"))
-                except triton.runtime.errors.OutOfResources as error:
-                    print(f"  {table} {config}: {error}")
-                    continue
-            print(f"  {table} {config}: {sorted(times)[len(times) // 2]:.3f} ms a step")
+    for stage, table in (("forward", "_FORWARD"), ("backward", "_BACKWARD")):
+        for settings in CANDIDATES:
+            config = kernels.copynce.Config(*settings)
+            yield stage, str(config), [mock.patch.dict(getattr(kernels.copynce, table), {width: config})]
+    for stage in ("prior", "prior of a matrix"):
+        for bins, warps in PRIOR_CANDIDATES:
+            patches = [
+                mock.patch.object(kernels.patch_overlap, name, value)
+                for name, value in (("_BINS", bins), ("_WARPS", warps))
+            ]
+            yield stage, f"bins={bins}, warps={warps}", patches
+
+
+def _time_candidate(shape: Shape, batch: list[Tensor], index: int, rounds: int) -> float | str:
+    """Milliseconds of the candidate's stage, or why it cannot run."""
+    stage, _, patches = list(_candidates(shape))[index]
+    stages = stages_of(shape, batch)  # what the stage reads comes from the settings of training
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        try:
+            if not rounds:
+                stages[stage]()
+                torch.cuda.synchronize()
+                return 0.0
+            times = times_ms(graphed(stages[stage]), rounds)
+        except (triton.runtime.errors.OutOfResources, RuntimeError) as error:
+            return str(error).partition("\n")[0]
+    return sorted(times)[len(times) // 2]
+
+
+def _compile_candidate(shape: Shape, index: int) -> None:
+    """Compile a candidate into Triton's cache, in a process of its own."""
+    from benchmarks.bench_copynce_loss import make_batch
+
+    small = replace(shape, pairs=2)
+    batch = [tensor.detach().cuda() for tensor in make_batch(2, shape.side, PATCH, shape.channels)]
+    _time_candidate(small, [batch[0].bfloat16(), batch[1].bfloat16(), *batch[2:]], index, 0)
+
+
+def _tune(shape: Shape, batch: list[Tensor]) -> None:
+    """Print the median time of each stage under its candidate launch configurations, fastest first."""
+    candidates = list(_candidates(shape))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(12, os.cpu_count() or 1), spawn) as pool:
+        # A compiler that dies on a candidate takes its process along, no more.
+        done = [pool.submit(_compile_candidate, shape, index) for index in range(len(candidates))]
+        for future in done:
+            future.exception()
+    times: dict[str, list[tuple[float, str]]] = {}
+    for index, (stage, name, _) in enumerate(candidates):
+        taken = _time_candidate(shape, batch, index, 20)
+        times.setdefault(stage, []).append((math.inf, f"{name}: {taken}") if isinstance(taken, str) else (taken, name))
+    for stage, found in times.items():
+        for taken, name in sorted(found):
+            print(f"  {stage:18} {taken * 1e3:8.1f} us   {name}", flush=True)
 
 
 def main() -> None:
@@ -564,6 +684,8 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--aot", action="store_true", help="compile for sm_80 and sm_90 and check the bars")
     mode.add_argument("--gpu", action="store_true", help="check and time on this machine's GPU")
+    providers = ["eager", "compiled", "triton"]
+    parser.add_argument("--providers", nargs="+", choices=providers, default=providers, help="what --gpu measures")
     parser.add_argument("--tune", action="store_true", help="with --gpu: also time candidate launch configurations")
     parser.add_argument("--patches", type=int, nargs="+", default=[196, 256, 441], help="L of --aot (square numbers)")
     parser.add_argument("--channels", type=int, nargs="+", default=[384, 768], help="D of --aot")
@@ -573,7 +695,7 @@ def main() -> None:
     if arguments.aot:
         faults = ahead_of_time(arguments.patches, arguments.channels, arguments.gamma, arguments.json)
     else:
-        faults = on_gpu(arguments.json, arguments.tune)
+        faults = on_gpu(arguments.json, arguments.tune, arguments.providers)
     sys.exit(bool(faults))
 
 

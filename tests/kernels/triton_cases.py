@@ -450,3 +450,61 @@ def test_autocast_takes_float32_tokens_in_its_dtype() -> None:
     for gradient, rounded in zip(gradients, torch.autograd.grad(expected, half), strict=True):
         assert gradient.dtype == torch.float32
         assert torch.equal(gradient, rounded.float())
+
+
+# ---- on a CUDA device alone -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter multiplies bfloat16 wrongly")
+@pytest.mark.parametrize("side", [224, 256, 336])
+def test_bfloat16_tokens_at_training_size(side: int) -> None:
+    tables = tuple(table[:2].contiguous() for table in make_tables((side, side), (side, side)))
+    patches = (side // 16) ** 2
+    tokens = [tokens[:2].requires_grad_() for tokens in make_tokens((patches, patches), 384, torch.bfloat16)]
+    loss = copynce_loss(*tokens, *tables, gamma=3, backend="triton")
+    gradients = torch.autograd.grad(2.5 * loss, tokens)
+    active = torch.ones(2, dtype=torch.bool, device=DEVICE)
+    expected = exact([side.detach() for side in tokens], tables, active, patch_size=16, gamma=3, prior="released")
+    assert error(loss.detach(), expected[0]) <= 1e-5
+    for gradient, expected_gradient in zip(gradients, expected[1:], strict=True):
+        assert error(gradient, expected_gradient) <= 3e-3
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph of a whole step can be captured, and replays on other tokens."""
+    monkeypatch.undo()
+    tables = make_tables((64, 64), (64, 64))
+    query, reference = (side.requires_grad_() for side in make_tokens((16, 16), 32))
+
+    def step() -> tuple[Tensor, ...]:
+        loss = copynce_loss(query, reference, *tables, gamma=2.5, backend="triton")
+        return loss.detach(), *torch.autograd.grad(loss, (query, reference))
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for side in (query, reference):
+            side.copy_(torch.randn_like(side))
+    graph.replay()
+    for one, other in zip(captured, step(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+def test_inductor_compiles_a_model_with_the_loss() -> None:
+    tables = make_tables((32, 32), (32, 32))
+    projection = torch.nn.Linear(16, 16, device=DEVICE)
+    query, reference = make_tokens((4, 4), 16)
+
+    def step() -> Tensor:
+        return copynce_loss(projection(query), projection(reference), *tables, gamma=3, backend="triton")
+
+    expected = torch.autograd.grad(step(), projection.weight)[0]
+    found = torch.autograd.grad(torch.compile(step, fullgraph=True)(), projection.weight)[0]
+    assert error(found, expected.double()) <= 1e-4

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from copynce.pixtrace import EditProgram, RenderPlan, sample_program, trace_pairs
@@ -57,12 +58,13 @@ def pairs(paths: list[Path]) -> Iterator[list[Pair]]:
             ]
 
 
-def pair_loader(paths: list[Path], size: int, threads: int) -> PairLoader:
+def pair_loader(paths: list[Path], size: int, threads: int, device: str = "cpu") -> PairLoader:
     return PairLoader(
         pairs(paths),
         paths,
         size=size,
         batch_size=BATCH,
+        device=device,
         threads=threads,
         substitute=lambda pair, attempt: pair,
         on_broken=lambda path, reason: pytest.fail(f"{path}: {reason}"),
@@ -96,6 +98,25 @@ def test_pairs(benchmark: Any, photographs: list[Path], size: int, cores: int) -
         "pairs_per_second_and_core": round(count / wall / cores, 1),
         "cpu_ms_per_pair": round(1e3 * cpu / count, 2),
     }
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("size", [224, 336])
+def test_pairs_on_the_gpu(benchmark: Any, photographs: list[Path], size: int) -> None:
+    """The same with decoding, edits and normalisation on the GPU, fed by all cores that this process may use."""
+    with pair_loader(photographs, size, threads=len(os.sched_getaffinity(0)), device="gpu") as loader:
+        batches = iter(loader)
+        assert next(batches)["query"].is_cuda
+        for _ in range(6):
+            next(batches)
+        torch.cuda.synchronize()
+        started, cpu = time.perf_counter(), time.process_time()
+        benchmark.pedantic(lambda: (next(batches), torch.cuda.synchronize()), rounds=4 * ROUNDS, iterations=1)
+        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    count = 4 * ROUNDS * BATCH
+    benchmark.extra_info |= {"pairs_per_second": round(count / wall, 1), "cpu_ms_per_pair": round(1e3 * cpu / count, 2)}
+    print(f"{size} px: {count / wall:.0f} pairs/s, {1e3 * cpu / count:.2f} ms of CPU a pair")
 
 
 #: Stages of a view in the order of the graph, each with the inputs that switch it on: flags, or a mask of full size.

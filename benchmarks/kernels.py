@@ -91,7 +91,10 @@ class Shape:
         return math.isqrt(self.patches) * PATCH
 
 
-GPU_SHAPES = Shape(), Shape(patches=256), Shape(channels=768), Shape(pairs=48, patches=441)
+GPU_SHAPES = {
+    f"B{shape.pairs}-L{shape.patches}-D{shape.channels}": shape
+    for shape in (Shape(), Shape(patches=256), Shape(channels=768), Shape(pairs=48, patches=441))
+}
 
 
 @dataclass(frozen=True)
@@ -486,7 +489,7 @@ def stages_of(shape: Shape, batch: list[Tensor]) -> dict[str, Callable[[], objec
     }
 
 
-def on_gpu(path: Path | None, tune: bool, providers: list[str]) -> int:
+def on_gpu(path: Path | None, tune: bool, providers: list[str], shapes: list[str]) -> int:
     """Check and time providers and kernels on this machine's GPU; the number of failed checks."""
     from benchmarks.bench_copynce_loss import make_batch
     from copynce.losses import copynce_loss
@@ -505,11 +508,11 @@ def on_gpu(path: Path | None, tune: bool, providers: list[str]) -> int:
     }
     rows: list[dict[str, Any]] = []
     failed = 0
-    for shape in GPU_SHAPES:
+    for name in shapes:
+        shape = GPU_SHAPES[name]
         batch = [tensor.detach().cuda() for tensor in make_batch(shape.pairs, shape.side, PATCH, shape.channels)]
         half = [batch[0].bfloat16(), batch[1].bfloat16(), *batch[2:]]
         exact = _loss_and_gradients([half[0].double(), half[1].double(), *half[2:]], copynce_loss, "reference")
-        name = f"B{shape.pairs}-L{shape.patches}-D{shape.channels}"
         bounds = bounds_of(shape, bandwidth, rate)
         bounds["step"] = bounds["prior"] + bounds["forward"] + bounds["backward"]
 
@@ -604,18 +607,15 @@ def _row(group: str, name: str, times: list[float]) -> dict[str, Any]:
     }
 
 
-#: What --tune tries: (rows, channels, warps, stages) of forward and backward.
+#: What --tune tries for forward and backward: rows, channels, warps, stages.
 CANDIDATES = (
-    *((64, 64, warps, stages) for warps in (4, 8, 16) for stages in (1, 2, 3, 4)),
-    *((64, 32, warps, stages) for warps in (8, 16) for stages in (2, 3, 4)),
-    *((64, 128, warps, stages) for warps in (8, 16) for stages in (1, 2, 3)),
-    *((32, 64, warps, stages) for warps in (4, 8) for stages in (2, 3, 4)),
-    *((32, 128, warps, stages) for warps in (4, 8) for stages in (2, 3)),
-    *((128, 64, 16, stages) for stages in (2, 3)),
-    *((16, 64, 4, stages) for stages in (2, 3)),
+    *((64, channels, warps, stages) for channels in (32, 64) for warps in (4, 8, 16) for stages in (1, 2, 3)),
+    *((64, 128, warps, stages) for warps in (4, 8, 16) for stages in (1, 2)),
+    *((32, channels, 4, stages) for channels in (64, 128) for stages in (2, 3)),
+    *((128, 64, warps, 2) for warps in (8, 16)),
 )
 #: (histogram bins of a program, warps) of the prior.
-PRIOR_CANDIDATES = tuple((bins, warps) for bins in (1024, 2048, 4096, 8192) for warps in (4, 8, 16))
+PRIOR_CANDIDATES = tuple((bins, warps) for bins in (256, 512, 1024, 2048, 4096) for warps in (1, 2, 4, 8))
 
 
 def _candidates(shape: Shape) -> Iterator[tuple[str, str, list[Any]]]:
@@ -647,8 +647,8 @@ def _time_candidate(shape: Shape, batch: list[Tensor], index: int, rounds: int) 
                 torch.cuda.synchronize()
                 return 0.0
             times = times_ms(graphed(stages[stage]), rounds)
-        except (triton.runtime.errors.OutOfResources, RuntimeError) as error:
-            return str(error).partition("\n")[0]
+        except (triton.runtime.errors.TritonError, RuntimeError) as error:
+            return str(error).strip().partition("\n")[0]
     return sorted(times)[len(times) // 2]
 
 
@@ -686,6 +686,7 @@ def main() -> None:
     mode.add_argument("--gpu", action="store_true", help="check and time on this machine's GPU")
     providers = ["eager", "compiled", "triton"]
     parser.add_argument("--providers", nargs="+", choices=providers, default=providers, help="what --gpu measures")
+    parser.add_argument("--shapes", nargs="+", choices=GPU_SHAPES, default=list(GPU_SHAPES), help="sizes of --gpu")
     parser.add_argument("--tune", action="store_true", help="with --gpu: also time candidate launch configurations")
     parser.add_argument("--patches", type=int, nargs="+", default=[196, 256, 441], help="L of --aot (square numbers)")
     parser.add_argument("--channels", type=int, nargs="+", default=[384, 768], help="D of --aot")
@@ -695,7 +696,7 @@ def main() -> None:
     if arguments.aot:
         faults = ahead_of_time(arguments.patches, arguments.channels, arguments.gamma, arguments.json)
     else:
-        faults = on_gpu(arguments.json, arguments.tune, arguments.providers)
+        faults = on_gpu(arguments.json, arguments.tune, arguments.providers, arguments.shapes)
     sys.exit(bool(faults))
 
 

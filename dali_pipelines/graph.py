@@ -153,7 +153,7 @@ def view(picture: DataNode, plain: DataNode, inputs: Nodes, size: int, device: s
     else:
         warped = working
     if inputs["remap"]:
-        pixels = remap(warped, inputs["points"], device)
+        pixels = remap(warped, inputs["points"], size, device)
     else:
         pixels = warped
     if inputs["blend"]:
@@ -240,20 +240,37 @@ def warp_twin(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
     )
 
 
-def remap(picture: DataNode, points: DataNode, device: str) -> DataNode:
+def remap(picture: DataNode, points: DataNode, size: int, device: str) -> DataNode:
     """Bilinear dense map; ``points`` float [H, W, 2] are (x, y) in the picture's pixels, corner convention.
 
     DALI has no CPU backend of it: there a Numba leaf does the same.
     """
     if device == "cpu":  # build time
         return fn.reshape(remap_operator()(points, picture), layout="HWC")
-    return remap_twin(picture, points)
+    return remap_twin(picture, points, size)
 
 
-def remap_twin(picture: DataNode, points: DataNode) -> DataNode:
-    """:func:`remap` by DALI's own operator, which shows black outside: points must lie half a pixel inside."""
+def remap_twin(picture: DataNode, points: DataNode, size: int) -> DataNode:
+    """:func:`remap` by DALI's own operator; ``points`` [S, S, 2] must lie half a pixel inside of the picture."""
     at = points.gpu()
-    return fn.experimental.remap(picture, at[:, :, 0], at[:, :, 1], interp=types.INTERP_LINEAR, pixel_origin="corner")
+    return _looked_up(picture, at[:, :, 0], at[:, :, 1], size, size)
+
+
+def _looked_up(picture: DataNode, x: DataNode, y: DataNode, height: int, width: int) -> DataNode:
+    """Bilinear values of a picture at points ``x``, ``y`` float [height, width], all on the GPU.
+
+    DALI's operator gives its output the picture's size and wants maps of the same: both are padded to the larger of
+    each side, and the result is cut.
+    """
+    common = math.max(fn.slice(picture.shape(dtype=types.INT32), 0, 2, axes=[0]), np.array([height, width], np.int32))
+    found = fn.experimental.remap(
+        fn.pad(picture, axes=[0, 1], shape=common),
+        fn.pad(x, axes=[0, 1], shape=common, fill_value=0.5),
+        fn.pad(y, axes=[0, 1], shape=common, fill_value=0.5),
+        interp=types.INTERP_LINEAR,
+        pixel_origin="corner",
+    )
+    return fn.slice(found, [0, 0], [height, width], axes=[0, 1])
 
 
 def share(weight: DataNode, device: str) -> DataNode:
@@ -297,7 +314,7 @@ def layer(inputs: Nodes, k: int, size: int, device: str) -> DataNode:
     else:
         working = picture
     if inputs[f"layer_remap_{k}"]:
-        placed = remap(working, inputs[f"layer_points_{k}"], device)
+        placed = remap(working, inputs[f"layer_points_{k}"], size, device)
     else:
         placed = warp(working, inputs[f"layer_matrix_{k}"], inputs["plain_size"], size, device)
     return placed
@@ -344,7 +361,7 @@ def effects(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode
     if inputs["pixelate"]:
         pixels = pixelate(pixels, inputs["cells"], size)
     if inputs["shuffle"]:
-        pixels = remap(pixels, inputs["places"], device)
+        pixels = remap(pixels, inputs["places"], size, device)
     if inputs["grain"]:
         pixels = _as_bytes(pixels + _on(inputs["grains"], device))
     return pixels
@@ -366,8 +383,7 @@ def curve(pixels: DataNode, levels: DataNode, size: int, device: str) -> DataNod
     row = fn.reshape(levels.gpu(), shape=[1, 256, 1], layout="HWC")
     x = fn.reshape(pixels, shape=[size, 3 * size], layout="HW") + np.float32(0.5)
     y = x * np.float32(0.0) + np.float32(0.5)
-    found = fn.experimental.remap(row, x, y, interp=types.INTERP_LINEAR, pixel_origin="corner")
-    return fn.reshape(found, shape=[size, size, 3], layout="HWC")
+    return fn.reshape(_looked_up(row, x, y, size, 3 * size), shape=[size, size, 3], layout="HWC")
 
 
 def median(picture: DataNode, window: DataNode, device: str) -> DataNode:

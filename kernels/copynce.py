@@ -51,6 +51,9 @@ LARGEST_LOGIT_RANGE = 80.0
 
 _SMALLEST_NORM = tl.constexpr(1e-12)  # as torch.nn.functional.normalize
 _COSINE_STEPS = tl.constexpr(32000.0)  # |cos| may exceed 1 by rounding, int16 ends at 1.024 of this
+# Added to steps below cosine 1 it rounds them to integers, and the lowest bits of the sum are the steps of the cosine.
+_ROUNDING = tl.constexpr(1.5 * 2.0**23 + 32000.0)
+_ROUNDING_BITS = tl.constexpr(0x4B400000)  # of 1.5 * 2^23
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # Rows of the factor tensors [B, 2, L].
 INVERSE_NORM = tl.constexpr(0)
@@ -100,6 +103,19 @@ def _dot(b_a, b_b, b_sum):
 
 
 @triton.jit
+def _squares(b_tokens, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    """Sums of squares [ROWS, GROUPS] of neighbouring channels, which one thread loaded together."""
+    b_wide = tl.reshape(b_tokens.to(tl.float32), (ROWS, GROUPS, b_tokens.shape[1] // GROUPS))
+    return tl.sum(b_wide * b_wide, axis=2)
+
+
+@triton.jit
+def _inverse_length(b_squares):
+    """1 / length from sums of squares [rows, groups]."""
+    return 1.0 / tl.maximum(tl.sqrt(tl.sum(b_squares, axis=1)), _SMALLEST_NORM)
+
+
+@triton.jit
 def _load_tokens(p_tokens, stride, o_l, length, i_channel, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Tile [len(o_l), BLOCK_D] of tokens whose channels are contiguous; zeros outside."""
     o_d = i_channel + tl.arange(0, BLOCK_D)
@@ -136,7 +152,7 @@ def _targets(
     other_stride,
     POWER: tl.constexpr,
 ):
-    """T: both directions' weighted priors at rows o_i and columns o_j; only entries inside of the matrix are valid."""
+    """T: both directions' weighted priors at rows o_i and columns o_j, 0 outside of the matrix."""
     b_own = tl.load(
         p_own_counts + o_i[:, None] * own_stride + o_j[None, :],
         mask=(o_i < rows)[:, None] & (o_j < own_stride)[None, :],
@@ -148,7 +164,10 @@ def _targets(
         other=0,
     )
     b_targets = power(b_own, b_own_peak[:, None], p_power, POWER) * b_own_scale[:, None]
-    return b_targets + power(tl.trans(b_other), b_other_peak[None, :], p_power, POWER) * b_other_scale[None, :]
+    b_targets += power(tl.trans(b_other), b_other_peak[None, :], p_power, POWER) * b_other_scale[None, :]
+    if POWER == 0:  # a count of 0 may weigh something: 0^0
+        b_targets = tl.where((o_i < rows)[:, None] & (o_j < columns)[None, :], b_targets, 0.0)
+    return b_targets
 
 
 @triton.jit
@@ -203,21 +222,23 @@ def _copynce_fwd_kernel(
 
     # Cosines, with the lengths from the same loads.
     b_product = tl.zeros((BLOCK_L, LP), tl.float32)
-    b_query_norm = tl.zeros((BLOCK_L,), tl.float32)
-    b_reference_norm = tl.zeros((LP,), tl.float32)
+    GROUPS: tl.constexpr = BLOCK_D // 8
+    b_query_squares = tl.zeros((BLOCK_L, GROUPS), tl.float32)
+    b_reference_squares = tl.zeros((LP, GROUPS), tl.float32)
     for i_channel in range(0, D, BLOCK_D):
         b_query = _load_tokens(p_query, query_stride_l, o_i, LQ, i_channel, D, BLOCK_D)
         b_reference = _load_tokens(p_reference, reference_stride_l, o_j, LR, i_channel, D, BLOCK_D)
         b_product = _dot(b_query, tl.trans(b_reference), b_product)
-        b_query_norm += tl.sum(b_query.to(tl.float32) * b_query.to(tl.float32), axis=1)
-        b_reference_norm += tl.sum(b_reference.to(tl.float32) * b_reference.to(tl.float32), axis=1)
-    b_query_norm = 1.0 / tl.maximum(tl.sqrt(b_query_norm), _SMALLEST_NORM)
-    b_reference_norm = 1.0 / tl.maximum(tl.sqrt(b_reference_norm), _SMALLEST_NORM)
+        b_query_squares += _squares(b_query, BLOCK_L, GROUPS)
+        b_reference_squares += _squares(b_reference, LP, GROUPS)
+    b_query_norm = _inverse_length(b_query_squares)
+    b_reference_norm = _inverse_length(b_reference_squares)
     p_query_factor += i_sample * (2 * LQ) + o_i
     tl.store(p_query_factor + INVERSE_NORM * LQ, b_query_norm, mask=m_i)
     if i_block == 0:
         tl.store(p_reference_factor + i_sample * (2 * LR) + INVERSE_NORM * LR + o_j, b_reference_norm, mask=m_j)
-    b_cosine = b_product * b_query_norm[:, None] * b_reference_norm[None, :]
+    # The cosine's distance below 1, in steps.
+    b_below = b_product * (b_query_norm * _COSINE_STEPS)[:, None] * b_reference_norm[None, :] - _COSINE_STEPS
 
     query_weight = _pair_weight(p_query_prior, share, LQ, LQP, RELEASED)
     reference_weight = _pair_weight(p_reference_prior, share, LR, LP, RELEASED)
@@ -239,24 +260,25 @@ def _copynce_fwd_kernel(
         SQ,
         POWER,
     )
-    b_matched = tl.sum(tl.where(m_ij, b_targets * ((b_cosine - 1.0) * scale), 0.0), axis=1)
+    step = scale / _COSINE_STEPS
+    b_matched = tl.sum(b_targets * b_below, axis=1) * step
 
     # Both softmaxes from one exponential, of the cosines that backward will know.
-    b_kept = b_cosine
+    b_kept = b_below
     if STASH:
-        b_steps = tl.floor(b_cosine * _COSINE_STEPS + 0.5)
+        b_rounded = b_below + _ROUNDING
+        b_kept = b_rounded - _ROUNDING
         p_steps = p_cosine + i_sample * (LQ * SC) + o_i[:, None] * SC + o_j[None, :]
-        tl.store(p_steps, b_steps.to(tl.int16), mask=m_i[:, None] & (o_j < SC)[None, :])
-        b_kept = b_steps * (1.0 / _COSINE_STEPS)
-    b_exponential = tl.where(m_ij, tl.exp2((b_kept - 1.0) * (scale * _LOG2_E)), 0.0)
+        tl.store(p_steps, b_rounded.to(tl.int32, bitcast=True).to(tl.int16), mask=m_i[:, None] & (o_j < SC)[None, :])
+    b_exponential = tl.where(m_ij, tl.exp2(b_kept * (step * _LOG2_E)), 0.0)
     b_row_sum = tl.where(m_i, tl.sum(b_exponential, axis=1), 1.0)
     b_exact_sum = b_row_sum
     p_sum = p_column_sum + (i_sample * tl.num_programs(0) + i_block) * ((2 if STASH else 1) * LR) + o_j
     tl.store(p_sum, tl.sum(b_exponential, axis=0), mask=m_j)
     if STASH:
-        b_exponential *= (b_cosine - b_kept) * scale
-        b_exact_sum += tl.sum(b_exponential, axis=1)
-        tl.store(p_sum + LR, tl.sum(b_exponential, axis=0), mask=m_j)
+        b_exponential *= b_below - b_kept
+        b_exact_sum += tl.sum(b_exponential, axis=1) * step
+        tl.store(p_sum + LR, tl.sum(b_exponential, axis=0) * step, mask=m_j)
 
     b_mass = tl.load(p_query_prior + MASS * LQ + o_i, mask=m_i, other=0.0) * query_weight
     b_loss = b_mass * tl.log(b_exact_sum) - b_matched
@@ -398,14 +420,15 @@ def _copynce_bwd_kernel(
         else:
             m_other = m_j[:, None] & (o_i < SC)[None, :]
             b_steps = tl.trans(tl.load(p_cosine + o_j[:, None] * SC + o_i[None, :], mask=m_other, other=0))
-        b_cosine = b_steps.to(tl.float32) * (1.0 / _COSINE_STEPS)
+        # As in forward: an integer in the lowest bits, and a difference.
+        b_below = (b_steps.to(tl.int32) + _ROUNDING_BITS).to(tl.float32, bitcast=True) - _ROUNDING
     else:
         b_cosine = tl.zeros((BLOCK_L, LP), tl.float32)
         for i_channel in range(0, D, BLOCK_D):
             b_own = _load_tokens(p_own, own_step, o_i, rows, i_channel, D, BLOCK_D)
             b_other = _load_tokens(p_other, other_step, o_j, columns, i_channel, D, BLOCK_D)
             b_cosine = _dot(b_own, tl.trans(b_other), b_cosine)
-        b_cosine = b_cosine * b_own_norm[:, None] * b_other_norm[None, :]
+        b_below = b_cosine * (b_own_norm * _COSINE_STEPS)[:, None] * b_other_norm[None, :] - _COSINE_STEPS
 
     # G, and its part along the token itself.
     b_own_softmax = tl.load(p_own_factor + SOFTMAX * rows + o_i, mask=m_i, other=0.0)
@@ -432,7 +455,7 @@ def _copynce_bwd_kernel(
         other_stride,
         POWER,
     )
-    b_exponential = tl.exp2((b_cosine - 1.0) * (scale * _LOG2_E))
+    b_exponential = tl.exp2(b_below * (scale / _COSINE_STEPS * _LOG2_E))
     b_gradient = b_exponential * (b_own_softmax[:, None] + b_other_softmax[None, :]) - b_targets
     b_gradient = tl.where(m_i[:, None] & m_j[None, :], b_gradient * (b_other_norm * scale)[None, :], 0.0)
     b_size = b_own_norm * tl.load(p_upstream)
@@ -443,7 +466,8 @@ def _copynce_bwd_kernel(
         b_gradient = b_gradient / b_largest[:, None]
         b_size = b_size * b_largest
     b_rounded = b_gradient.to(p_gradient.dtype.element_ty)
-    b_along = tl.sum(b_rounded.to(tl.float32) * b_cosine / b_other_norm[None, :], axis=1) * b_own_norm
+    b_along = b_rounded.to(tl.float32) * (1.0 / b_other_norm)[None, :]
+    b_along = tl.sum(b_along * (b_below * (1.0 / _COSINE_STEPS) + 1.0), axis=1) * b_own_norm
 
     for i_channel in range(0, D, BLOCK_D):
         b_own = _load_tokens(p_own, own_step, o_i, rows, i_channel, D, BLOCK_D)

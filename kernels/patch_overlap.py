@@ -42,10 +42,9 @@ SCALE = tl.constexpr(0)
 MASS = tl.constexpr(1)
 PEAK = tl.constexpr(2)
 
-# (patches of a run) x (patches of the other picture, padded): 16 KiB of histogram and 16 counts a thread, so that the
-# resources are the same from 196 patches to 1024.
-_BINS = 4096
-_WARPS = 8
+# (patches of a run) x (patches of the other picture, padded): small programs, many of which share a multiprocessor.
+_BINS = 512
+_WARPS = 2
 _GAMMA_LIMIT = 2.0**17  # (1023 / 1024)^gamma is below 2^-150 here: the largest bins alone are left, as at infinity
 # Reverse tables in flight: they stay in the last-level cache of A100 (40 MB) and H100 (50 MB).
 _SCRATCH_BYTES = 16 << 20

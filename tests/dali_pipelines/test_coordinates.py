@@ -1,7 +1,8 @@
 """The heart of the suite: a picture whose colours encode its coordinates must come out as the table says.
 
 The pixel executor (DALI) and the coordinate executor (PixTrace) share the program's numbers and nothing else, so they
-can only agree if both are right. COPYNCE_PROGRAMS sets how many random programs of each policy are drawn (default 200).
+can only agree if both are right. COPYNCE_PROGRAMS sets how many random programs of each policy are drawn (default 200);
+COPYNCE_DEVICE=gpu renders the pictures on the GPU.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ SIZE = 224
 #: Blue tells what a pixel shows: the source, another picture, or nothing (black).
 SOURCE_BLUE, OTHER_BLUE = 128, 255
 PROGRAMS = int(os.environ.get("COPYNCE_PROGRAMS", "200"))
+DEVICE = os.environ.get("COPYNCE_DEVICE", "cpu")
 
 
 def coded_picture(height: int, width: int) -> np.ndarray:
@@ -95,7 +97,7 @@ def check(path: Path, programs: Sequence[EditProgram], other: Path) -> None:
     with Image.open(path) as image:
         width, height = image.size
     programs = [bare(program) for program in programs]
-    rendered = render_programs([path] * len(programs), programs, SIZE, pictures=[other]).astype(np.float64)
+    rendered = render_programs([path] * len(programs), programs, SIZE, DEVICE, [other]).astype(np.float64)
     pixels_per_level = np.array([1 / levels_per_pixel(width), 1 / levels_per_pixel(height)])
     # One source pixel. A source larger than the grid: one pixel of the grid, the table's unit, and one grey level.
     unit = np.ones(2)
@@ -212,7 +214,7 @@ def test_random_programs(folder: Path, policy: str) -> None:
 
 def test_layers_show_at_their_opacity(folder: Path) -> None:
     program = EditProgram((Overlay(0, 0, 97, 64, opacity=0.25),))
-    pixels = render_programs([folder / "wide.png"], [program], SIZE, pictures=[folder / "other.png"])[0]
+    pixels = render_programs([folder / "wide.png"], [program], SIZE, DEVICE, [folder / "other.png"])[0]
     left, right = pixels[100, 20].astype(float), pixels[100, 200].astype(float)
     assert right[2] == pytest.approx(SOURCE_BLUE, abs=1)
     assert left[2] == pytest.approx(0.75 * SOURCE_BLUE + 0.25 * OTHER_BLUE, abs=2)
@@ -221,8 +223,8 @@ def test_layers_show_at_their_opacity(folder: Path) -> None:
 def test_paint_shows_in_its_colour_at_its_opacity(folder: Path) -> None:
     box = Stamp(("1",), 0, 0, 97, 64, color=(1.0, 0.5, 0.0), opacity=0.75)
     dot = Stamp(("1",), 0, 0, 97, 32, color=(0.0, 0.0, 1.0))
-    pixels = render_programs([folder / "wide.png"], [EditProgram((box, dot))], SIZE)[0].astype(float)
-    plain = render_programs([folder / "wide.png"], [EditProgram()], SIZE)[0].astype(float)
+    pixels = render_programs([folder / "wide.png"], [EditProgram((box, dot))], SIZE, DEVICE)[0].astype(float)
+    plain = render_programs([folder / "wide.png"], [EditProgram()], SIZE, DEVICE)[0].astype(float)
     np.testing.assert_allclose(pixels[:, :54], np.broadcast_to([0, 0, 255], (SIZE, 54, 3)), atol=1)
     blended = 0.25 * plain[:, 58:110] + 0.75 * np.array([255, 127.5, 0])
     np.testing.assert_allclose(pixels[:, 58:110], blended, atol=1.5)
@@ -232,4 +234,4 @@ def test_paint_shows_in_its_colour_at_its_opacity(folder: Path) -> None:
 def test_a_program_that_the_graph_cannot_render_is_named(folder: Path) -> None:
     layers = EditProgram(tuple(Overlay(0, 0, 20, 20) for _ in range(3)))
     with pytest.raises(ValueError, match="at most 2 other pictures, this program shows 3"):
-        render_programs([folder / "wide.png"], [layers], SIZE, pictures=[folder / "other.png"])
+        render_programs([folder / "wide.png"], [layers], SIZE, DEVICE, [folder / "other.png"])

@@ -1,9 +1,13 @@
-"""Colour edits of the graph against Pillow and NumPy versions of the same formula."""
+"""Colour edits of the graph against Pillow and NumPy versions of the same formula.
+
+COPYNCE_DEVICE=gpu renders them on the GPU.
+"""
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +43,7 @@ from dali_pipelines import EncodedPicture, render_programs
 from dali_pipelines.views import Scene, View, feed, input_table
 
 SIZE = 64
+DEVICE = os.environ.get("COPYNCE_DEVICE", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rendered(picture: Path, *edits: object) -> np.ndarray:
-    return render_programs([picture], [EditProgram(tuple(edits))], SIZE)[0].astype(np.float64)  # type: ignore[arg-type]
+    return render_programs([picture], [EditProgram(tuple(edits))], SIZE, DEVICE)[0].astype(np.float64)  # type: ignore[arg-type]
 
 
 def as_array(path: Path) -> np.ndarray:
@@ -104,7 +109,7 @@ ORDERS = list(itertools.permutations(ColorJitter().order))
 def test_jitter_steps_run_in_their_order_and_clip(picture: Path) -> None:
     jitters = [ColorJitter(1.6, 1.7, 1.5, 0.15, order=order) for order in ORDERS]
     programs = [EditProgram((jitter,)) for jitter in jitters]
-    batch = render_programs([picture] * len(ORDERS), programs, SIZE)
+    batch = render_programs([picture] * len(ORDERS), programs, SIZE, DEVICE)
     for jitter, found in zip(jitters, batch, strict=True):
         # The YIQ matrix is published with three to six digits.
         assert np.abs(found - jittered(as_array(picture), jitter)).max() <= 2.5, jitter.order
@@ -309,9 +314,9 @@ def test_all_effects_together_and_one_at_a_time_in_a_batch(picture: Path) -> Non
         Blur(4.0), Jpeg(50),
     )  # fmt: skip
     programs = [EditProgram(effects), EditProgram(), *(EditProgram((effect,)) for effect in effects)]
-    batch = render_programs([picture] * len(programs), programs, SIZE)
+    batch = render_programs([picture] * len(programs), programs, SIZE, DEVICE)
     for program, pixels in zip(programs, batch, strict=True):
-        np.testing.assert_array_equal(pixels, render_programs([picture], [program], SIZE)[0])
+        np.testing.assert_array_equal(pixels, render_programs([picture], [program], SIZE, DEVICE)[0])
     with pytest.raises(ValueError, match="in this order, got Noise after Blur"):
         rendered(picture, Blur(4.0), Noise(0.1))
 

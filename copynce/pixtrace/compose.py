@@ -1,10 +1,10 @@
 """Compose a chain of edits on paper: one projective map per picture, regions as half-planes, blending steps.
 
-Walking the edits multiplies 3x3 matrices only. At the end every picture of the view (the traced source and any
-other picture) has one forward map from its *unit square* to the output, and every region (what a canvas once cut off,
-where a picture was laid, what was erased) is a set of half-planes in output coordinates, cut by bitmaps where an object
-was cut out. Nothing touches a pixel here. Matrices are tuples of floats until the end: composing must cost less than
-tracing.
+Walking the edits only notes 3x3 matrices and boxes; one compiled call multiplies them. Then every picture of the view
+(the traced source and any other picture) has one forward map from its *unit square* to the output, and every region
+(what a canvas once cut off, where a picture was laid, what was erased) is a set of half-planes in output coordinates,
+cut by bitmaps where an object was cut out. Nothing touches a pixel here. Numbers stay in one list until the end:
+composing must cost less than tracing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from copynce.pixtrace.edits import (
     Stamp,
 )
 from copynce.pixtrace.kernels import LEAST_SOURCE_WEIGHT, TIE
-from copynce.pixtrace.matrices import IDENTITY, Flat, inverse, multiply, scaling, translation
+from copynce.pixtrace.matrices import scaling, translation
 from copynce.pixtrace.shares import bilinear
 
 Points = NDArray[np.floating]
@@ -339,22 +339,21 @@ def compose(edits: Iterable[Edit], source_shape: Size, grid: Size, *, end_at_gri
 class _Box(NamedTuple):
     """A box on an earlier canvas, cut by the canvases exposed from number ``clips`` on.
 
-    ``stage`` maps the unit square of the source to that canvas. ``bits``, stretched over the box, cut it too.
+    ``stage``: how many maps lead from the source's unit square to that canvas. ``bits``, stretched over the box, cut it too.
     """
 
     left: float
     top: float
     right: float
     bottom: float
-    stage: Flat
+    stage: int
     clips: int
     bits: Bits | None = None
 
 
 _NO_BITS = (-1.0, 0.0, 0.0)
-_UNUSED = (0.0,) * 11
-#: The source's own part among those of :func:`copynce.pixtrace.kernels.write_code`.
-_WHOLE = (0.0, 0.0, 1.0, 1.0, *IDENTITY, 0.0, 255.0, 0.0, -1.0, *_NO_BITS)
+#: The source itself among the parts of :func:`copynce.pixtrace.kernels.write_code`: all of its unit square.
+_WHOLE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, *_NO_BITS, 255.0, 0.0, -1.0)
 _NOTHING = np.zeros(0, np.uint8)
 
 
@@ -368,7 +367,7 @@ def _pack(bits: Bits | None, texts: list[str]) -> tuple[float, float, float]:
 
 
 class _Walk:
-    """The state between two edits: all maps lead to the *current* canvas."""
+    """The state between two edits."""
 
     def __init__(
         self,
@@ -378,9 +377,9 @@ class _Walk:
         photometric: list[Photometric] | None = None,
     ) -> None:
         self.height, self.width = height, width
-        self.forward: Flat = scaling(float(width), float(height))  # unit square of the source -> canvas
-        #: map of the layer's unit square to the canvas of its birth, that canvas' stage, the layer's look
-        self.layers: list[tuple[Flat, Flat, float, tuple[float, float, float] | None]] = []
+        #: the maps so far, nine numbers each: unit square of the source -> its pixels -> ... -> current canvas
+        self.moves: list[float] = [*scaling(float(width), float(height))]
+        self.layers: list[tuple[float, tuple[float, float, float] | None]] = []  # picture and colour
         self.covers: list[tuple[_Box, float, int, _Box | None]] = []
         self.clips: list[_Box] = []  # canvases that later edits exposed the outside of
         self.photometric: list[Photometric] = photometric or []
@@ -397,7 +396,7 @@ class _Walk:
         if isinstance(edit, Geometry):
             if edit.exposes:
                 self.clips.append(self._box(0, 0, self.width, self.height))
-            self.forward = multiply(edit.forward(self.height, self.width), self.forward)
+            self.moves += edit.forward(self.height, self.width)
             self.plain = self.plain and type(edit).__name__ == "Resize"
         elif isinstance(edit, (PasteOnto, Matte)):
             # The whole rectangle of the picture covers the canvas, its black parts too; of a matte only the object.
@@ -405,20 +404,18 @@ class _Walk:
             self.clips.append(self._box(0, 0, self.width, self.height, bits))
             pasted = self._box(0, 0, self.width, self.height, bits)
             if isinstance(edit, Matte):
-                place = edit.forward(self.height, self.width)
+                self.moves += edit.forward(self.height, self.width)
             else:
-                place = translation(edit.left, edit.top)
-            self.forward = multiply(place, self.forward)
+                self.moves += translation(edit.left, edit.top)
             ground = self._box(0, 0, edit.canvas_width, edit.canvas_height)
-            layer = self._layer(0, 0, edit.canvas_height, edit.canvas_width, edit.picture)
-            self.covers.append((pasted, edit.opacity, layer, ground))
+            self.covers.append((pasted, edit.opacity, self._layer(edit.picture), ground))
         elif isinstance(edit, (Overlay, Stamp, Erase)):
             bits, layer, keep = None, -1, 0.0
             if isinstance(edit, Overlay):
-                layer = self._layer(edit.top, edit.left, edit.height, edit.width, edit.picture)
+                layer = self._layer(edit.picture)
                 keep = 1.0 - edit.opacity
             elif isinstance(edit, Stamp):
-                layer = self._layer(edit.top, edit.left, edit.height, edit.width, 0.0, edit.color)
+                layer = self._layer(0.0, edit.color)
                 keep, bits = 1.0 - edit.opacity, edit.bits
             else:
                 self.noise = edit.noise
@@ -430,7 +427,7 @@ class _Walk:
 
     def scale_to(self, height: int, width: int) -> None:
         """Resize the canvas."""
-        self.forward = multiply(scaling(width / self.width, height / self.height), self.forward)
+        self.moves += scaling(width / self.width, height / self.height)
         self.height, self.width = height, width
 
     def finish(self) -> RenderPlan:
@@ -441,27 +438,27 @@ class _Walk:
         together = len(light) > 1 and 255 * math.prod(kept / 255 for kept in light) < LEAST_SOURCE_WEIGHT + 2
         plain = self.plain and not self.covers
         texts: list[str] = []
-        parts: list[float] = [*self.forward, *_UNUSED]
+        numbers = self.moves.copy()
         for clip in self.clips:
-            parts += (*clip[:4], *clip.stage, 0, 0, 0, 0, *_pack(clip.bits, texts))
-        parts += _WHOLE
+            numbers += (*clip[:6], *_pack(clip.bits, texts), 0, 0, 0)
+        numbers += _WHOLE
         grounds: list[_Box] = []
         for (box, _, layer, ground), kept in zip(self.covers, keeps, strict=True):
             number = -1
             if ground is not None:
                 number = len(grounds)
                 grounds.append(ground)
-            parts += (*box[:4], *box.stage, box.clips, kept, layer, number, *_pack(box.bits, texts))
+            numbers += (*box[:6], *_pack(box.bits, texts), kept, layer, number)
         for box in grounds:
-            parts += (*box[:4], *box.stage, box.clips, 0, 0, 0, *_NO_BITS)
-        code = kernels.write_code(
-            np.array(parts).reshape(-1, 20), len(self.clips), len(self.covers),
-            self.height, self.width, plain, together,
+            numbers += (*box[:6], *_NO_BITS, 0, 0, 0)
+        code, places = kernels.write_code(
+            np.fromiter(numbers, np.float64, len(numbers)), len(self.moves) // 9,
+            len(self.clips), len(self.covers), len(self.layers), self.height, self.width, plain, together,
         )  # fmt: skip
         return RenderPlan(
             output_shape=(self.height, self.width),
             source=LayerPlan(code[:3]),
-            layers=tuple([self._layer_plan(*layer) for layer in self.layers]),
+            layers=tuple([LayerPlan(places[k], *look) for k, look in enumerate(self.layers)]),
             photometric=tuple(self.photometric),
             noise=self.noise,
             plain=plain,
@@ -471,24 +468,12 @@ class _Walk:
         )
 
     def _box(self, left: float, top: float, right: float, bottom: float, bits: Bits | None = None) -> _Box:
-        return _Box(left, top, right, bottom, self.forward, len(self.clips), bits)
+        return _Box(left, top, right, bottom, len(self.moves) // 9, len(self.clips), bits)
 
-    def _layer(
-        self, top: int, left: int, height: int, width: int, picture: float,
-        color: tuple[float, float, float] | None = None,
-    ) -> int:  # fmt: skip
-        """Note a layer on the current canvas; returns its number (0 is the source)."""
-        place = (float(width), 0.0, float(left), 0.0, float(height), float(top), 0.0, 0.0, 1.0)
-        self.layers.append((place, self.forward, picture, color))
+    def _layer(self, picture: float, color: tuple[float, float, float] | None = None) -> int:
+        """Note the look of the next cover's layer; returns its number (0 is the source)."""
+        self.layers.append((picture, color))
         return len(self.layers)
-
-    def _layer_plan(
-        self, place: Flat, stage: Flat, picture: float, color: tuple[float, float, float] | None
-    ) -> LayerPlan:
-        if color is not None:  # the same everywhere
-            return LayerPlan(np.eye(3), picture, color)
-        matrix = multiply(multiply(self.forward, inverse(stage)), place)
-        return LayerPlan(np.array(matrix).reshape(3, 3), picture, color)
 
 
 def _erased(noise: Points | NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -292,19 +292,36 @@ def _fill(spans, cut, drawn, value, weight):  # type: ignore[no-untyped-def]
             row[:] = new
 
 
-@njit("float64[:, ::1](float64[:, ::1], int64, int64, int64, int64, boolean, boolean)", **_options)
-def write_code(parts, clips, covers, height, width, plain, together):  # type: ignore[no-untyped-def]
-    """The code of a view.
+@njit(nogil=True, cache=True, error_model="numpy")
+def _multiply(p, q, out):  # type: ignore[no-untyped-def]
+    """out = p @ q, each product and sum rounded: a map written two ways must come out the same."""
+    for i in range(3):
+        for j in range(3):
+            out[i, j] = p[i, 0] * q[0, j] + p[i, 1] * q[1, j] + p[i, 2] * q[2, j]
 
-    ``parts [P, 20]``: the first row begins with the map from the source's unit square to the view [9]; every other is
-    a box: left, top, right, bottom on its canvas; the map of the unit square to that canvas [9]; the first of the clips
-    that cut it; the kept weight; layer; ground; first place, rows and columns of its bitmap, stretched over the box (-1
-    without). Rows 1 to ``clips`` are those clips, the next is the source, the next ``covers`` are the covers.
+
+@njit(
+    "Tuple((float64[:, ::1], float64[:, :, ::1]))(float64[::1], int64, int64, int64, int64, int64, int64, boolean, boolean)",
+    **_options,
+)
+def write_code(numbers, moves, clips, covers, layers, height, width, plain, together):  # type: ignore[no-untyped-def]
+    """The code of a view, and float64 [layers, 3, 3], the maps from the unit squares of the layers to the view.
+
+    ``numbers`` holds ``moves`` maps of nine numbers, from the source's unit square to its pixels, from these to the
+    next canvas and so on up to the view; then parts of twelve, each a box: left, top, right, bottom on its canvas; how
+    many of the maps lead to that canvas; the first of the clips that cut it; first place, rows and columns of its
+    bitmap, stretched over the box (-1 without); kept weight; layer; ground. The first ``clips`` parts are those clips,
+    the next is the source, then come the ``covers`` and their grounds.
     """
-    regions = len(parts) - 1 - clips
+    maps = numbers[: 9 * moves].reshape(-1, 3, 3)
+    parts = numbers[9 * moves :].reshape(-1, 12)
+    stages = np.empty((moves + 1, 3, 3))  # the maps from the unit square to each canvas, and to itself
+    stages[0] = np.eye(3)
+    for k in range(moves):
+        _multiply(maps[k], stages[k], stages[k + 1])
+    regions = len(parts) - clips
     code = np.empty((5 + regions * (2 + 9 * (1 + clips)), 3))
-    for i in range(9):
-        code[i // 3, i % 3] = parts[0, i]
+    code[:3] = stages[moves]
     code[3, 0] = height
     code[3, 1] = width
     code[3, 2] = 1.0 if plain else 0.0
@@ -316,26 +333,30 @@ def write_code(parts, clips, covers, height, width, plain, together):  # type: i
     far_x = width - 0.5
     far_y = height - 0.5
     m = np.empty((3, 3))
+    inverse = np.empty((3, 3))
+    back_and_on = np.empty((3, 3))
     bitmaps = np.empty((4 * (1 + clips), 3))
+    places = np.empty((layers, 3, 3))
     row = 5
-    for region in range(1 + clips, len(parts)):
+    for region in range(clips, len(parts)):
         head = row
         row += 2
         found = 0
-        own = int(parts[region, 13])
+        own = int(parts[region, 5])
         for step in range(own - 1, clips):
-            part = parts[region] if step < own else parts[1 + step]
+            part = parts[region] if step < own else parts[step]
+            stage = stages[int(part[4])]
             for i in range(3):
                 for j in range(3):
-                    m[i, j] = part[4 + 3 * i] * back[0, j] + part[5 + 3 * i] * back[1, j] + part[6 + 3 * i] * back[2, j]
-            if part[17] >= 0.0:
-                x = part[19] / (part[2] - part[0])
-                y = part[18] / (part[3] - part[1])
+                    m[i, j] = stage[i, 0] * back[0, j] + stage[i, 1] * back[1, j] + stage[i, 2] * back[2, j]
+            if part[6] >= 0.0:
+                x = part[8] / (part[2] - part[0])
+                y = part[7] / (part[3] - part[1])
                 for j in range(3):
                     bitmaps[found, j] = x * (m[0, j] - part[0] * m[2, j])
                     bitmaps[found + 1, j] = y * (m[1, j] - part[1] * m[2, j])
                     bitmaps[found + 2, j] = m[2, j]
-                    bitmaps[found + 3, j] = part[17 + j]
+                    bitmaps[found + 3, j] = part[6 + j]
                 found += 4
             tilted = abs(m[2, 0]) * width + abs(m[2, 1]) * height > 1e-12 * abs(m[2, 2])
             for side in range(5 if tilted else 4):
@@ -360,17 +381,31 @@ def write_code(parts, clips, covers, height, width, plain, together):  # type: i
                     row += 1
         code[head, 0] = row - head - 2
         code[head, 1] = found // 4
-        code[head, 2] = parts[region, 14]
-        code[head + 1, 0] = parts[region, 15]
-        code[head + 1, 1] = parts[region, 16]
+        code[head, 2] = parts[region, 9]
+        code[head + 1, 0] = parts[region, 10]
+        code[head + 1, 1] = parts[region, 11]
         code[head + 1, 2] = 0.0
-        if region > 1 + clips and region <= 1 + clips + covers and parts[region, 15] < 0.0:
-            code[4, 2] = 1.0
+        if region > clips and region <= clips + covers:
+            layer = int(parts[region, 10])
+            if layer < 0:
+                code[4, 2] = 1.0
+            else:  # it fills the canvas that it brings along, or the region's own box
+                ground = int(parts[region, 11])
+                box = parts[region if ground < 0 else clips + 1 + covers + ground]
+                m[:] = 0.0
+                m[0, 0] = box[2] - box[0]
+                m[0, 2] = box[0]
+                m[1, 1] = box[3] - box[1]
+                m[1, 2] = box[1]
+                m[2, 2] = 1.0
+                invert(stages[int(box[4])], inverse)
+                _multiply(code[:3], inverse, back_and_on)
+                _multiply(back_and_on, m, places[layer - 1])
         for i in range(found):
             for j in range(3):
                 code[row + i, j] = bitmaps[i, j]
         row += found
-    return code[:row].copy()
+    return code[:row].copy(), places
 
 
 @njit("void(float64[:, ::1], uint8[::1], boolean, float32[:, ::1], uint8[:, :, ::1], uint8[:, :, ::1])", **_options)

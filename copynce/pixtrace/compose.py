@@ -229,19 +229,21 @@ class RenderPlan:
         ((_, u, v, weight), *_), _ = self._spread(x, y, others=False)
         return u, v, weight
 
-    def trace(self, grid: Size, index: NDArray[np.int32]) -> Matrix | None:
+    def trace(self, grid: Size, index: NDArray[np.int32]) -> tuple[Matrix, NDArray[np.int64]] | tuple[None, None]:
         """Fill ``index`` (int32 [H, W] of the view) with grid pixels or -1.
 
-        Returns the forward map from grid to view, float64 [3, 3], or None if the view is no single projective map.
+        Returns the forward map from grid to view, float64 [3, 3], and int64 [H, 2], the columns [first, last) outside
+        of which each row is -1; None and None if the view is no single projective map.
         """
         if self.below is None:
-            kernels.trace_view(self.code, self.bits, grid[0], grid[1], index)
-        else:
-            u, v, weight = self.pull(*_centres(self.output_shape))
-            column = np.clip(np.floor(u * grid[1] + TIE), 0, grid[1] - 1)
-            row = np.clip(np.floor(v * grid[0] + TIE), 0, grid[0] - 1)
-            index[:] = np.where(weight >= LEAST_SOURCE_WEIGHT - 0.5, row * grid[1] + column, -1)
-        return None if self.below is not None else self.source.matrix * (1.0 / grid[1], 1.0 / grid[0], 1.0)
+            forward, bounds = np.empty((3, 3)), np.empty((self.output_shape[0], 2), np.int64)
+            kernels.trace_view(self.code, self.bits, grid[0], grid[1], index, bounds, forward)
+            return forward, bounds
+        u, v, weight = self.pull(*_centres(self.output_shape))
+        column = np.clip(np.floor(u * grid[1] + TIE), 0, grid[1] - 1)
+        row = np.clip(np.floor(v * grid[0] + TIE), 0, grid[0] - 1)
+        index[:] = np.where(weight >= LEAST_SOURCE_WEIGHT - 0.5, row * grid[1] + column, -1)
+        return None, None
 
     def _blend(self, *, noise: bool = True, paint: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Weights of the source, the layers and, last, the noise, on this canvas; the painted colours, or nothing."""

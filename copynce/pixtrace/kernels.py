@@ -52,8 +52,8 @@ class _Scratch(NamedTuple):
     columns: Any  # int32 [W]
     drawn: Any  # uint8 [H, W]
     weight: Any  # uint8 [H, W]
-    maps: Any  # float64 [4, 3, 3]
-    planes: Any  # float64 [5, 3]
+    maps: Any  # float64 [3, 3, 3]
+    planes: Any  # float64 [9, 3]
 
 
 @njit(**_options)
@@ -65,8 +65,8 @@ def _scratch(height, width):  # type: ignore[no-untyped-def]
         np.empty(width, np.int32),
         np.empty((height, width), np.uint8),
         np.empty((height, width), np.uint8),
-        np.empty((4, 3, 3), np.float64),
-        np.empty((5, 3), np.float64),
+        np.empty((3, 3, 3), np.float64),
+        np.empty((9, 3), np.float64),
     )
 
 
@@ -474,16 +474,19 @@ def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-unty
 
 
 @njit(**_options)
-def _trace_view(code, bits, grid_height, grid_width, index, scratch):  # type: ignore[no-untyped-def]
+def _trace_view(code, bits, grid_height, grid_width, index, bounds, scratch):  # type: ignore[no-untyped-def]
     height, width = index.shape
     if code[3, 2] != 0.0 and height == grid_height and width == grid_width:
         for i in range(height):
+            bounds[i, 0] = 0
+            bounds[i, 1] = width
             for j in range(width):
                 index[i, j] = np.int32(i) * np.int32(width) + np.int32(j)
         return
     masked = code[5, 1] > 0.0
     drawn = scratch.drawn
     spans = _draw(code, 5, bits, scratch)
+    bounds[:] = spans
     m = scratch.maps[0]
     invert(code[:3], m)
     for j in range(3):
@@ -532,34 +535,103 @@ def _trace_view(code, bits, grid_height, grid_width, index, scratch):  # type: i
                     index[i, j] = -1
 
 
-@njit("void(float64[:, ::1], uint8[::1], int64, int64, int32[:, ::1])", **_options)
-def trace_view(code, bits, grid_height, grid_width, index):  # type: ignore[no-untyped-def]
-    """index[i, j] = row-major pixel of the source grid that centre (j + 0.5, i + 0.5) of the view shows, or -1."""
-    _trace_view(code, bits, grid_height, grid_width, index, _scratch(index.shape[0], index.shape[1]))
+@njit(**_options)
+def _from_grid(code, grid_height, grid_width, forward):  # type: ignore[no-untyped-def]
+    for i in range(3):
+        forward[i, 0] = code[i, 0] * (1.0 / grid_width)
+        forward[i, 1] = code[i, 1] * (1.0 / grid_height)
+        forward[i, 2] = code[i, 2]
+
+
+@njit(
+    "void(float64[:, ::1], uint8[::1], int64, int64, int32[:, ::1], int64[:, ::1], float64[:, ::1])",
+    **_options,
+)
+def trace_view(code, bits, grid_height, grid_width, index, bounds, forward):  # type: ignore[no-untyped-def]
+    """index[i, j] = row-major pixel of the source grid that centre (j + 0.5, i + 0.5) of the view shows, or -1.
+
+    ``bounds [H, 2]``: see :func:`bounds_of`. ``forward [3, 3]``: the map from the grid to the view.
+    """
+    _trace_view(code, bits, grid_height, grid_width, index, bounds, _scratch(index.shape[0], index.shape[1]))
+    _from_grid(code, grid_height, grid_width, forward)
+
+
+@njit("void(int32[:, ::1], int64[:, ::1])", **_options)
+def bounds_of(index, bounds):  # type: ignore[no-untyped-def]
+    """bounds[i] = columns [first, last) outside of which row i of a table holds nothing but -1."""
+    height, width = index.shape
+    for i in range(height):
+        first = 0
+        last = width
+        while first < last and index[i, first] < 0:
+            first += 1
+        while first < last and index[i, last - 1] < 0:
+            last -= 1
+        bounds[i, 0] = first
+        bounds[i, 1] = last
 
 
 @njit(**_options)
-def _project(matrix, own, use_own, other, index, scratch):  # type: ignore[no-untyped-def]
+def _outline(bounds, width, planes):  # type: ignore[no-untyped-def]
+    """planes [8, 3]: an octagon around all of ``bounds``, one pixel wider but for the picture's borders."""
+    height = len(bounds)
+    least = np.full(4, 2**31)  # of x, y, x + y, x - y
+    most = np.full(4, -(2**31))
+    for i in range(height):
+        first, last = bounds[i]
+        if first < last:
+            least[0] = min(least[0], first)
+            most[0] = max(most[0], last)
+            least[1] = min(least[1], i)
+            most[1] = max(most[1], i + 1)
+            least[2] = min(least[2], first + i)
+            most[2] = max(most[2], last + i + 1)
+            least[3] = min(least[3], first - i - 1)
+            most[3] = max(most[3], last - i)
+    for k in range(4):
+        x = 0.0 if k == 1 else 1.0
+        y = 0.0 if k == 0 else -1.0 if k == 3 else 1.0
+        low = least[k] - 1
+        high = most[k] + 1
+        if k < 2:
+            low = max(low, 0)
+            high = min(high, height if k == 1 else width)
+        planes[2 * k, 0] = x
+        planes[2 * k, 1] = y
+        planes[2 * k, 2] = -low
+        planes[2 * k + 1, 0] = -x
+        planes[2 * k + 1, 1] = -y
+        planes[2 * k + 1, 2] = high
+
+
+@njit(**_options)
+def _project(matrix, own, own_bounds, use_own, other, other_bounds, index, bounds, scratch):  # type: ignore[no-untyped-def]
     height = len(index)
     other_height, other_width = other.shape
-    # The centres that fall into the other picture: x >= 0, x < width, y >= 0, y < height and in front of the viewer.
+    # Only centres are looked up that fall in front of the viewer and near to what the other picture shows.
     planes = scratch.planes
-    for j in range(3):
-        planes[0, j] = matrix[0, j]
-        planes[1, j] = other_width * matrix[2, j] - matrix[0, j]
-        planes[2, j] = matrix[1, j]
-        planes[3, j] = other_height * matrix[2, j] - matrix[1, j]
-        planes[4, j] = matrix[2, j]
-    for k in range(5):
+    _outline(other_bounds, other_width, planes)
+    planes[8, 0] = 0.0
+    planes[8, 1] = 0.0
+    planes[8, 2] = 1.0
+    for k in range(9):
+        a, b, c = planes[k]
+        for j in range(3):
+            planes[k, j] = a * matrix[0, j] + b * matrix[1, j] + c * matrix[2, j]
         norm = math.hypot(planes[k, 0], planes[k, 1])
         if norm < 1e-12 * abs(planes[k, 2]) or norm == 0.0:
             norm = abs(planes[k, 2])
         for j in range(3):
             planes[k, j] /= norm
     flat = other.reshape(-1)
-    spans = _spans(planes, 0, 5, scratch)
+    spans = _spans(planes, 0, 9, scratch)
     for i in range(height):
         first, last = spans[i]
+        if use_own:
+            first = max(first, own_bounds[i, 0])
+            last = max(first, min(last, own_bounds[i, 1]))
+        bounds[i, 0] = first
+        bounds[i, 1] = last
         index[i, :first] = -1
         index[i, last:] = -1
         row = index[i, first:last]
@@ -574,13 +646,47 @@ def _project(matrix, own, use_own, other, index, scratch):  # type: ignore[no-un
                 row[j] |= flat[np.uint32(row[j])] >> _SIGN
 
 
-@njit("void(float64[:, ::1], int32[:, ::1], boolean, int32[:, ::1], int32[:, ::1])", **_options)
-def project(matrix, own, use_own, other, index):  # type: ignore[no-untyped-def]
+@njit(
+    "void(float64[:, ::1], int32[:, ::1], int64[:, ::1], int32[:, ::1], int64[:, ::1], float64[:, ::1])",
+    **_options,
+)
+def reverse(matrix, other, other_bounds, index, bounds, inverse):  # type: ignore[no-untyped-def]
     """index[i, j] = row-major pixel of ``other`` that centre (j + 0.5, i + 0.5) falls on through ``matrix``.
 
-    -1 where it falls outside, behind the viewer, on an ``other`` of -1, or where ``own`` (if used) is -1.
+    -1 where it falls outside, behind the viewer or on an ``other`` of -1. ``other_bounds``, ``bounds``: see
+    :func:`bounds_of`; ``inverse`` is that of ``matrix``.
     """
-    _project(matrix, own, use_own, other, index, _scratch(index.shape[0], index.shape[1]))
+    scratch = _scratch(index.shape[0], index.shape[1])
+    invert(matrix, inverse)
+    _project(matrix, index, bounds, False, other, other_bounds, index, bounds, scratch)
+
+
+@njit(**_options)
+def _bridge(forward, own, own_bounds, other_forward, other, other_bounds, index, bounds, back, scratch):  # type: ignore[no-untyped-def]
+    inverse = scratch.maps[1]
+    matrix = scratch.maps[2]
+    invert(forward, inverse)
+    for i in range(3):
+        a, b, c = other_forward[i]
+        for j in range(3):
+            matrix[i, j] = a * inverse[0, j] + b * inverse[1, j] + c * inverse[2, j]
+    invert(matrix, back)
+    _project(matrix, own, own_bounds, True, other, other_bounds, index, bounds, scratch)
+
+
+@njit(
+    "void(float64[:, ::1], int32[:, ::1], int64[:, ::1], float64[:, ::1], int32[:, ::1], int64[:, ::1], "
+    "int32[:, ::1], int64[:, ::1], float64[:, ::1])",
+    **_options,
+)
+def bridge(forward, own, own_bounds, other_forward, other, other_bounds, index, bounds, back):  # type: ignore[no-untyped-def]
+    """index[i, j] = row-major pixel of ``other`` that shows the point of the source that ``own`` shows at [i, j].
+
+    -1 where one of them is. ``forward`` and ``other_forward`` lead from the source to the two, ``back`` from ``other``
+    to ``own``; bounds: see :func:`bounds_of`.
+    """
+    scratch = _scratch(index.shape[0], index.shape[1])
+    _bridge(forward, own, own_bounds, other_forward, other, other_bounds, index, bounds, back, scratch)
 
 
 @njit("void(int32[:, ::1], int32[::1], int32[:, ::1])", **_options)
@@ -619,10 +725,9 @@ def trace_pairs(codes, bits, starts, begin, step, grid_height, grid_width, query
     shape = query_to_reference.shape[1:]
     query = np.empty(shape, np.int32)
     reference = np.empty(shape, np.int32)
+    bounds = np.empty((3, shape[0], 2), np.int64)
     scratch = _scratch(shape[0], shape[1])
-    forward = scratch.maps[1]
-    backward = scratch.maps[2]
-    inverse = scratch.maps[3]
+    maps = np.empty((3, 3, 3))
     for b in range(begin, len(starts), step):
         if starts[b, 0] < 0:
             query_to_reference[b] = -1
@@ -632,24 +737,24 @@ def trace_pairs(codes, bits, starts, begin, step, grid_height, grid_width, query
         other = codes[starts[b, 2] : starts[b, 3]]
         drawn = bits[starts[b, 4] :]
         other_drawn = bits[starts[b, 5] :]
+        _from_grid(code, grid_height, grid_width, maps[0])
         if other[3, 2] != 0.0 and shape[0] == grid_height and shape[1] == grid_width:
             # The reference is the source itself, resized.
-            _trace_view(code, drawn, grid_height, grid_width, query_to_reference[b], scratch)
-            for i in range(3):
-                forward[i, 0] = code[i, 0] / grid_width
-                forward[i, 1] = code[i, 1] / grid_height
-                forward[i, 2] = code[i, 2]
-            _project(forward, query, False, query_to_reference[b], reference_to_query[b], scratch)
+            forward = query_to_reference[b]
+            _trace_view(code, drawn, grid_height, grid_width, forward, bounds[0], scratch)
+            _project(
+                maps[0], query, bounds[1], False, forward, bounds[0], reference_to_query[b], bounds[2], scratch
+            )  # fmt: skip
             continue
-        _trace_view(code, drawn, grid_height, grid_width, query, scratch)
-        _trace_view(other, other_drawn, grid_height, grid_width, reference, scratch)
-        invert(code[:3], inverse)
-        for i in range(3):
-            for j in range(3):
-                forward[i, j] = other[i, 0] * inverse[0, j] + other[i, 1] * inverse[1, j] + other[i, 2] * inverse[2, j]
-        invert(forward, backward)
-        _project(forward, query, True, reference, query_to_reference[b], scratch)
-        _project(backward, reference, True, query, reference_to_query[b], scratch)
+        _trace_view(code, drawn, grid_height, grid_width, query, bounds[0], scratch)
+        _trace_view(other, other_drawn, grid_height, grid_width, reference, bounds[1], scratch)
+        _from_grid(other, grid_height, grid_width, maps[1])
+        _bridge(
+            maps[0], query, bounds[0], maps[1], reference, bounds[1], query_to_reference[b], bounds[2], maps[2], scratch
+        )
+        _bridge(
+            maps[1], reference, bounds[1], maps[0], query, bounds[0], reference_to_query[b], bounds[2], maps[2], scratch
+        )
 
 
 @njit("void(float64[:, ::1], float64, uint8[:, ::1])", **_options)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -54,7 +54,8 @@ class CoordinateTable:
     ``grid_shape``: (height, width) of the source grid. ``forward`` float64 [3, 3] maps grid points to view points if
     the whole chain is one projective map (then reversal and bridging leave no holes), else None. ``mode``: which
     rules :meth:`update` follows; ``single``: the released table is still a float32 array (only "released" looks at
-    it).
+    it). ``bounds``, where known: int64 [H, 2], columns [first, last) of each row outside of which no pixel has a
+    source; whoever writes one there into ``index`` must not use the table after it.
     """
 
     index: NDArray[np.int32]
@@ -62,6 +63,7 @@ class CoordinateTable:
     forward: Matrix | None = None
     mode: Mode = "exact"
     single: bool = False
+    bounds: NDArray[np.int64] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.index, np.ndarray) or self.index.ndim != 2 or self.index.dtype != np.int32:
@@ -90,6 +92,13 @@ class CoordinateTable:
         """(height, width) of the view."""
         return self.index.shape[0], self.index.shape[1]
 
+    def _bounds(self) -> NDArray[np.int64]:
+        if self.bounds is not None:
+            return self.bounds
+        found = np.empty((self.shape[0], 2), np.int64)
+        kernels.bounds_of(self.index, found)
+        return found
+
     def coordinates(self) -> NDArray[np.int32]:
         """int32 [2, H, W]: T[c] as (y, x) in the source grid, (-1, -1) where nothing of the source shows."""
         y, x = np.divmod(self.index, np.int32(self.grid_shape[1]))
@@ -108,9 +117,9 @@ class CoordinateTable:
             cells = np.empty(height * width + 1, np.int32)
             kernels.scatter(self.index, cells)
             return _trusted(cells[1:].reshape(height, width), self.shape, None, self.mode)
-        out = np.empty(self.grid_shape, np.int32)
-        kernels.project(self.forward, self.index, False, self.index, out)
-        return _trusted(out, self.shape, _inverse(self.forward))
+        out, bounds, forward = _new(self.grid_shape)
+        kernels.reverse(self.forward, self.index, self._bounds(), out, bounds, forward)
+        return _trusted(out, self.shape, forward, bounds=bounds)
 
     def then(self, other: CoordinateTable) -> CoordinateTable:
         """Where each pixel came from one source further back: ``other[self[c]]``.
@@ -191,7 +200,8 @@ def trace(
 def trace_plan(plan: RenderPlan, grid: Size) -> CoordinateTable:
     """The table of a composed view."""
     index = np.empty(plan.output_shape, np.int32)
-    return _trusted(index, grid, plan.trace(grid, index))
+    forward, bounds = plan.trace(grid, index)
+    return _trusted(index, grid, forward, bounds=bounds)
 
 
 def trace_stepwise(
@@ -238,10 +248,12 @@ def bridge(query_table: CoordinateTable, reference_table: CoordinateTable) -> Co
         )
     if query_table.forward is None or reference_table.forward is None:
         return query_table.then(reference_table.reverse())
-    matrix = reference_table.forward @ _inverse(query_table.forward)
-    out = np.empty(query_table.shape, np.int32)
-    kernels.project(matrix, query_table.index, True, reference_table.index, out)
-    return _trusted(out, reference_table.shape, _inverse(matrix))
+    out, bounds, forward = _new(query_table.shape)
+    kernels.bridge(
+        query_table.forward, query_table.index, query_table._bounds(),
+        reference_table.forward, reference_table.index, reference_table._bounds(), out, bounds, forward,
+    )  # fmt: skip
+    return _trusted(out, reference_table.shape, forward, bounds=bounds)
 
 
 def patch_counts(table: CoordinateTable, patch_size: int = 16, dtype: type = np.uint16) -> NDArray:
@@ -355,18 +367,24 @@ def _trace_pair(
 
 
 def _trusted(
-    index: NDArray[np.int32], grid_shape: Size, forward: Matrix | None, mode: Mode = "exact", single: bool = False
+    index: NDArray[np.int32],
+    grid_shape: Size,
+    forward: Matrix | None,
+    mode: Mode = "exact",
+    single: bool = False,
+    bounds: NDArray[np.int64] | None = None,
 ) -> CoordinateTable:
     """A table from our own arrays: reading all of an index to check it would cost as much as tracing it."""
     table = object.__new__(CoordinateTable)
-    table.__dict__.update(index=index, grid_shape=grid_shape, forward=forward, mode=mode, single=single)
+    table.__dict__.update(
+        index=index, grid_shape=grid_shape, forward=forward, mode=mode, single=single, bounds=bounds
+    )  # fmt: skip
     return table
 
 
-def _inverse(matrix: Matrix) -> Matrix:
-    out = np.empty((3, 3))
-    kernels.invert(matrix, out)
-    return out
+def _new(shape: Size) -> tuple[NDArray[np.int32], NDArray[np.int64], Matrix]:
+    """Index, bounds and map of a table to be filled."""
+    return np.empty(shape, np.int32), np.empty((shape[0], 2), np.int64), np.empty((3, 3))
 
 
 def _forward_of(edit: Edit, size: Size) -> matrices.Flat | None:

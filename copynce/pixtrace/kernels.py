@@ -782,11 +782,11 @@ def draw_stroke(points, radius, drawn):  # type: ignore[no-untyped-def]
                     drawn[i, j] = 1
 
 
-@njit("void(int32[:, ::1], int64, uint16[::1], uint16[:, ::1])", **_options)
-def count_overlap(index, patch, numbers, counts):  # type: ignore[no-untyped-def]
+@njit("void(int32[:, ::1], int64[:, ::1], int64, uint16[::1], uint16[:, ::1])", **_options)
+def count_overlap(index, bounds, patch, numbers, counts):  # type: ignore[no-untyped-def]
     """counts[p, q] = number of pixels of view patch p whose source lies in grid patch q (``numbers`` says which).
 
-    The length of a run of equal sources is kept in a register: memory would make every increment wait for the last.
+    Rows of a patch that lie outside of ``bounds`` (see :func:`bounds_of`) are passed over. The length of a run of equal sources is kept in a register: memory would make every increment wait for the last.
     """
     height, width = index.shape
     cells = counts.shape[1]
@@ -799,6 +799,8 @@ def count_overlap(index, patch, numbers, counts):  # type: ignore[no-untyped-def
             current = np.uint16(0)
             length = np.uint16(0)
             for i in range(top, top + patch):
+                if bounds[i, 0] >= left + patch or bounds[i, 1] <= left:
+                    continue
                 start = np.uint64(i * width + left)
                 for j in range(patch):
                     number = numbers[np.uint32(flat[start + np.uint64(j)] + np.int32(1))]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from copynce.pixtrace.edits import (
     PasteOnto,
     Photometric,
     Remap,
+    Resize,
     Size,
     Stamp,
 )
@@ -338,38 +338,21 @@ def compose(edits: Iterable[Edit], source_shape: Size, grid: Size, *, end_at_gri
     return walk.finish()
 
 
-class _Box(NamedTuple):
-    """A box on an earlier canvas, cut by the canvases exposed from number ``clips`` on.
-
-    ``stage``: how many maps lead from the source's unit square to that canvas. ``bits``, stretched over the box, cut it too.
-    """
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-    stage: int
-    clips: int
-    bits: Bits | None = None
-
-
+# What every part of :func:`copynce.pixtrace.kernels.write_code` ends with.
 _NO_BITS = (-1.0, 0.0, 0.0)
-#: The source itself among the parts of :func:`copynce.pixtrace.kernels.write_code`: all of its unit square.
-_WHOLE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, *_NO_BITS, 255.0, 0.0, -1.0)
+_NO_COVER = (0.0, 0.0, -1.0)
+#: The source itself among those parts: all of its unit square.
+_WHOLE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, *_NO_BITS, *_NO_COVER)
 _NOTHING = np.zeros(0, np.uint8)
 
 
-def _pack(bits: Bits | None, texts: list[str]) -> tuple[float, float, float]:
-    """Append a bitmap to ``texts``: the number of bits before it, its rows and its columns; -1 without one."""
-    if bits is None:
-        return _NO_BITS
-    place = sum(map(len, texts))
-    texts += bits
-    return place, len(bits), len(bits[0])
-
-
 class _Walk:
-    """The state between two edits."""
+    """The state between two edits.
+
+    ``moves``: the maps so far, nine numbers each: unit square of the source -> its pixels -> ... -> current canvas.
+    ``clips`` (canvases that later edits exposed the outside of), ``covers`` and ``grounds``: boxes on the canvas of
+    their time, twelve numbers each.
+    """
 
     def __init__(
         self,
@@ -379,11 +362,14 @@ class _Walk:
         photometric: list[Photometric] | None = None,
     ) -> None:
         self.height, self.width = height, width
-        #: the maps so far, nine numbers each: unit square of the source -> its pixels -> ... -> current canvas
         self.moves: list[float] = [*scaling(float(width), float(height))]
+        self.clips: list[float] = []
+        self.covers: list[float] = []
+        self.grounds: list[float] = []
+        self.keeps: list[int] = []  # of each cover: weight of 255 that what lies below keeps
         self.layers: list[tuple[float, tuple[float, float, float] | None]] = []  # picture and colour
-        self.covers: list[tuple[_Box, float, int, _Box | None]] = []
-        self.clips: list[_Box] = []  # canvases that later edits exposed the outside of
+        self.texts: list[str] = []  # rows of all bitmaps
+        self.packed = 0  # bits in them
         self.photometric: list[Photometric] = photometric or []
         self.noise = 0 if below is None else below[0].noise
         self.plain = below is None
@@ -394,35 +380,34 @@ class _Walk:
         if isinstance(edit, Photometric):
             self.photometric.append(edit)
             return
-        size = edit.output_size(self.height, self.width)
+        height, width = self.height, self.width
+        size = edit.output_size(height, width)
         if isinstance(edit, Geometry):
             if edit.exposes:
-                self.clips.append(self._box(0, 0, self.width, self.height))
-            self.moves += edit.forward(self.height, self.width)
-            self.plain = self.plain and type(edit).__name__ == "Resize"
+                self.clips += self._part(0, 0, width, height)
+            self.moves += edit.forward(height, width)
+            self.plain = self.plain and isinstance(edit, Resize)
         elif isinstance(edit, (PasteOnto, Matte)):
             # The whole rectangle of the picture covers the canvas, its black parts too; of a matte only the object.
-            bits = edit.mask if isinstance(edit, Matte) else None
-            self.clips.append(self._box(0, 0, self.width, self.height, bits))
-            pasted = self._box(0, 0, self.width, self.height, bits)
-            if isinstance(edit, Matte):
-                self.moves += edit.forward(self.height, self.width)
-            else:
-                self.moves += translation(edit.left, edit.top)
-            ground = self._box(0, 0, edit.canvas_width, edit.canvas_height)
-            self.covers.append((pasted, edit.opacity, self._layer(edit.picture), ground))
+            bits = self._pack(edit.mask) if isinstance(edit, Matte) else _NO_BITS
+            self.clips += self._part(0, 0, width, height, bits)
+            cover = self._cover(edit.opacity, self._layer(edit.picture), len(self.grounds) // 12)
+            self.covers += self._part(0, 0, width, height, bits, cover)
+            self.moves += edit.forward(height, width) if isinstance(edit, Matte) else translation(edit.left, edit.top)
+            self.grounds += self._part(0, 0, edit.canvas_width, edit.canvas_height)
         elif isinstance(edit, (Overlay, Stamp, Erase)):
-            bits, layer, keep = None, -1, 0.0
+            bits = _NO_BITS
             if isinstance(edit, Overlay):
-                layer = self._layer(edit.picture)
-                keep = 1.0 - edit.opacity
+                cover = self._cover(1.0 - edit.opacity, self._layer(edit.picture))
             elif isinstance(edit, Stamp):
-                layer = self._layer(0.0, edit.color)
-                keep, bits = 1.0 - edit.opacity, edit.bits
+                bits = self._pack(edit.bits)
+                cover = self._cover(1.0 - edit.opacity, self._layer(0.0, edit.color))
             else:
                 self.noise = edit.noise
-            box = self._box(edit.left, edit.top, edit.left + edit.width, edit.top + edit.height, bits)
-            self.covers.append((box, keep, layer, None))
+                cover = self._cover(0.0, -1)
+            self.covers += self._part(
+                edit.left, edit.top, edit.left + edit.width, edit.top + edit.height, bits, cover
+            )  # fmt: skip
         else:
             raise TypeError(f"expected an edit of copynce.pixtrace, got {edit!r}")
         self.height, self.width = size
@@ -434,28 +419,14 @@ class _Walk:
 
     def finish(self) -> RenderPlan:
         """The plan of the view that the canvas has become."""
-        keeps = [round(255 * keep) for _, keep, _, _ in self.covers]
         # Covers that each leave the source visible may hide it where they overlap.
-        light = [kept for kept in keeps if LEAST_SOURCE_WEIGHT <= kept < 255]
+        light = [kept for kept in self.keeps if LEAST_SOURCE_WEIGHT <= kept < 255]
         together = len(light) > 1 and 255 * math.prod(kept / 255 for kept in light) < LEAST_SOURCE_WEIGHT + 2
         plain = self.plain and not self.covers
-        texts: list[str] = []
-        numbers = self.moves.copy()
-        for clip in self.clips:
-            numbers += (*clip[:6], *_pack(clip.bits, texts), 0, 0, 0)
-        numbers += _WHOLE
-        grounds: list[_Box] = []
-        for (box, _, layer, ground), kept in zip(self.covers, keeps, strict=True):
-            number = -1
-            if ground is not None:
-                number = len(grounds)
-                grounds.append(ground)
-            numbers += (*box[:6], *_pack(box.bits, texts), kept, layer, number)
-        for box in grounds:
-            numbers += (*box[:6], *_NO_BITS, 0, 0, 0)
+        numbers = [*self.moves, *self.clips, *_WHOLE, *self.covers, *self.grounds]
         code, places = kernels.write_code(
-            np.fromiter(numbers, np.float64, len(numbers)), len(self.moves) // 9,
-            len(self.clips), len(self.covers), len(self.layers), self.height, self.width, plain, together,
+            np.fromiter(numbers, np.float64, len(numbers)), len(self.moves) // 9, len(self.clips) // 12,
+            len(self.keeps), len(self.layers), self.height, self.width, plain, together,
         )  # fmt: skip
         return RenderPlan(
             output_shape=(self.height, self.width),
@@ -465,12 +436,28 @@ class _Walk:
             noise=self.noise,
             plain=plain,
             code=code,
-            bits=mask_of(("".join(texts),)).reshape(-1) if texts else _NOTHING,
+            bits=mask_of(("".join(self.texts),)).reshape(-1) if self.texts else _NOTHING,
             below=self.below,
         )
 
-    def _box(self, left: float, top: float, right: float, bottom: float, bits: Bits | None = None) -> _Box:
-        return _Box(left, top, right, bottom, len(self.moves) // 9, len(self.clips), bits)
+    def _part(
+        self, left: float, top: float, right: float, bottom: float,
+        bits: tuple[float, float, float] = _NO_BITS, cover: tuple[float, float, float] = _NO_COVER,
+    ) -> tuple[float, ...]:  # fmt: skip
+        """A box on the current canvas, cut by ``bits`` and by the canvases exposed from now on."""
+        return (left, top, right, bottom, len(self.moves) // 9, len(self.clips) // 12, *bits, *cover)
+
+    def _pack(self, bits: Bits) -> tuple[float, float, float]:
+        """Note a bitmap: the number of bits before it, its rows and its columns."""
+        place = self.packed
+        self.texts += bits
+        self.packed += len(bits) * len(bits[0])
+        return place, len(bits), len(bits[0])
+
+    def _cover(self, keep: float, layer: int, ground: int = -1) -> tuple[float, float, float]:
+        """Note what a cover leaves of what lies below: its weight, its layer and its ground."""
+        self.keeps.append(round(255 * keep))
+        return self.keeps[-1], layer, ground
 
     def _layer(self, picture: float, color: tuple[float, float, float] | None = None) -> int:
         """Note the look of the next cover's layer; returns its number (0 is the source)."""

@@ -271,7 +271,9 @@ def patch_counts(table: CoordinateTable, patch_size: int = 16, dtype: type = np.
     if patches >= 2**16 - 1:
         raise ValueError(f"patch_size {patch_size} gives {patches} patches of the grid {table.grid_shape}, over 65534")
     counts = np.empty(((height // patch_size) * (width // patch_size), patches), np.uint16)
-    kernels.count_overlap(table.index, table._bounds(), patch_size, _patch_numbers(table.grid_shape, patch_size), counts)
+    kernels.count_overlap(
+        table.index, table._bounds(), patch_size, _patch_numbers(table.grid_shape, patch_size), counts
+    )
     if dtype is np.uint16:
         return counts
     if dtype is np.uint8:

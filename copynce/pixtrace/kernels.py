@@ -301,7 +301,8 @@ def _multiply(p, q, out):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    "Tuple((float64[:, ::1], float64[:, :, ::1]))(float64[::1], int64, int64, int64, int64, int64, int64, boolean, boolean)",
+    "Tuple((float64[:, ::1], float64[:, :, ::1]))"
+    "(float64[::1], int64, int64, int64, int64, int64, int64, boolean, boolean)",
     **_options,
 )
 def write_code(numbers, moves, clips, covers, layers, height, width, plain, together):  # type: ignore[no-untyped-def]
@@ -786,7 +787,8 @@ def draw_stroke(points, radius, drawn):  # type: ignore[no-untyped-def]
 def count_overlap(index, bounds, patch, numbers, counts):  # type: ignore[no-untyped-def]
     """counts[p, q] = number of pixels of view patch p whose source lies in grid patch q (``numbers`` says which).
 
-    Rows of a patch that lie outside of ``bounds`` (see :func:`bounds_of`) are passed over. The length of a run of equal sources is kept in a register: memory would make every increment wait for the last.
+    Rows of a patch that lie outside of ``bounds`` (see :func:`bounds_of`) are passed over. The length of a run of equal
+    sources is kept in a register: memory would make every increment wait for the last.
     """
     height, width = index.shape
     cells = counts.shape[1]

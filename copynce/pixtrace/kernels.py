@@ -714,25 +714,26 @@ def scatter(index, out):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    "void(float64[:, ::1], uint8[::1], int64[:, ::1], int64, int64, int64, int64, int32[:, :, ::1], int32[:, :, ::1])",
+    "void(float64[:, ::1], uint8[::1], int64[:, ::1], int64, int64, int64, int64, int32[:, :, ::1], int32[:, :, ::1], "
+    "int32[:, :, ::1])",
     **_options,
 )
-def trace_pairs(codes, bits, starts, begin, step, grid_height, grid_width, query_to_reference, reference_to_query):  # type: ignore[no-untyped-def]
-    """Tables of the pairs begin, begin + step, ...
+def trace_pairs(codes, bits, starts, begin, end, grid_height, grid_width, there, back, spare):  # type: ignore[no-untyped-def]
+    """there[b] = index of the query's table of the reference, back[b] = the opposite, for begin <= b < end.
 
     ``starts [B, 6]``: first and last row of the query's and of the reference's code, first places of their bitmaps; -1
-    for a pair without copy. Scratch memory is taken once for all of them.
+    for a pair without copy. ``spare [2, H, W]``: the two views' own tables are put there.
     """
-    shape = query_to_reference.shape[1:]
-    query = np.empty(shape, np.int32)
-    reference = np.empty(shape, np.int32)
+    shape = there.shape[1:]
+    query = spare[0]
+    reference = spare[1]
     bounds = np.empty((3, shape[0], 2), np.int64)
     scratch = _scratch(shape[0], shape[1])
     maps = np.empty((3, 3, 3))
-    for b in range(begin, len(starts), step):
+    for b in range(begin, end):
         if starts[b, 0] < 0:
-            query_to_reference[b] = -1
-            reference_to_query[b] = -1
+            there[b] = -1
+            back[b] = -1
             continue
         code = codes[starts[b, 0] : starts[b, 1]]
         other = codes[starts[b, 2] : starts[b, 3]]
@@ -741,21 +742,14 @@ def trace_pairs(codes, bits, starts, begin, step, grid_height, grid_width, query
         _from_grid(code, grid_height, grid_width, maps[0])
         if other[3, 2] != 0.0 and shape[0] == grid_height and shape[1] == grid_width:
             # The reference is the source itself, resized.
-            forward = query_to_reference[b]
-            _trace_view(code, drawn, grid_height, grid_width, forward, bounds[0], scratch)
-            _project(
-                maps[0], query, bounds[1], False, forward, bounds[0], reference_to_query[b], bounds[2], scratch
-            )  # fmt: skip
+            _trace_view(code, drawn, grid_height, grid_width, there[b], bounds[0], scratch)
+            _project(maps[0], query, bounds[1], False, there[b], bounds[0], back[b], bounds[2], scratch)
             continue
         _trace_view(code, drawn, grid_height, grid_width, query, bounds[0], scratch)
         _trace_view(other, other_drawn, grid_height, grid_width, reference, bounds[1], scratch)
         _from_grid(other, grid_height, grid_width, maps[1])
-        _bridge(
-            maps[0], query, bounds[0], maps[1], reference, bounds[1], query_to_reference[b], bounds[2], maps[2], scratch
-        )
-        _bridge(
-            maps[1], reference, bounds[1], maps[0], query, bounds[0], reference_to_query[b], bounds[2], maps[2], scratch
-        )
+        _bridge(maps[0], query, bounds[0], maps[1], reference, bounds[1], there[b], bounds[2], maps[2], scratch)
+        _bridge(maps[1], reference, bounds[1], maps[0], query, bounds[0], back[b], bounds[2], maps[2], scratch)
 
 
 @njit("void(float64[:, ::1], float64, uint8[:, ::1])", **_options)

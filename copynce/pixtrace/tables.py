@@ -13,6 +13,7 @@ A :class:`CoordinateTable` is the dictionary T of the paper in array form: ``T[c
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -44,6 +45,9 @@ from copynce.pixtrace.kernels import LEAST_SOURCE_WEIGHT, TIE
 from copynce.pixtrace.released import check_mode
 
 Mode = Literal["exact", "released"]
+
+#: Pairs that a thread takes at once: few enough that threads end together, enough that taking them costs nothing.
+_RUN = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,24 +337,33 @@ def trace_pairs(
     packed = np.concatenate(codes) if codes else np.empty((0, 3))
     drawn = np.concatenate(bits) if bits else np.empty(0, np.uint8)
 
-    def work(first: int) -> None:
-        """Every ``threads``-th pair: pairs differ in cost, so neighbours go to different threads.
+    runs = deque(range(0, len(plans), _RUN))
 
-        The kernel fills the slow ones with -1 first, so no other thread may take them.
-        """
-        kernels.trace_pairs(packed, drawn, starts, first, threads, *grid, query_to_reference, reference_to_query)
-        for i in range(first, len(plans), threads):
-            pair = plans[i]
-            if pair is not None and i in slow:
-                _trace_pair(*pair, grid, query_to_reference[i], reference_to_query[i])
+    def work() -> None:
+        """Take the next run of pairs until none is left: pairs differ in cost, and cores in what else they do."""
+        spare = np.empty((2, *grid), np.int32)
+        while runs:
+            try:
+                first = runs.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            end = min(first + _RUN, len(plans))
+            kernels.trace_pairs(
+                packed, drawn, starts, first, end, *grid, query_to_reference, reference_to_query, spare
+            )  # fmt: skip
+            # The kernel fills the slow ones with -1 first.
+            for i in range(first, end):
+                pair = plans[i]
+                if pair is not None and i in slow:
+                    _trace_pair(*pair, grid, query_to_reference[i], reference_to_query[i])
 
-    threads = min(threads, max(len(plans), 1))
+    threads = min(threads, max(len(runs), 1))
     if threads == 1:
-        work(0)
+        work()
         return
     with ThreadPoolExecutor(threads - 1) as pool:
-        done = [pool.submit(work, first) for first in range(1, threads)]
-        work(0)
+        done = [pool.submit(work) for _ in range(threads - 1)]
+        work()
         for future in done:
             future.result()
 

@@ -209,6 +209,14 @@ def invert(m, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_options)
+def _multiply(p, q, out):  # type: ignore[no-untyped-def]
+    """out = p @ q, all 3x3."""
+    for i in range(3):
+        for j in range(3):
+            out[i, j] = p[i, 0] * q[0, j] + p[i, 1] * q[1, j] + p[i, 2] * q[2, j]
+
+
+@njit(**_options)
 def _next_region(code, head):  # type: ignore[no-untyped-def]
     """Row of the region after the one at row ``head``."""
     return head + 2 + int(code[head, 0]) + 4 * int(code[head, 1])
@@ -292,14 +300,6 @@ def _fill(spans, cut, drawn, value, weight):  # type: ignore[no-untyped-def]
             row[:] = new
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _multiply(p, q, out):  # type: ignore[no-untyped-def]
-    """out = p @ q, each product and sum rounded: a map written two ways must come out the same."""
-    for i in range(3):
-        for j in range(3):
-            out[i, j] = p[i, 0] * q[0, j] + p[i, 1] * q[1, j] + p[i, 2] * q[2, j]
-
-
 @njit(
     "Tuple((float64[:, ::1], float64[:, :, ::1]))"
     "(float64[::1], int64, int64, int64, int64, int64, int64, boolean, boolean)",
@@ -346,10 +346,7 @@ def write_code(numbers, moves, clips, covers, layers, height, width, plain, toge
         own = int(parts[region, 5])
         for step in range(own - 1, clips):
             part = parts[region] if step < own else parts[step]
-            stage = stages[int(part[4])]
-            for i in range(3):
-                for j in range(3):
-                    m[i, j] = stage[i, 0] * back[0, j] + stage[i, 1] * back[1, j] + stage[i, 2] * back[2, j]
+            _multiply(stages[int(part[4])], back, m)
             if part[6] >= 0.0:
                 x = part[8] / (part[2] - part[0])
                 y = part[7] / (part[3] - part[1])
@@ -667,10 +664,7 @@ def _bridge(forward, own, own_bounds, other_forward, other, other_bounds, index,
     inverse = scratch.maps[1]
     matrix = scratch.maps[2]
     invert(forward, inverse)
-    for i in range(3):
-        a, b, c = other_forward[i]
-        for j in range(3):
-            matrix[i, j] = a * inverse[0, j] + b * inverse[1, j] + c * inverse[2, j]
+    _multiply(other_forward, inverse, matrix)
     invert(matrix, back)
     _project(matrix, own, own_bounds, True, other, other_bounds, index, bounds, scratch)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 import pytest
 
+import copynce.pixtrace.matrices as matrices
 from copynce.pixtrace import (
     Crop,
     Edit,
@@ -25,6 +27,7 @@ from copynce.pixtrace import (
     Stamp,
     Swirl,
 )
+from copynce.pixtrace.edits import Geometry
 from copynce.pixtrace.tables import _step
 
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -110,6 +113,22 @@ def test_layers_lie_where_they_were_laid() -> None:
     canvas = EditProgram((PasteOnto(400, 500, 10, 20, picture=0.25), Resize(200, 100))).plan((100, 100), (200, 100))
     assert canvas.layers[0].matrix == pytest.approx(np.diag([100.0, 200.0, 1.0]))
     assert canvas.source.matrix == pytest.approx(np.array([[20.0, 0, 4.0], [0, 50.0, 5.0], [0, 0, 1]]))
+
+
+def test_maps_are_the_products_of_the_edits_maps() -> None:
+    """Those of layers lead back to the canvas of their birth first."""
+    turn = Rotation(20.0).at(40, 50, (30, 30))[0]
+    assert isinstance(turn, Geometry)
+    plan = EditProgram((Crop(1, 2, 40, 50), turn, Overlay(3, 4, 10, 12), Pad(1, 2, 3, 4), turn)).plan(
+        (60, 70), (30, 30)
+    )
+    maps = [matrices.scaling(70.0, 60.0), matrices.translation(-2, -1), turn.forward(40, 50)]
+    after = [matrices.translation(1, 2), turn.forward(46, 54), matrices.scaling(30 / 54, 30 / 46)]
+    source = reduce(lambda a, b: matrices.multiply(b, a), maps + after)
+    assert plan.source.matrix.ravel() == pytest.approx(source, rel=1e-12, abs=1e-12)
+    box = (12.0, 0.0, 4.0, 0.0, 10.0, 3.0, 0.0, 0.0, 1.0)
+    layer = reduce(lambda a, b: matrices.multiply(b, a), [box, *after])
+    assert plan.layers[0].matrix.ravel() == pytest.approx(layer, abs=1e-9)
 
 
 def test_extent_is_the_size_that_the_whole_picture_would_span() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -225,6 +226,33 @@ def test_composed_equals_step_by_step(
     visible, close = agree(found, twin, 50)
     assert visible > 0.98
     assert close >= 0.995
+
+
+@property_test
+@given(seed=st.integers(0, 10**6), length=st.integers(1, 6))
+def test_bounds_leave_nothing_out(seed: int, length: int, chain_of: Callable[..., tuple[Edit, ...]]) -> None:
+    """What is passed over shows nothing: equal to the same tables that look everywhere."""
+
+    def everywhere(table: CoordinateTable) -> CoordinateTable:
+        twin = dataclasses.replace(table)
+        object.__setattr__(twin, "bounds", np.tile(np.array([0, table.shape[1]], np.int64), (table.shape[0], 1)))
+        return twin
+
+    rng = np.random.default_rng(seed)
+    source, grid = (90, 120), (60, 50)
+    q, r = (trace((*chain_of(rng, length, source, 4), Resize(*grid)), source, grid) for _ in range(2))
+    if q.forward is None or r.forward is None:
+        return
+    both = bridge(q, r)
+    for table, twin in ((both, bridge(everywhere(q), everywhere(r))), (both.reverse(), everywhere(both).reverse())):
+        assert (table.index == twin.index).all()
+        assert table.bounds is not None
+        x = np.arange(table.shape[1])
+        outside = (x < table.bounds[:, :1]) | (x >= table.bounds[:, 1:])
+        assert (table.index[outside] == -1).all()
+        assert (patch_counts(table, 10) == patch_counts(everywhere(table), 10)).all()
+    # A table that does not know its bounds finds them.
+    assert (CoordinateTable(both.index, grid, both.forward).reverse().index == both.reverse().index).all()
 
 
 @pytest.mark.parametrize("policy", ["descriptor", "matcher", "phase2"])

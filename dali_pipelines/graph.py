@@ -390,7 +390,7 @@ def median(picture: DataNode, window: DataNode, device: str) -> DataNode:
     """Median of ``window`` int32 [1] x ``window`` pixels."""
     if device == "cpu":  # build time
         return fn.reshape(median_operator()(picture, window), layout="HWC")
-    return fn.experimental.median_blur(picture, window_size=window)
+    return fn.experimental.median_blur(picture, window_size=fn.cat(window, window, axis=0))
 
 
 def pixelate(pixels: DataNode, cells: DataNode, size: int) -> DataNode:

@@ -246,9 +246,10 @@ def test_wider_blocks(side: int) -> None:
     expected = exact(tokens, tables, active, **settings)
     loss, *gradients = run(tokens, tables, active, False, **settings)
     assert error(loss, expected[0]) <= 1e-6
-    # Compiled for more than 256 patches, the last product of float32 tokens is in tf32.
+    # Compiled for more than 256 patches, the last product of float32 tokens is in tf32, whose operands a tensor core
+    # cuts off after 10 bits.
     for gradient, expected_gradient in zip(gradients, expected[1:], strict=True):
-        assert error(gradient, expected_gradient) <= (2e-6 if INTERPRETED else 1e-3)
+        assert error(gradient, expected_gradient) <= (2e-6 if INTERPRETED else 2.0**-9)
 
 
 def test_int16_cosines_of_certain_matches() -> None:
@@ -260,7 +261,8 @@ def test_int16_cosines_of_certain_matches() -> None:
     settings = {"patch_size": 4, "gamma": 1, "prior": "released"}
     expected = exact([query, reference], tables, active, **settings)
     loss, *gradients = run([query, reference], tables, active, True, **settings)
-    assert error(loss, expected[0]) <= 1e-6
+    # A loss near 0; a GPU's exponential and logarithm are approximate.
+    assert error(loss, expected[0]) <= (1e-6 if INTERPRETED else 1e-5)
     for gradient, expected_gradient in zip(gradients, expected[1:], strict=True):
         assert error(gradient, expected_gradient) <= 2e-4
 

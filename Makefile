@@ -13,7 +13,8 @@ test:
 	pytest
 
 bench:
-	pytest benchmarks --benchmark-only --benchmark-sort=name
+	pytest benchmarks --benchmark-only --benchmark-sort=name --benchmark-json=bench.json
+	python -m benchmarks.guard bench.json benchmarks/baselines/cpu.json
 
 demo:
 	copynce demo

@@ -564,13 +564,19 @@ def on_gpu(path: Path | None, tune: bool, providers: list[str], shapes: list[str
                 "copy_bytes_per_second": bandwidth,
                 "product_flop_per_second": rate,
             },
-            "commit_info": {},
+            "commit_info": {"id": _commit()},
             "datetime": datetime.datetime.now(datetime.UTC).isoformat(),
             "version": "5.2.3",
             "benchmarks": rows,
         }
         path.write_text(json.dumps(report_json, indent=1) + "\n")
     return failed
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
 
 
 def _loss_and_gradients(batch: list[Tensor], function: Callable[..., Tensor], backend: str) -> list[Tensor]:

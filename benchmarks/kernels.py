@@ -131,6 +131,8 @@ class Resources:
     vector_loads: int  # 128-bit global loads
     warps: int
     stages: int
+    running: int  # most products that a loop leaves running on its buffers (Hopper)
+    buffers: int  # fewest buffers of a tile that a loop loads ahead; 0 where none is
 
 
 # ---- recording ------------------------------------------------------------------------------------------------------
@@ -269,7 +271,7 @@ def resources_of(launch: Launch, arch: int, shape: Shape) -> Resources:
         file.flush()
         usage = _run(_tool("cuobjdump"), "--dump-resource-usage", file.name)
         machine = _run(_tool("nvdisasm"), "-c", file.name)
-    ptx = compiled.asm["ptx"]
+    ptx, program = compiled.asm["ptx"], compiled.asm["ttgir"]
     function = re.search(r"Function (\w+):\s*REG:(\d+) STACK:(\d+)", usage)
     assert function is not None, f"cuobjdump reports no function: {usage}"
     return Resources(
@@ -291,6 +293,8 @@ def resources_of(launch: Launch, arch: int, shape: Shape) -> Resources:
         vector_loads=len(re.findall(r"\bld\.global\S*\.v4\.", ptx)),
         warps=launch.warps,
         stages=launch.stages,
+        running=max(map(int, re.findall(r"warp_group_dot_wait.*?pendings = (\d+)", program)), default=0),
+        buffers=min(map(int, re.findall(r"local_alloc : \(\) -> !ttg\.memdesc<(\d+)x", program)), default=0),
     )
 
 
@@ -303,6 +307,9 @@ def faults_of(resources: Resources) -> list[str]:
     faults = []
     if resources.stack or resources.local:
         faults.append(f"spills: {resources.stack} bytes of stack, {resources.local} LDL/STL")
+    if resources.running and resources.buffers < resources.stages:
+        # Loads are stages - 1 ahead: the next one goes where the running product still reads.
+        faults.append(f"{resources.running} products run on while one of {resources.buffers} buffers is loaded again")
     if resources.shared > LARGEST_SHARED:
         faults.append(f"{resources.shared} bytes of shared memory, over {LARGEST_SHARED}")
     if resources.kernel in ("copynce_fwd", "copynce_bwd"):

@@ -117,6 +117,17 @@ def _inverse_length(b_squares):
 
 
 @triton.jit
+def _finished(b_product, i_channel):
+    """``b_product`` itself, in a way that makes Triton wait for it before it loads the next tiles.
+
+    A Hopper product runs on while its loop goes on, and Triton 3.8 then keeps one buffer more; but not for a tile that
+    the loop also reads otherwise (here for the lengths): the next load would overwrite what the product still reads.
+    Triton sees a use of the product; the compiler after it knows that no channel is negative, and leaves it out.
+    """
+    return tl.where(i_channel < 0, 0.0, b_product)
+
+
+@triton.jit
 def _load_tokens(p_tokens, stride, o_l, length, i_channel, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Tile [len(o_l), BLOCK_D] of tokens whose channels are contiguous; zeros outside."""
     o_d = i_channel + tl.arange(0, BLOCK_D)
@@ -230,6 +241,7 @@ def _copynce_fwd_kernel(
         b_query = _load_tokens(p_query, query_stride_l, o_i, LQ, i_channel, D, BLOCK_D)
         b_reference = _load_tokens(p_reference, reference_stride_l, o_j, LR, i_channel, D, BLOCK_D)
         b_product = _dot(b_query, tl.trans(b_reference), b_product)
+        b_product = _finished(b_product, i_channel)
         b_query_squares += _squares(b_query, BLOCK_L, GROUPS)
         b_reference_squares += _squares(b_reference, LP, GROUPS)
     b_query_norm = _inverse_length(b_query_squares)

@@ -22,10 +22,10 @@ def text_bits(text: str) -> Bits:
     #...#...#..
     #...#.#####
     """
-    glyphs = [_FONT.get(character, (31,) * 7) for character in text.upper()]
+    glyphs = [_GLYPHS.get(character, _BLOCK) for character in text.upper()]
     if not glyphs:
         raise ValueError("text must have at least one character, got ''")
-    return tuple("0".join(f"{glyph[row]:05b}" for glyph in glyphs) for row in range(7))
+    return tuple(map("0".join, zip(*glyphs, strict=True)))
 
 
 def stroke_bits(points: tuple[tuple[float, float], ...], thickness: float, size: int = 64) -> Bits:
@@ -41,7 +41,7 @@ def stroke_bits(points: tuple[tuple[float, float], ...], thickness: float, size:
 def bits_of(mask: NDArray) -> Bits:
     """The rows of a 2-D array as texts of 0 and 1 (1 where it is not 0)."""
     mask = np.asarray(mask)
-    text = np.where(mask != 0, np.uint8(ord("1")), np.uint8(ord("0"))).tobytes().decode("ascii")
+    text = ((mask != 0) + np.uint8(ord("0"))).tobytes().decode("ascii")
     return tuple([text[i : i + mask.shape[1]] for i in range(0, mask.size, mask.shape[1])])
 
 
@@ -98,3 +98,6 @@ _FONT: dict[str, tuple[int, ...]] = {
     "Y": (17, 17, 17, 10, 4, 4, 4),
     "Z": (31, 1, 2, 4, 8, 16, 31),
 }
+#: The same as texts of 0 and 1, and what stands for a character that the font has not.
+_GLYPHS: dict[str, Bits] = {name: tuple([f"{row:05b}" for row in rows]) for name, rows in _FONT.items()}
+_BLOCK: Bits = ("11111",) * 7

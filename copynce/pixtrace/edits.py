@@ -622,16 +622,18 @@ def checked_bits(edit: Edit, parameter: str, bits: object) -> Bits:
                 f"{type(edit).__name__}.{parameter} must be 2-D with at least one pixel, got shape {list(bits.shape)}"
             )
         return bits_of(bits)
-    rows = bits if isinstance(bits, tuple) else None
+    # All rows at once: programs are sampled and checked by the thousand.
     if (
-        not rows
-        or not all(isinstance(row, str) and row and not row.strip("01") for row in rows)
-        or len({len(row) for row in rows}) != 1
+        not isinstance(bits, tuple)
+        or not all(isinstance(row, str) for row in bits)
+        or len(set(map(len, bits))) != 1
+        or not bits[0]
+        or "".join(bits).encode(errors="replace").translate(None, b"01")
     ):
         raise ValueError(
             f"{type(edit).__name__}.{parameter} must be rows of 0 and 1 of one length or a 2-D array, got {bits!r:.80}"
         )
-    return rows
+    return bits
 
 
 def require_color(edit: Edit, color: tuple[float, ...]) -> None:

@@ -746,6 +746,24 @@ def trace_pairs(codes, bits, starts, begin, end, grid_height, grid_width, there,
         _bridge(maps[1], reference, bounds[1], maps[0], query, bounds[0], back[b], bounds[2], maps[2], scratch)
 
 
+# Without "contract": an edit program holds what is drawn from these numbers, and has the same bits everywhere.
+@njit("void(float64[:, ::1], float64[::1], float64[:, ::1])", nogil=True, cache=True)
+def bezier(controls, t, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [2, T] with the (x, y) at ``t`` [T] in [0, 1] of the Bezier curve of ``controls`` [N, 2].
+
+    De Casteljau's way.
+    """
+    rest = np.empty((len(controls), t.size))
+    for axis in range(2):
+        for i in range(len(controls)):
+            rest[i] = controls[i, axis]
+        for left in range(len(controls) - 1, 0, -1):
+            for i in range(left):
+                for k in range(t.size):
+                    rest[i, k] += t[k] * (rest[i + 1, k] - rest[i, k])
+        out[axis] = rest[0]
+
+
 @njit("void(float64[:, ::1], float64, uint8[:, ::1])", **_options)
 def draw_stroke(points, radius, drawn):  # type: ignore[no-untyped-def]
     """Set ``drawn`` to 1 where a pixel's centre lies within ``radius`` of the line through points (x, y) [N, 2]."""

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+import copynce.pixtrace.kernels as kernels
 from copynce.pixtrace.bitmaps import Bits, bits_of, stroke_bits, text_bits
 from copynce.pixtrace.edits import (
     PHOTOMETRIC_ORDER,
@@ -289,12 +290,11 @@ def _stamp(draw: _Draw, bits: Bits, size: Range, opacity: Range) -> Edit:
 
 
 def _smooth(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-    """The Bezier curve with these control points, as 24 straight pieces (de Casteljau, for equal bits everywhere)."""
-    t = np.arange(25) / 24
-    rest = np.repeat(np.array(points)[..., None], 25, axis=2)
-    while len(rest) > 1:
-        rest = rest[:-1] + t * (rest[1:] - rest[:-1])
-    return tuple((x, y) for x, y in rest[0].T.tolist())
+    """The Bezier curve with these control points, as 24 straight pieces."""
+    curve = np.empty((2, 25))
+    kernels.bezier(np.array(points), np.arange(25) / 24, curve)
+    x, y = curve.tolist()
+    return tuple(zip(x, y, strict=True))
 
 
 def _blob(draw: _Draw) -> Bits:

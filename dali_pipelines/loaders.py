@@ -12,6 +12,7 @@ import numpy as np
 
 from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
 from dali_pipelines.renderer import Batch, Broken, Path, Renderer
+from dali_pipelines.rooms import Room
 from dali_pipelines.sources import MAX_PIXELS, BrokenPicture, EncodedPicture, read_picture
 from dali_pipelines.views import Cut, Scene, View
 
@@ -436,7 +437,7 @@ class _Cutter(Renderer[range, np.ndarray]):
 
     cuts: Callable[[int, int], Sequence[Cut]]
 
-    def arrays(self, batch: Batch[np.ndarray]) -> list[object]:
+    def arrays(self, batch: Batch[np.ndarray], room: Room) -> list[object]:
         pictures = [scene.pictures[0] for scene in batch.scenes]
         rows = []
         for height, width in (picture.shape for picture in pictures):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from dali_pipelines.rooms import Room
 from dali_pipelines.sources import BrokenPicture, EncodedPicture
 from dali_pipelines.views import Scene, feed
 
@@ -30,6 +31,16 @@ class Batch(Generic[Payload]):
     scenes: Sequence[Scene]
     files: Sequence[tuple[Path, EncodedPicture]]
     payload: Payload
+
+
+@dataclass(frozen=True)
+class _Fed(Generic[Item, Payload]):
+    """A batch with what the pipeline is fed with for it, and the room that holds that."""
+
+    item: Item
+    batch: Batch[Payload]
+    arrays: list[object]
+    room: Room
 
 
 class Broken:
@@ -125,6 +136,9 @@ class Renderer(Generic[Item, Payload]):
     wait_seconds: float = field(default=0.0, init=False)
     producer_wait_seconds: float = field(default=0.0, init=False)
 
+    #: Memory of batches that the pipeline is done with.
+    _rooms: deque[Room] = field(default_factory=deque, init=False, repr=False)
+
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "gpu"):
             raise ValueError(f"device must be 'cpu' or 'gpu', got {self.device!r}")
@@ -138,15 +152,15 @@ class Renderer(Generic[Item, Payload]):
 
     def stream(self, items: Iterable[Item]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
         """Yield (payload, DALI outputs) per batch, in order; closing the generator stops the producer."""
-        producer: Producer[Item, tuple[Item, Batch[Payload], list[object]] | None] = Producer(self._fed, items)
+        producer: Producer[Item, _Fed[Item, Payload] | None] = Producer(self._fed, items)
         try:
             yield from self._run(producer)
         finally:
             producer.close()
 
-    def arrays(self, batch: Batch[Payload]) -> list[object]:
-        """What the pipeline is fed with for a batch."""
-        return feed(batch.scenes, self.size)
+    def arrays(self, batch: Batch[Payload], room: Room) -> list[object]:
+        """What the pipeline is fed with for a batch; ``room`` holds what is large until the pipeline has run."""
+        return feed(batch.scenes, self.size, room.empty)
 
     def build(self, source: Callable[[], list[object]]) -> Any:
         """The pipeline that calls ``source`` for the arrays of each batch."""
@@ -163,13 +177,20 @@ class Renderer(Generic[Item, Payload]):
             normalize=self.normalize,
         )
 
-    def _fed(self, item: Item) -> tuple[Item, Batch[Payload], list[object]] | None:
+    def _fed(self, item: Item) -> _Fed[Item, Payload] | None:
         batch = self.prepare(item)
-        return None if batch is None else (item, batch, self.arrays(batch))
+        if batch is None:
+            return None
+        try:
+            room = self._rooms.popleft()
+        except IndexError:  # all are on the way
+            room = Room()
+        room.clear()
+        return _Fed(item, batch, self.arrays(batch, room), room)
 
     def _run(self, producer: Producer[Any, Any]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
-        replay: deque[Any] = deque()  # prepared, to be fed again after a rebuild
-        pending: deque[Any] = deque()  # inside of DALI
+        replay: deque[_Fed[Any, Payload]] = deque()  # prepared, to be fed again after a rebuild
+        pending: deque[_Fed[Any, Payload]] = deque()  # inside of DALI
         failure: list[BaseException] = []
 
         def source() -> list[object]:
@@ -187,7 +208,7 @@ class Renderer(Generic[Item, Payload]):
             finally:
                 self.producer_wait_seconds += time.perf_counter() - started
             pending.append(fed)
-            return fed[2]
+            return fed.arrays
 
         pipeline = self._build(source)
         while True:
@@ -206,7 +227,9 @@ class Renderer(Generic[Item, Payload]):
                 continue
             finally:
                 self.wait_seconds += time.perf_counter() - started
-            yield pending.popleft()[1].payload, outputs
+            done = pending.popleft()
+            self._rooms.append(done.room)
+            yield done.batch.payload, outputs
         if failure:
             raise failure[0]
 
@@ -215,15 +238,14 @@ class Renderer(Generic[Item, Payload]):
         pipeline.build()
         return pipeline
 
-    def _repair(self, fed: Any, error: RuntimeError) -> Any:
+    def _repair(self, fed: _Fed[Any, Payload], error: RuntimeError) -> _Fed[Any, Payload] | None:
         """Find the files of a failed batch that DALI cannot decode and prepare the batch without them."""
-        item, batch, _ = fed
-        culprits = {os.fspath(path): path for path, picture in batch.files if not self._decodes(picture)}
+        culprits = {os.fspath(path): path for path, picture in fed.batch.files if not self._decodes(picture)}
         if not culprits:
             raise error
         for path in culprits.values():
             self.broken.add(BrokenPicture(path, "the header is fine but the picture cannot be decoded"))
-        return self._fed(item)
+        return self._fed(fed.item)
 
     def _decodes(self, picture: EncodedPicture) -> bool:
         from dali_pipelines.graph import build_decoder

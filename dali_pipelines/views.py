@@ -29,6 +29,7 @@ from copynce.pixtrace import (
     ShufflePixels,
     ToneCurve,
 )
+from copynce.pixtrace.compose import Empty
 from copynce.pixtrace.edits import PHOTOMETRIC_ORDER
 from dali_pipelines.sources import EncodedPicture, Size
 
@@ -208,9 +209,12 @@ class Cut:
         return (*canvas.tolist(), cos, sin, float(shift[0]), -sin, cos, float(shift[1]))
 
 
-def feed(scenes: Sequence[Scene], size: int) -> list[object]:
-    """The arrays of one batch, in the order of :func:`input_table`: dense [B, ...], or a list where shapes differ."""
-    rows = [_scene_inputs(scene, size) for scene in scenes]
+def feed(scenes: Sequence[Scene], size: int, empty: Empty = np.empty) -> list[object]:
+    """The arrays of one batch, in the order of :func:`input_table`: dense [B, ...], or a list where shapes differ.
+
+    ``empty(shape, dtype)`` gives the memory of the large ones.
+    """
+    rows = [_scene_inputs(scene, size, empty) for scene in scenes]
     table = input_table(len(scenes[0].views))
     return [_column([row.get(name, neutral) for row in rows], neutral) for name, (_, neutral) in table.items()]
 
@@ -258,12 +262,12 @@ def _minifies_little(have: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return all(h <= MAX_MINIFICATION * w for h, w in zip(have, wanted, strict=True))
 
 
-def _scene_inputs(scene: Scene, size: int) -> dict[str, object]:
+def _scene_inputs(scene: Scene, size: int, empty: Empty) -> dict[str, object]:
     """One sample's inputs; what is not named is off."""
     row: dict[str, object] = {"plain_size": _empty_like(size, size)}
     plain = [False, False]
     for v, view in enumerate(scene.views):
-        inputs = _view_inputs(view, scene.pictures[view.picture].shape, size)
+        inputs = _view_inputs(view, scene.pictures[view.picture].shape, size, empty)
         plain[view.picture] |= bool(inputs["as_plain"])
         row |= {f"view_{v}.{name}": value for name, value in inputs.items()}
     for p, picture in enumerate(scene.pictures):
@@ -293,7 +297,7 @@ class _Placed:
         return True, np.clip(self.points * np.array([width, height], np.float32), np.float32(0.5), far)
 
 
-def _placed(plan: RenderPlan) -> tuple[list[_Placed], np.ndarray | None, np.ndarray | None]:
+def _placed(plan: RenderPlan, empty: Empty) -> tuple[list[_Placed], np.ndarray | None, np.ndarray | None]:
     """A view's source and other pictures and colours, the sum of its flat colours [H, W, 3], and where it is erased.
 
     What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released. No colours or
@@ -304,17 +308,17 @@ def _placed(plan: RenderPlan) -> tuple[list[_Placed], np.ndarray | None, np.ndar
         return placed, _painted(placed, plan.output_shape), plan.erase_mask() if plan.erases() else None
     if plan.opaque:
         return [_Placed(plan.source, None, None)], None, None
-    weights, painted, erased = plan.blend()
+    weights, painted, erased = plan.blend(empty)
     placed = [_Placed(layer, weights[k], None) for k, layer in enumerate((plan.source, *plan.layers))]
-    return placed, painted, erased if plan.erases() else None
+    return placed, painted, erased
 
 
-def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
+def _view_inputs(view: View, shape: Size, size: int, empty: Empty) -> dict[str, object]:
     plan = view.plan
     check_plan(plan)
     if plan.output_shape != (size, size):
         raise ValueError(f"the plan must end at the view's size {(size, size)}, got {plan.output_shape}")
-    (source, *others), painted, erased = _placed(plan)
+    (source, *others), painted, erased = _placed(plan, empty)
     pictures = [other for other in others if other.layer.color is None]
     if len(view.layers) != len(pictures):
         raise ValueError(f"the plan shows {len(pictures)} other pictures, got {len(view.layers)}")
@@ -331,11 +335,12 @@ def _view_inputs(view: View, shape: Size, size: int) -> dict[str, object]:
         for k, (placed, picture) in enumerate(zip(pictures, view.layers, strict=True)):
             row |= _layer_inputs(k, placed, picture, size)
         if pictures:
-            row["layer_weights"] = np.concatenate([placed.weight for placed in pictures])[..., None]
+            planes = [placed.weight for placed in pictures if placed.weight is not None]
+            row["layer_weights"] = (planes[0] if len(planes) == 1 else np.concatenate(planes))[..., None]
         if painted is not None:
             row["painted"] = painted
     if erased is not None:
-        row |= {"mask": erased[..., None], "noise": _noise(plan.noise, size)}
+        row |= {"mask": erased[..., None], "noise": _noise(plan.noise, size, empty)}
     return row | _photometric_inputs(plan, size)
 
 
@@ -544,7 +549,9 @@ def _noise_texture(size: int) -> np.ndarray:
     return 255.0 * np.random.Generator(np.random.PCG64(0)).standard_normal((side, side, 3), dtype=np.float32)
 
 
-def _noise(number: int, size: int) -> np.ndarray:
+def _noise(number: int, size: int, empty: Empty = np.empty) -> np.ndarray:
     """float32 [size, size, 3]: the window of the texture that ``number`` chooses."""
     y, x = number % _NOISE_OFFSETS, number // _NOISE_OFFSETS % _NOISE_OFFSETS
-    return np.ascontiguousarray(_noise_texture(size)[y : y + size, x : x + size])
+    noise = empty((size, size, 3), np.float32)
+    noise[:] = _noise_texture(size)[y : y + size, x : x + size]
+    return noise

@@ -10,11 +10,12 @@ composing must cost less than tracing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 import copynce.pixtrace.kernels as kernels
 from copynce.pixtrace.bitmaps import Bits, mask_of
@@ -39,6 +40,8 @@ from copynce.pixtrace.shares import bilinear
 Points = NDArray[np.floating]
 Planes = NDArray[np.float64]  # [K, 3]; see copynce.pixtrace.kernels
 _Point = tuple[Points, Points, Points]  # x, y, weight
+#: Gives an array of a shape and a type, its content arbitrary, as ``np.empty``.
+Empty = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 
 
 @dataclass(eq=False, slots=True)
@@ -192,12 +195,14 @@ class RenderPlan:
 
         Sums to at most 255 (within rounding); the rest is black. Erased pixels are 0 throughout.
         """
-        return self._blend()[0][:-1] if self.below is None else np.stack([s.weight for s in self.surfaces()])
+        if self.below is None:
+            return self._blend()[0][: 1 + len(self.layers)]
+        return np.stack([s.weight for s in self.surfaces()])
 
     def erase_mask(self) -> NDArray[np.uint8]:
         """uint8 [H, W]: 1 where the view is filled with noise."""
         if self.below is None:
-            return _erased(self._blend()[0][-1])
+            return _erased(self._blend()[0][-1]) if self.erases() else np.zeros(self.output_shape, np.uint8)
         return _erased(self._spread(*_centres(self.output_shape))[1])
 
     def surfaces(self, *, noise: bool = True) -> list[Surface]:
@@ -212,14 +217,18 @@ class RenderPlan:
             for layer, u, v, weight in spread
         ]
 
-    def blend(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint8]]:
+    def blend(
+        self, empty: Empty = np.empty
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
         """What the pixel executor blends with: weights and painted colours before anything is erased, and what is.
 
         uint8 [1 + len(pictures()), H, W] as :meth:`weights`; uint8 [H, W, 3], the sum of the layers that are one
-        colour, each times its weight, or None without such layers; :meth:`erase_mask`. Not for views of a dense map.
+        colour, each times its weight, or None without such layers; :meth:`erase_mask`, or None if nothing is erased.
+        ``empty(shape, dtype)`` gives the memory of all three. Not for views of a dense map.
         """
-        weights, painted = self._blend(noise=False, paint=True)
-        return weights[:-1], painted if painted.size else None, _erased(weights[-1])
+        weights, painted = self._blend(noise=False, paint=True, empty=empty)
+        erased = _erased(weights[-1]) if self.erases() else None
+        return weights[: 1 + len(self.layers)], painted if painted.size else None, erased
 
     def pull(self, x: Points, y: Points) -> tuple[Points, Points, Points]:
         """Points (x, y) of the view to the source's unit square: (u, v, weight), the weight as in :meth:`weights`.
@@ -245,12 +254,14 @@ class RenderPlan:
         index[:] = np.where(weight >= LEAST_SOURCE_WEIGHT - 0.5, row * grid[1] + column, -1)
         return None, None
 
-    def _blend(self, *, noise: bool = True, paint: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Weights of the source, the layers and, last, the noise, on this canvas; the painted colours, or nothing."""
-        weights = np.empty((2 + len(self.layers), *self.output_shape), np.uint8)
+    def _blend(
+        self, *, noise: bool = True, paint: bool = False, empty: Empty = np.empty
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Weights of the source, the layers and, if there is any, the noise; the painted colours, or nothing."""
+        weights = empty((1 + len(self.layers) + self.erases(), *self.output_shape), np.uint8)
         colours = [layer.color for layer in self.layers]
         paint = paint and any(colour is not None for colour in colours)
-        painted = np.empty((*self.output_shape, 3) if paint else (0, 0, 3), np.uint8)
+        painted = empty((*self.output_shape, 3) if paint else (0, 0, 3), np.uint8)
         filled = np.array([colour or (-1.0, -1.0, -1.0) for colour in colours], np.float32).reshape(-1, 3)
         kernels.blend(self.code, self.bits, noise, filled, weights, painted)
         return weights, painted
@@ -466,8 +477,9 @@ class _Walk:
 
 
 def _erased(noise: Points | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8, 1 where the weight of the noise fills a pixel."""
-    return (noise > LEAST_SOURCE_WEIGHT).astype(np.uint8)
+    """uint8, 1 where the weight of the noise fills a pixel; bytes are overwritten, for they serve nothing else."""
+    where = noise.view(np.bool_) if noise.dtype == np.uint8 else np.empty(noise.shape, np.bool_)
+    return np.greater(noise, LEAST_SOURCE_WEIGHT, out=where).view(np.uint8)
 
 
 def _centres(shape: Size) -> tuple[Points, Points]:

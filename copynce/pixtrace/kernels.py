@@ -410,10 +410,10 @@ def write_code(numbers, moves, clips, covers, layers, height, width, plain, toge
 def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-untyped-def]
     """Blending weights of a view, and its flat colours painted.
 
-    ``weights`` uint8 [1 + L + 1, H, W]: the share (of 255) of the source, of each layer and, last, of the noise that
-    erases; if not ``noise``, the others are as if nothing were erased. ``colours`` float32 [L, 3]: red, green and blue
-    in [0, 1] of the layers that are a colour, -1 for pictures. ``painted`` uint8 [H, W, 3]: the sum of the colours,
-    each times its weight, rounded; empty to leave it out.
+    ``weights`` uint8 [1 + L (+ 1), H, W]: the share (of 255) of the source, of each layer and, last, of the noise if
+    some erases; if not ``noise``, the others are as if nothing were erased. ``colours`` float32 [L, 3]: red, green and
+    blue in [0, 1] of the layers that are a colour, -1 for pictures. ``painted`` uint8 [H, W, 3]: the sum of the
+    colours, each times its weight, rounded; empty to leave it out.
     """
     count, height, width = weights.shape
     weights[:] = 0

@@ -1,0 +1,37 @@
+"""Memory for the large arrays of batches, used again and again.
+
+A batch has some 20 MB of weights, masks and noise. Freed, the C library gives such amounts back to the system, and the
+next batch's fresh pages would cost more time than what is written into them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+#: Arrays begin at multiples of so many bytes, as cache lines do.
+_LINE = 64
+
+
+class Room:
+    """One block of memory for the arrays of one batch; after :meth:`clear` for those of another."""
+
+    def __init__(self) -> None:
+        self._block: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._used = 0
+
+    def clear(self) -> None:
+        """Arrays made so far will be overwritten; nobody may read them any more."""
+        if self._used > self._block.size:
+            self._block = np.empty(self._used + self._used // 4, np.uint8)
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+        """As ``np.empty``, in the block; outside of it if it is full, and the block grows when cleared."""
+        start = self._used
+        self._used += -(-math.prod(shape) * np.dtype(dtype).itemsize // _LINE) * _LINE
+        return (
+            np.ndarray(shape, dtype, self._block, start) if self._used <= self._block.size else np.empty(shape, dtype)
+        )

@@ -1,7 +1,7 @@
 """Memory for the large arrays of batches, used again and again.
 
-A batch has some 20 MB of weights, masks and noise. Freed, the C library gives such amounts back to the system, and the
-next batch's fresh pages would cost more time than what is written into them.
+A batch of 64 pairs has some 20 MB of weights, masks and noise. Freed, the C library gives such
+amounts back to the system, and the next batch's fresh pages would cost more time than what is written into them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,6 @@ class Room:
         """As ``np.empty``, in the block; outside of it if it is full, and the block grows when cleared."""
         start = self._used
         self._used += -(-math.prod(shape) * np.dtype(dtype).itemsize // _LINE) * _LINE
-        return (
-            np.ndarray(shape, dtype, self._block, start) if self._used <= self._block.size else np.empty(shape, dtype)
-        )
+        if self._used > self._block.size:
+            return np.empty(shape, dtype)
+        return np.ndarray(shape, dtype, self._block, start)

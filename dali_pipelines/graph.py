@@ -113,10 +113,12 @@ def build_cutter(
     return pipeline()
 
 
-def build_decoder(source: Callable[[], Sequence[Any]], *, device: str, device_id: int | None = None) -> Pipeline:
-    """A pipeline that only decodes, one file a batch: finds out which file of a failed batch is to blame."""
+def build_decoder(
+    source: Callable[[], Sequence[Any]], *, batch_size: int = 1, device: str, device_id: int | None = None
+) -> Pipeline:
+    """A pipeline that only decodes: finds out which files of a failed batch are to blame."""
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
+    @pipeline_def(batch_size=batch_size, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
     def pipeline() -> DataNode:
         return decode(fn.external_source(source=source, batch=True), device)
 

@@ -240,20 +240,28 @@ class Renderer(Generic[Item, Payload]):
 
     def _repair(self, fed: _Fed[Any, Payload], error: RuntimeError) -> _Fed[Any, Payload] | None:
         """Find the files of a failed batch that DALI cannot decode and prepare the batch without them."""
-        culprits = {os.fspath(path): path for path, picture in fed.batch.files if not self._decodes(picture)}
+        files = {os.fspath(path): (path, picture) for path, picture in fed.batch.files}
+        # All at once first: if no file is to blame, the error must not wait for a pipeline of each.
+        if self._decode([picture for _, picture in files.values()]):
+            raise error
+        culprits = [path for path, picture in files.values() if not self._decode([picture])]
         if not culprits:
             raise error
-        for path in culprits.values():
+        for path in culprits:
             self.broken.add(BrokenPicture(path, "the header is fine but the picture cannot be decoded"))
         return self._fed(fed.item)
 
-    def _decodes(self, picture: EncodedPicture) -> bool:
+    def _decode(self, pictures: Sequence[EncodedPicture]) -> bool:
+        """True if DALI decodes all of them, to the sizes that their headers say."""
         from dali_pipelines.graph import build_decoder
 
-        decoder = build_decoder(lambda: [picture.data], device=self.device, device_id=self.device_id)
+        data = [picture.data for picture in pictures]
+        decoder = build_decoder(
+            lambda: data, batch_size=len(data), device=self.device, device_id=self.device_id
+        )  # fmt: skip
         decoder.build()
         try:
             (decoded,) = decoder.run()
         except RuntimeError:
             return False
-        return tuple(decoded[0].shape()[:2]) == picture.shape
+        return all(tuple(decoded[k].shape()[:2]) == picture.shape for k, picture in enumerate(pictures))

@@ -16,6 +16,9 @@ from PIL import Image
 from copynce.pixtrace import EditProgram, sample_program
 from dali_pipelines import BrokenPicture, Pair, PairLoader, PictureLoader, render_programs
 from dali_pipelines.loaders import MEAN, STD
+from dali_pipelines.renderer import Renderer
+from dali_pipelines.sources import EncodedPicture
+from dali_pipelines.views import input_table
 
 SIZE = 48
 
@@ -167,6 +170,31 @@ def test_broken_layer_pictures_give_way_to_the_next(pictures: list[Path], broken
     np.testing.assert_allclose(to_uint8(batch["query"]).astype(int), only, atol=1)
     assert set(told) <= {path.name for path in broken}
     assert {"tables.jpg", "checksum.png"} & set(told)
+
+
+def test_an_error_that_no_file_is_to_blame_for_comes_at_once(
+    pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding each file of a batch in a pipeline of its own takes seconds a file on a GPU."""
+    arrays, decode = Renderer.arrays, Renderer._decode
+    looks: list[int] = []
+
+    def bad(self: Renderer, batch: object, room: object) -> list[object]:
+        fed = arrays(self, batch, room)
+        names = list(input_table(2))
+        fed[names.index("view_0.effects")] = fed[names.index("view_0.convolve")] = np.ones(4, bool)
+        fed[names.index("view_0.kernel")] = [np.ones((3, 3, 3, 3), np.float32)] * 4  # of more dimensions than a view
+        return fed
+
+    def counted(self: Renderer, files: list[EncodedPicture]) -> bool:
+        looks.append(len(files))
+        return decode(self, files)
+
+    monkeypatch.setattr(Renderer, "arrays", bad)
+    monkeypatch.setattr(Renderer, "_decode", counted)
+    with pytest.raises(RuntimeError, match="filter"):
+        list(loader([[positive(path) for path in pictures[:4]]], pictures))
+    assert looks == [4]
 
 
 def test_only_broken_substitutes_end_with_a_sentence(pictures: list[Path], broken: list[Path]) -> None:

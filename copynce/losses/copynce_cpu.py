@@ -16,6 +16,7 @@ from first to last, products included: no thread waits for another before the en
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from kernels.patch_overlap_reference import patch_of_pixel
 # exp(S - 1/tau) must stay a normal float32 down to cosine -1, that is exp(-2/tau) > 1e-38.
 LARGEST_LOGIT_RANGE = 80.0
 _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
-_CHUNK_BYTES = 2 << 20  # tokens and affinities of the samples of one thread: about a core's share of the caches
+_CHUNK_BYTES = 4 << 20  # tokens and affinities that a thread works on at a time: about its share of the caches
 
 Result = TypeVar("Result")
 
@@ -52,6 +53,16 @@ def _exp(x: np.float32) -> np.float32:
     p = p * y + np.float32(5.0000001201e-1)
     p = p * y * y + y + np.float32(1)
     return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _inverse_lengths(tokens: np.ndarray, inverse: np.ndarray) -> None:
+    """``inverse`` [L] becomes one over the Euclidean lengths of ``tokens`` [L, D], both float32."""
+    for i in range(tokens.shape[0]):
+        total = np.float32(0)
+        for channel in range(tokens.shape[1]):
+            total += tokens[i, channel] * tokens[i, channel]
+        inverse[i] = np.float32(1) / max(np.sqrt(total), np.float32(_SMALLEST_NORM))
 
 
 @njit(nogil=True, cache=True)
@@ -141,7 +152,8 @@ def _add_prior(
                     largest = max(largest, counts[occupied[k]])
             total = inside = 0.0
             for k in range(bins):
-                weights[k] = (counts[occupied[k]] / largest) ** gamma
+                count = counts[occupied[k]]
+                weights[k] = 1.0 if count == largest else (count / largest) ** gamma
                 if occupied[k] > 0:
                     inside += weights[k]
                 if released or occupied[k] > 0:
@@ -234,8 +246,8 @@ def _gradient_rows(
 @njit(nogil=True, cache=True)
 def _forward_samples(
     affinity: np.ndarray,
-    query_inverse: np.ndarray,
-    reference_inverse: np.ndarray,
+    query_tokens: np.ndarray,
+    reference_tokens: np.ndarray,
     query_to_reference: np.ndarray,
     reference_to_query: np.ndarray,
     query_bin_of: np.ndarray,
@@ -257,6 +269,7 @@ def _forward_samples(
     query_patches, reference_patches = affinity.shape[1:]
     targets = np.empty((query_patches, reference_patches), np.float32)
     exponential = np.empty((query_patches, reference_patches), np.float32)
+    query_inverse, reference_inverse = np.empty(query_patches, np.float32), np.empty(reference_patches, np.float32)
     query_mass, row_sum = np.empty(query_patches, np.float32), np.empty(query_patches, np.float32)
     reference_mass, column_sum = np.empty(reference_patches, np.float32), np.empty(reference_patches, np.float32)
     for b in range(affinity.shape[0]):
@@ -267,7 +280,9 @@ def _forward_samples(
             reference_to_query[b], query_bin_of, patch_size, gamma, released, targets.T, reference_mass
         ):
             return b
-        _softmax_rows(affinity[b], query_inverse[b], reference_inverse[b], scale, exponential, row_sum, column_sum)
+        _inverse_lengths(query_tokens[b], query_inverse)
+        _inverse_lengths(reference_tokens[b], reference_inverse)
+        _softmax_rows(affinity[b], query_inverse, reference_inverse, scale, exponential, row_sum, column_sum)
         loss[b] = weight * _cross_entropy(affinity[b], targets, query_mass, reference_mass, row_sum, column_sum)
         if needs_gradient:
             query_mass /= row_sum
@@ -278,8 +293,8 @@ def _forward_samples(
                 targets,
                 query_mass,
                 reference_mass,
-                query_inverse[b],
-                reference_inverse[b],
+                query_inverse,
+                reference_inverse,
                 scale,
                 np.float32(weight / 2),
                 radial_query[b],
@@ -317,16 +332,13 @@ def copynce_cpu_forward(
     bins = tuple(_bin_of_entry((table.shape[1], table.shape[2]), patch_size) for table in tables)
 
     def run(chunk: slice) -> int:
-        query, reference = query_tokens[chunk].float(), reference_tokens[chunk].float()
+        query, reference = (tokens[chunk].float().contiguous() for tokens in (query_tokens, reference_tokens))
         products = affinity[chunk] if needs_gradient else affinity.new_empty(len(query), *affinity.shape[1:])
-        inverses = [
-            torch.linalg.vector_norm(tokens, dim=-1).clamp_min_(_SMALLEST_NORM).reciprocal_().numpy()
-            for tokens in (query, reference)
-        ]
         torch.bmm(query, reference.transpose(1, 2), out=products)
         arguments = (
             products.numpy(),
-            *inverses,
+            query.numpy(),
+            reference.numpy(),
             *(table[chunk] for table in tables),
             *bins,
             patch_size,
@@ -400,8 +412,8 @@ def copynce_cpu_backward(
         ):
             # In place where the tokens are float32: the chunk is written once, in cache.
             result = gradient if gradient.dtype == torch.float32 else torch.empty_like(own)
-            torch.mul(own, radial[..., None], out=result)
-            result.baddbmm_(product, other, beta=-scale, alpha=scale)
+            torch.mul(own, radial[..., None] * -scale, out=result)
+            result.baddbmm_(product, other, alpha=scale)
             if result is not gradient:
                 gradient.copy_(result)
 
@@ -437,6 +449,7 @@ def _backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]
 copynce_cpu_forward.register_autograd(_backward, setup_context=_save_for_backward)
 
 
+@functools.lru_cache(maxsize=16)
 def _bin_of_entry(shape: tuple[int, int], patch_size: int) -> np.ndarray:
     """``bin_of`` of ``_add_prior`` for a picture of height x width pixels, in the narrower dtype that holds it."""
     patches = patch_of_pixel(*shape, patch_size).numpy()
@@ -471,7 +484,8 @@ def _chunks(active: Tensor, query_tokens: Tensor, reference_tokens: Tensor, thre
     reference_patches = reference_tokens.shape[1]
     sample = 4 * (channels * (query_patches + reference_patches) + query_patches * reference_patches)
     flags = active.tolist()
-    longest = max(1, min(_CHUNK_BYTES // sample, math.ceil(sum(flags) / threads)))
+    share = math.ceil(sum(flags) / threads)  # of a thread; in rounds of equal length, so that none waits for a last one
+    longest = math.ceil(share / math.ceil(share * sample / _CHUNK_BYTES)) if share else 1
     start = 0
     for index, flag in enumerate([*flags, False]):
         if start < index and (not flag or index - start == longest):

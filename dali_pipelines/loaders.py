@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
-from dali_pipelines.renderer import Batch, Broken, Path, Renderer
+from dali_pipelines.renderer import MOST_LANES, Batch, Broken, Path, Renderer
 from dali_pipelines.rooms import Room
 from dali_pipelines.sources import MAX_PIXELS, BrokenPicture, EncodedPicture, read_picture
 from dali_pipelines.views import Cut, Scene, View
@@ -193,6 +193,7 @@ class PairLoader:
             device=device,
             device_id=device_id,
             threads=threads,
+            lanes=MOST_LANES,
             normalize=(mean, std),
         )
         self._stream: Iterator[dict[str, Any]] | None = None
@@ -381,6 +382,7 @@ class PictureLoader(_EvaluationLoader):
             device=device,
             device_id=device_id,
             threads=threads,
+            lanes=MOST_LANES,
             normalize=(mean, std),
         )
 
@@ -422,6 +424,7 @@ class CropLoader(_EvaluationLoader):
             size=size,
             batch_size=batch_size,
             threads=threads,
+            lanes=MOST_LANES,
             normalize=(mean, std),
             cuts=cuts,
         )
@@ -447,12 +450,12 @@ class _Cutter(Renderer[range, np.ndarray]):
         like = np.zeros((len(rows[0]) * self.size, self.size, 0), np.uint8)
         return [[picture.data for picture in pictures], rows, [like] * len(rows)]
 
-    def build(self, source: Callable[[], list[object]]) -> Any:
+    def build(self, source: Callable[[], list[object]], threads: int) -> Any:
         from dali_pipelines.graph import build_cutter
 
         assert self.normalize is not None, "set by CropLoader"
         return build_cutter(
-            source, size=self.size, batch_size=self.batch_size, threads=self.threads, normalize=self.normalize
+            source, size=self.size, batch_size=self.batch_size, threads=threads, normalize=self.normalize
         )
 
 

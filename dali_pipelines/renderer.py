@@ -1,7 +1,14 @@
-"""Runs the graph over batches that a background thread prepares ahead, and survives pictures that fail in DALI."""
+"""Runs the graph over batches that a background thread prepares ahead, and survives pictures that fail in DALI.
+
+On the CPU several lanes of the same graph render batches in turns, each with its part of the threads. DALI runs one
+operator after the other and waits for the last sample of each, and between operators one thread works alone; the other
+lanes fill these gaps.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import queue
 import threading
@@ -22,6 +29,9 @@ Payload = TypeVar("Payload")
 
 #: Batches that the producer keeps ready, beside those inside of DALI.
 QUEUE_DEPTH = 3
+
+#: Most lanes of a loader on the CPU; each holds the memory of two batches.
+MOST_LANES = 4
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,40 @@ def _join(thread: threading.Thread, ready: queue.Queue[Any], stop: threading.Eve
             thread.join(0.01)
 
 
+class _Lane(Generic[Item, Payload]):
+    """One pipeline of the graph and its batches, in order; ``deal`` gives it the next one or raises StopIteration."""
+
+    def __init__(
+        self,
+        build: Callable[[Callable[[], list[object]]], Any],
+        deal: Callable[[_Lane[Item, Payload]], _Fed[Item, Payload]],
+    ) -> None:
+        self.waiting: deque[_Fed[Item, Payload]] = deque()
+        self.running: deque[_Fed[Item, Payload]] = deque()  # inside of DALI
+        self._build = build
+        self._deal = deal
+        self._pipeline: Any = None
+
+    def run(self) -> Any:
+        """The outputs of the first running batch; RuntimeError if it failed, StopIteration after the last one."""
+        if self._pipeline is None:
+            self.waiting.appendleft(self._deal(self))  # no pipeline is built for nothing
+            self._pipeline = self._build(self._source)
+            self._pipeline.build()
+        return self._pipeline.run()
+
+    def stop(self) -> _Fed[Item, Payload]:
+        """The batch that failed; those after it wait for the pipeline that the next run builds."""
+        self._pipeline = None
+        self.waiting.extendleft(reversed(self.running))
+        self.running.clear()
+        return self.waiting.popleft()
+
+    def _source(self) -> list[object]:
+        self.running.append(self._deal(self))
+        return self.running[-1].arrays
+
+
 @dataclass
 class Renderer(Generic[Item, Payload]):
     """The graph with its producer. ``prepare(item)`` reads files and returns a :class:`Batch`, or None for nothing.
@@ -131,6 +175,7 @@ class Renderer(Generic[Item, Payload]):
     device: str = "cpu"
     device_id: int | None = None
     threads: int = 2
+    lanes: int = 1  # at most; a device other than the CPU has one
     normalize: tuple[Sequence[float], Sequence[float]] | None = None
     #: Seconds that the consumer waited for a batch, and those of them in which DALI itself waited for the producer.
     wait_seconds: float = field(default=0.0, init=False)
@@ -162,8 +207,8 @@ class Renderer(Generic[Item, Payload]):
         """What the pipeline is fed with for a batch; ``room`` holds what is large until the pipeline has run."""
         return feed(batch.scenes, self.size, room.empty)
 
-    def build(self, source: Callable[[], list[object]]) -> Any:
-        """The pipeline that calls ``source`` for the arrays of each batch."""
+    def build(self, source: Callable[[], list[object]], threads: int) -> Any:
+        """A pipeline that calls ``source`` for the arrays of each batch."""
         from dali_pipelines.graph import build_pipeline
 
         return build_pipeline(
@@ -171,7 +216,7 @@ class Renderer(Generic[Item, Payload]):
             views=self.views,
             size=self.size,
             batch_size=self.batch_size,
-            threads=self.threads,
+            threads=threads,
             device=self.device,
             device_id=self.device_id,
             normalize=self.normalize,
@@ -189,16 +234,18 @@ class Renderer(Generic[Item, Payload]):
         return _Fed(item, batch, self.arrays(batch, room), room)
 
     def _run(self, producer: Producer[Any, Any]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
-        replay: deque[_Fed[Any, Payload]] = deque()  # prepared, to be fed again after a rebuild
-        pending: deque[_Fed[Any, Payload]] = deque()  # inside of DALI
+        count = min(self.lanes, self.threads) if self.device == "cpu" else 1
         failure: list[BaseException] = []
+        dealer = itertools.cycle(range(count))
 
-        def source() -> list[object]:
+        def deal(lane: _Lane[Any, Payload]) -> _Fed[Any, Payload]:
+            """The next batch of a lane; those of the others on the way are put by."""
             started = time.perf_counter()
             try:
-                fed = replay.popleft() if replay else next(producer)
-                while fed is None:
+                while not lane.waiting:
                     fed = next(producer)
+                    if fed is not None:
+                        lanes[next(dealer)].waiting.append(fed)
             except StopIteration:
                 raise
             except BaseException as error:
@@ -207,36 +254,33 @@ class Renderer(Generic[Item, Payload]):
                 raise StopIteration from None
             finally:
                 self.producer_wait_seconds += time.perf_counter() - started
-            pending.append(fed)
-            return fed.arrays
+            return lane.waiting.popleft()
 
-        pipeline = self._build(source)
+        shares = [self.threads // count + (k < self.threads % count) for k in range(count)]
+        lanes = [_Lane(functools.partial(self.build, threads=share), deal) for share in shares]
+        turns = itertools.cycle(lanes)
+        lane = next(turns)
         while True:
             started = time.perf_counter()
             try:
-                outputs = pipeline.run()
+                outputs = lane.run()
             except StopIteration:
                 break
             except RuntimeError as error:
-                replay.extendleft(reversed(pending))
-                pending.clear()
-                repaired = self._repair(replay.popleft(), error)
-                if repaired is not None:
-                    replay.appendleft(repaired)
-                pipeline = self._build(source)
+                repaired = self._repair(lane.stop(), error)
+                if repaired is None:  # nothing is left of this batch: the next one is the next lane's
+                    lane = next(turns)
+                else:
+                    lane.waiting.appendleft(repaired)
                 continue
             finally:
                 self.wait_seconds += time.perf_counter() - started
-            done = pending.popleft()
+            done = lane.running.popleft()
             self._rooms.append(done.room)
             yield done.batch.payload, outputs
+            lane = next(turns)
         if failure:
             raise failure[0]
-
-    def _build(self, source: Callable[[], list[object]]) -> Any:
-        pipeline = self.build(source)
-        pipeline.build()
-        return pipeline
 
     def _repair(self, fed: _Fed[Any, Payload], error: RuntimeError) -> _Fed[Any, Payload] | None:
         """Find the files of a failed batch that DALI cannot decode and prepare the batch without them."""

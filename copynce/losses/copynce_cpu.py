@@ -335,7 +335,7 @@ def copynce_cpu_forward(
         query, reference = (tokens[chunk].float().contiguous() for tokens in (query_tokens, reference_tokens))
         products = affinity[chunk] if needs_gradient else affinity.new_empty(len(query), *affinity.shape[1:])
         torch.bmm(query, reference.transpose(1, 2), out=products)
-        arguments = (
+        arguments: tuple[Any, ...] = (
             products.numpy(),
             query.numpy(),
             reference.numpy(),

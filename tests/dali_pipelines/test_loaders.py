@@ -114,13 +114,15 @@ def test_pairs_are_the_rendered_programs_and_their_tables(pictures: list[Path]) 
 
 
 def test_batches_do_not_depend_on_threads(pictures: list[Path]) -> None:
-    batches = [[positive(path, epoch) for path in pictures[:7]] for epoch in range(3)]
-    one, three = (list(loader(batches, pictures, batch_size=7, threads=threads)) for threads in (1, 3))
-    assert len(one) == len(three) == 3
-    for a, b in zip(one, three, strict=True):
-        for name in ("query", "reference", "query_to_reference", "reference_to_query", "label", "traced"):
-            assert torch.equal(a[name], b[name]), name
-        assert a["uuids"] == b["uuids"]
+    batches = [[positive(path, epoch) for path in pictures[:7]] for epoch in range(9)]
+    batches[2] = []
+    one, *others = (list(loader(batches, pictures, batch_size=7, threads=threads)) for threads in (1, 2, 6))
+    assert len(one) == 8
+    for other in others:
+        for a, b in zip(one, other, strict=True):
+            for name in ("query", "reference", "query_to_reference", "reference_to_query", "label", "traced"):
+                assert torch.equal(a[name], b[name]), name
+            assert a["uuids"] == b["uuids"]
 
 
 def test_tensors_outlive_the_loader(pictures: list[Path]) -> None:
@@ -288,6 +290,16 @@ def test_broken_pictures_are_left_out_of_evaluation(pictures: list[Path], broken
     assert torch.cat([indices for indices, _ in seen]).tolist() == [0, 1, 2, 9, 10]
     assert sorted(told) == sorted(path.name for path in broken)
     clean = list(PictureLoader(pictures[:5], size=SIZE, batch_size=5, on_broken=lambda path, reason: None))
+    assert torch.equal(torch.cat([batch for _, batch in seen]), clean[0][1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_batches_of_which_nothing_is_left(pictures: list[Path], broken: list[Path], threads: int) -> None:
+    """One picture a batch: those of broken files are empty, some only once DALI has failed; the order stays."""
+    paths = [*pictures[:2], *broken[-2:], pictures[2], *broken, pictures[3], broken[-1], *pictures[4:9]]
+    seen = list(PictureLoader(paths, size=SIZE, batch_size=1, on_broken=lambda path, reason: None, threads=threads))
+    assert [paths[i] for indices, _ in seen for i in indices.tolist()] == pictures[:9]
+    clean = list(PictureLoader(pictures[:9], size=SIZE, batch_size=9, on_broken=lambda path, reason: None))
     assert torch.equal(torch.cat([batch for _, batch in seen]), clean[0][1])
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -131,8 +132,7 @@ class Resources:
     vector_loads: int  # 128-bit global loads
     warps: int
     stages: int
-    running: int  # most products that a loop leaves running on its buffers (Hopper)
-    buffers: int  # fewest buffers of a tile that a loop loads ahead; 0 where none is
+    overwritten: int  # products that still run when their loop fills the buffer they read (Hopper)
 
 
 # ---- recording ------------------------------------------------------------------------------------------------------
@@ -293,9 +293,63 @@ def resources_of(launch: Launch, arch: int, shape: Shape) -> Resources:
         vector_loads=len(re.findall(r"\bld\.global\S*\.v4\.", ptx)),
         warps=launch.warps,
         stages=launch.stages,
-        running=max(map(int, re.findall(r"warp_group_dot_wait.*?pendings = (\d+)", program)), default=0),
-        buffers=min(map(int, re.findall(r"local_alloc : \(\) -> !ttg\.memdesc<(\d+)x", program)), default=0),
+        overwritten=overwritten_products(program),
     )
+
+
+def overwritten_products(program: str) -> int:
+    """Products of a TTGIR program that may still run when their loop fills the buffer they read (Hopper).
+
+    A product runs on until a wait leaves fewer ``pendings`` than were started since. Turn t of a pipelined loop reads
+    buffer t and fills buffer t + as many as were filled before the loop, both modulo the number of buffers. So each
+    innermost loop is played for some turns, with every buffer that it fills and every product that it starts.
+    """
+    lines = program.splitlines()
+    owner: dict[str, str] = {}  # of a view: the allocation; later lines may use a name again
+    buffers: dict[str, int] = {}
+    ahead: dict[str, int] = {}
+    found = 0
+
+    def filled_by(line: str) -> str | None:
+        """Note what names stand for; the allocation that ``line`` fills, if any."""
+        if made := re.match(r"\s*(%\w+) = ttg\.local_alloc (%\w+)?.*-> !ttg\.memdesc<([\dx]+)x[a-z]", line):
+            name, value, sizes = made[1], made[2], made[3].split("x")
+            owner[name], ahead[name] = name, 0
+            buffers[name] = int(sizes[0]) if len(sizes) == 3 else 1
+            return name if value else None
+        if view := re.match(r"\s*(%\w+) = ttg\.memdesc_\w+ (%[\w#]+)", line):
+            owner[view[1]] = owner.get(view[2], "")
+        if wait := re.match(r"\s*(%\w+):\d+ = ttng\.warp_group_dot_wait ([^{]*)", line):
+            for index, name in enumerate(wait[2].split(",")):
+                owner[f"{wait[1]}#{index}"] = owner.get(name.strip(), "")
+        fill = re.search(r"(?:async_copy_global_to_local|local_store) %[\w#]+, (%[\w#]+)", line)
+        return owner.get(fill[1]) if fill else None
+
+    for start, header in enumerate(lines):
+        filled = filled_by(header)
+        if filled is not None and "local_alloc" not in header:
+            ahead[filled] += 1
+        if "scf.for" not in header:
+            continue
+        indent = header[: len(header) - len(header.lstrip())]
+        end = next(index for index in range(start + 1, len(lines)) if lines[index].startswith(indent + "}"))
+        body = lines[start + 1 : end]
+        if any("scf.for" in line for line in body):
+            continue
+        running: list[tuple[int, int, set[str]]] = []  # line, turn, allocations read
+        lost = set()
+        for turn in range(2 + max(buffers.values(), default=1)):
+            for index, line in enumerate(body):
+                filled = filled_by(line)
+                for product, started, read in running:
+                    if filled in read and (ahead[filled] + turn - started) % buffers[filled] == 0:
+                        lost.add(product)
+                if dot := re.search(r"ttng\.warp_group_dot ([^{]*)", line):
+                    running.append((index, turn, {owner.get(name.strip(), "") for name in dot[1].split(",")} - {""}))
+                elif wait := re.search(r"warp_group_dot_wait.*pendings = (\d+)", line):
+                    running = running[len(running) - min(int(wait[1]), len(running)) :]
+        found += len(lost)
+    return found
 
 
 def _run(*command: str) -> str:
@@ -307,9 +361,8 @@ def faults_of(resources: Resources) -> list[str]:
     faults = []
     if resources.stack or resources.local:
         faults.append(f"spills: {resources.stack} bytes of stack, {resources.local} LDL/STL")
-    if resources.running and resources.buffers < resources.stages:
-        # Loads are stages - 1 ahead: the next one goes where the running product still reads.
-        faults.append(f"{resources.running} products run on while one of {resources.buffers} buffers is loaded again")
+    if resources.overwritten:
+        faults.append(f"{resources.overwritten} products may still run when the buffer they read is filled again")
     if resources.shared > LARGEST_SHARED:
         faults.append(f"{resources.shared} bytes of shared memory, over {LARGEST_SHARED}")
     if resources.kernel in ("copynce_fwd", "copynce_bwd"):
@@ -620,13 +673,14 @@ def _row(group: str, name: str, times: list[float]) -> dict[str, Any]:
     }
 
 
-#: What --tune tries for forward and backward: rows, channels, warps, stages.
+#: What --tune tries for forward and, with each of CHUNKS, for backward: rows, channels, warps, stages.
 CANDIDATES = (
     *((64, channels, warps, stages) for channels in (32, 64) for warps in (4, 8, 16) for stages in (1, 2, 3)),
     *((64, 128, warps, stages) for warps in (4, 8, 16) for stages in (1, 2)),
     *((32, channels, 4, stages) for channels in (64, 128) for stages in (2, 3)),
     *((128, 64, warps, 2) for warps in (8, 16)),
 )
+CHUNKS = (32, 64)
 #: (histogram bins of a program, warps) of the prior.
 PRIOR_CANDIDATES = tuple((bins, warps) for bins in (256, 512, 1024, 2048, 4096) for warps in (1, 2, 4, 8))
 
@@ -634,9 +688,9 @@ PRIOR_CANDIDATES = tuple((bins, warps) for bins in (256, 512, 1024, 2048, 4096) 
 def _candidates(shape: Shape) -> Iterator[tuple[str, str, list[Any]]]:
     """(stage, what is tried, patches of module attributes that set it)."""
     width = max(256, kernels.copynce.next_power_of_2(shape.patches))
-    for stage, table in (("forward", "_FORWARD"), ("backward", "_BACKWARD")):
-        for settings in CANDIDATES:
-            config = kernels.copynce.Config(*settings)
+    for stage, table, chunks in (("forward", "_FORWARD", (0,)), ("backward", "_BACKWARD", CHUNKS)):
+        for settings, chunk in itertools.product(CANDIDATES, chunks):
+            config = kernels.copynce.Config(*settings, chunk)
             yield stage, str(config), [mock.patch.dict(getattr(kernels.copynce, table), {width: config})]
     for stage in ("prior", "prior of a matrix"):
         for bins, warps in PRIOR_CANDIDATES:

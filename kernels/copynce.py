@@ -20,8 +20,7 @@ patches or more: 2 bytes an entry for half of the backward's products, with an e
 gradient (a bfloat16 cosine would not do). The sums in a and b are of these rounded cosines, so that each softmax adds
 to 1: where a match is certain dS is the difference of nearly equal numbers, and an error in their ratio would be all
 that is left of it. The loss is of the exact cosines: to first order ``sum E exp(x) = sum E + sum E x``, x the rounding.
-For float32 tokens backward computes the cosines again, in float32; its last product has the accuracy of float32 up to
-256 patches and of tf32 (relative error 1e-3) beyond, where the split operands would not fit into the registers.
+For float32 tokens backward computes the cosines again, in float32.
 
 Shapes: B pairs, Lq and Lr patches of query and reference, D channels, Sq and Sr: L rounded up to 16, Sc: Lr up to 8.
 Cost of 16-bit tokens: 2 B L D FLOP forward and 4 backward per column; tokens, counts (1 byte) and cosines (2 bytes)
@@ -43,7 +42,7 @@ from torch import Tensor
 from .launch import launch, next_power_of_2
 from .patch_overlap import MASS, PEAK, SCALE, power, power_mode, power_table
 
-LARGEST_PATCHES = 1024  # a block of rows holds all columns in registers
+LARGEST_PATCHES = 1024  # a block of rows holds all columns: forward in registers, backward in shared memory
 _SMALLEST_KEPT = 64  # patches; with fewer a launch costs more than its products, and fewer errors average out
 LARGEST_PATCH_SIZE = 181  # the counts of a larger patch would overflow int16
 # exp(S - s) must stay a normal float32 down to cosine -1, that is exp(-2 / tau) > 1e-38.
@@ -54,6 +53,7 @@ _COSINE_STEPS = tl.constexpr(32000.0)  # |cos| may exceed 1 by rounding, int16 e
 # Added to steps below cosine 1 it rounds them to integers, and the lowest bits of the sum are the steps of the cosine.
 _ROUNDING = tl.constexpr(1.5 * 2.0**23 + 32000.0)
 _ROUNDING_BITS = tl.constexpr(0x4B400000)  # of 1.5 * 2^23
+_FLOAT16_UNIT = tl.constexpr(2.0**-10)  # a bound of 2^10 units: 64 times below float16's largest, 2^24 above its normal
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # Rows of the factor tensors [B, 2, L].
 INVERSE_NORM = tl.constexpr(0)
@@ -67,16 +67,30 @@ class Config(NamedTuple):
     channels: int
     warps: int
     stages: int
+    chunk: int = 0  # columns that backward makes at a time; forward holds the products of all
 
 
 # By columns padded to a power of two. Chosen from compiled resources (benchmarks.kernels --aot): the largest row block
-# without spills, since each block reads the whole other picture from L2, and 64 rows are what wgmma needs. Of 30 others
-# timed on an H100, those that were faster spill or take more shared memory than the bar (docs/kernels.md).
+# without spills, since each block reads the whole other picture from L2, and 64 rows are what wgmma needs. Backward up
+# to 512 columns: chunks of so few registers that two blocks share a multiprocessor of an H100, where one alone mostly
+# waits (docs/kernels.md, also on what was timed, and in which form).
 _FORWARD = {256: Config(64, 64, 8, 3), 512: Config(32, 64, 8, 2), 1024: Config(16, 32, 8, 2)}
-_BACKWARD = {256: Config(64, 64, 8, 2), 512: Config(32, 32, 8, 2), 1024: Config(16, 16, 8, 2)}
+_BACKWARD = {256: Config(64, 64, 8, 2, 32), 512: Config(32, 32, 8, 2, 64), 1024: Config(32, 16, 8, 2, 64)}
 # Float32 tokens: twice the bytes a tile, and three tf32 products each, for the accuracy of float32.
 _FORWARD_FLOAT32 = {256: Config(32, 32, 8, 2), 512: Config(16, 16, 8, 2), 1024: Config(16, 16, 16, 1)}
-_BACKWARD_FLOAT32 = {256: Config(16, 32, 8, 1), 512: Config(16, 16, 8, 1), 1024: Config(16, 16, 8, 1)}
+_BACKWARD_FLOAT32 = {256: Config(16, 32, 8, 1, 64), 512: Config(16, 16, 8, 1, 64), 1024: Config(16, 16, 8, 1, 64)}
+
+
+@triton.constexpr_function
+def _chunks(patches: int, chunk: int) -> int:
+    """Number of chunks of columns."""
+    return (patches + chunk - 1) // chunk
+
+
+@triton.constexpr_function
+def _width(patches: int, chunk: int, c: int) -> int:
+    """Columns of chunk ``c``: a power of two from 16 on, and the last chunk as narrow as it may be."""
+    return min(chunk, max(16, triton.next_power_of_2(patches - c * chunk)))
 
 
 @triton.constexpr_function
@@ -180,6 +194,19 @@ def _targets(
     if POWER == 0:  # a count of 0 may weigh something: 0^0
         b_targets = tl.where((o_i < rows)[:, None] & (o_j < columns)[None, :], b_targets, 0.0)
     return b_targets
+
+
+@triton.jit
+def _load_steps(p_cosine, role, o_i, o_j, rows, columns, SC: tl.constexpr):
+    """Cosines' distances below 1 at rows o_i and columns o_j of the query (role 0) or the reference, in steps."""
+    if role == 0:
+        m_own = (o_i < rows)[:, None] & (o_j < SC)[None, :]
+        b_steps = tl.load(p_cosine + o_i[:, None] * SC + o_j[None, :], mask=m_own, other=0)
+    else:
+        m_other = (o_j < columns)[:, None] & (o_i < SC)[None, :]
+        b_steps = tl.trans(tl.load(p_cosine + o_j[:, None] * SC + o_i[None, :], mask=m_other, other=0))
+    # As in forward: an integer in the lowest bits, and a difference.
+    return (b_steps.to(tl.int32) + _ROUNDING_BITS).to(tl.float32, bitcast=True) - _ROUNDING
 
 
 @triton.jit
@@ -369,8 +396,8 @@ def _copynce_bwd_kernel(
     POWER: tl.constexpr,
     RELEASED: tl.constexpr,
     STASH: tl.constexpr,
-    PRECISION: tl.constexpr,  # of float32 operands of the last product
     BLOCK_L: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     # Even programs make rows of dQ, odd ones of dR, side by side: what both read of a pair meets in L2. The pictures
@@ -385,6 +412,10 @@ def _copynce_bwd_kernel(
     other_stride = tl.multiple_of(SQ + role * (SR - SQ), 16)
     if i_block * BLOCK_L >= rows:
         return
+    PATCHES: tl.constexpr = max(LQ, LR)
+    CHUNKS: tl.constexpr = _chunks(PATCHES, CHUNK)
+    SC: tl.constexpr = _cosine_stride(LR)
+    p_cosine += i_sample * (LQ * SC)
     if role == 0:
         p_own = p_query + i_sample * query_stride_b
         p_other = p_reference + i_sample * reference_stride_b
@@ -410,9 +441,7 @@ def _copynce_bwd_kernel(
         p_other_factor = p_query_factor + i_sample * (2 * LQ)
         p_gradient = p_reference_gradient + i_sample * (LR * D)
     o_i = i_block * BLOCK_L + tl.arange(0, BLOCK_L)
-    o_j = tl.arange(0, LP)
     m_i = o_i < rows
-    m_j = o_j < columns
     p_gradient += o_i[:, None] * D
     share = tl.load(p_share + i_sample)
     if share == 0:
@@ -423,69 +452,71 @@ def _copynce_bwd_kernel(
         return
 
     b_own_norm = tl.load(p_own_factor + INVERSE_NORM * rows + o_i, mask=m_i, other=0.0)
-    b_other_norm = tl.load(p_other_factor + INVERSE_NORM * columns + o_j, mask=m_j, other=1.0)
-    if STASH:
-        SC: tl.constexpr = _cosine_stride(LR)
-        p_cosine += i_sample * (LQ * SC)
-        if role == 0:
-            m_steps = m_i[:, None] & (o_j < SC)[None, :]
-            b_steps = tl.load(p_cosine + o_i[:, None] * SC + o_j[None, :], mask=m_steps, other=0)
-        else:
-            m_other = m_j[:, None] & (o_i < SC)[None, :]
-            b_steps = tl.trans(tl.load(p_cosine + o_j[:, None] * SC + o_i[None, :], mask=m_other, other=0))
-        # As in forward: an integer in the lowest bits, and a difference.
-        b_below = (b_steps.to(tl.int32) + _ROUNDING_BITS).to(tl.float32, bitcast=True) - _ROUNDING
-    else:
-        b_cosine = tl.zeros((BLOCK_L, LP), tl.float32)
-        for i_channel in range(0, D, BLOCK_D):
-            b_own = _load_tokens(p_own, own_step, o_i, rows, i_channel, D, BLOCK_D)
-            b_other = _load_tokens(p_other, other_step, o_j, columns, i_channel, D, BLOCK_D)
-            b_cosine = _dot(b_own, tl.trans(b_other), b_cosine)
-        b_below = b_cosine * (b_own_norm * _COSINE_STEPS)[:, None] * b_other_norm[None, :] - _COSINE_STEPS
-
-    # G, and its part along the token itself.
     b_own_softmax = tl.load(p_own_factor + SOFTMAX * rows + o_i, mask=m_i, other=0.0)
-    b_other_softmax = tl.load(p_other_factor + SOFTMAX * columns + o_j, mask=m_j, other=0.0)
     query_weight = _pair_weight(p_query_prior + i_sample * (PRIOR_ROWS * LQ), share, LQ, LP, RELEASED)
     reference_weight = _pair_weight(p_reference_prior + i_sample * (PRIOR_ROWS * LR), share, LR, LP, RELEASED)
     own_weight = tl.where(role == 0, query_weight, reference_weight)
     other_weight = tl.where(role == 0, reference_weight, query_weight)
     b_own_scale, b_own_peak = _row_prior(p_own_prior, own_weight, o_i, rows, POWER)
-    b_other_scale, b_other_peak = _row_prior(p_other_prior, other_weight, o_j, columns, POWER)
-    b_targets = _targets(
-        p_own_counts,
-        p_other_counts,
-        b_own_scale,
-        b_own_peak,
-        b_other_scale,
-        b_other_peak,
-        p_power,
-        o_i,
-        o_j,
-        rows,
-        columns,
-        own_stride,
-        other_stride,
-        POWER,
-    )
-    b_exponential = tl.exp2(b_below * (scale / _COSINE_STEPS * _LOG2_E))
-    b_gradient = b_exponential * (b_own_softmax[:, None] + b_other_softmax[None, :]) - b_targets
-    b_gradient = tl.where(m_i[:, None] & m_j[None, :], b_gradient * (b_other_norm * scale)[None, :], 0.0)
-    b_size = b_own_norm * tl.load(p_upstream)
+    unit = 1.0
     if p_gradient.dtype.element_ty == tl.float16:
-        # Far below float16's range: each row relative to its largest entry.
-        b_largest = tl.max(tl.abs(b_gradient), axis=1)
-        b_largest = tl.where(b_largest > 0, b_largest, 1.0)
-        b_gradient = b_gradient / b_largest[:, None]
-        b_size = b_size * b_largest
-    b_rounded = b_gradient.to(p_gradient.dtype.element_ty)
-    b_along = b_rounded.to(tl.float32) * (1.0 / b_other_norm)[None, :]
-    b_along = tl.sum(b_along * (b_below * (1.0 / _COSINE_STEPS) + 1.0), axis=1) * b_own_norm
+        # G lies far below float16's range. |dS| is at most the sum of both weights, which bounds every |G| beforehand.
+        o_j = tl.arange(0, LP)
+        b_other_norm = tl.load(p_other_factor + INVERSE_NORM * columns + o_j, mask=o_j < columns, other=0.0)
+        unit = tl.max(b_other_norm, axis=0) * scale * (query_weight + reference_weight) * _FLOAT16_UNIT
+
+    # G as the tensor cores see it, and its part along the token itself. In chunks, since all columns at once take all
+    # registers of a thread; what stays of a chunk is rounded, and Triton keeps it in shared memory.
+    b_along = tl.zeros((BLOCK_L,), tl.float32)
+    b_gradients = ()
+    for c in tl.static_range(CHUNKS):
+        o_j = c * CHUNK + tl.arange(0, _width(PATCHES, CHUNK, c))
+        m_j = o_j < columns
+        b_other_norm = tl.load(p_other_factor + INVERSE_NORM * columns + o_j, mask=m_j, other=1.0)
+        b_other_softmax = tl.load(p_other_factor + SOFTMAX * columns + o_j, mask=m_j, other=0.0)
+        if STASH:
+            b_below = _load_steps(p_cosine, role, o_i, o_j, rows, columns, SC)
+        else:
+            b_cosine = tl.zeros((BLOCK_L, _width(PATCHES, CHUNK, c)), tl.float32)
+            for i_channel in range(0, D, BLOCK_D):
+                b_own = _load_tokens(p_own, own_step, o_i, rows, i_channel, D, BLOCK_D)
+                b_other = _load_tokens(p_other, other_step, o_j, columns, i_channel, D, BLOCK_D)
+                b_cosine = _dot(b_own, tl.trans(b_other), b_cosine)
+            b_below = b_cosine * (b_own_norm * _COSINE_STEPS)[:, None] * b_other_norm[None, :] - _COSINE_STEPS
+        b_other_scale, b_other_peak = _row_prior(p_other_prior, other_weight, o_j, columns, POWER)
+        b_targets = _targets(
+            p_own_counts,
+            p_other_counts,
+            b_own_scale,
+            b_own_peak,
+            b_other_scale,
+            b_other_peak,
+            p_power,
+            o_i,
+            o_j,
+            rows,
+            columns,
+            own_stride,
+            other_stride,
+            POWER,
+        )
+        b_exponential = tl.exp2(b_below * (scale / _COSINE_STEPS * _LOG2_E))
+        b_gradient = b_exponential * (b_own_softmax[:, None] + b_other_softmax[None, :]) - b_targets
+        b_gradient *= (b_other_norm * (scale / unit))[None, :]
+        b_gradient = tl.where(m_i[:, None] & m_j[None, :], b_gradient, 0.0).to(p_gradient.dtype.element_ty)
+        b_part = b_gradient.to(tl.float32) * (1.0 / b_other_norm)[None, :]
+        b_along += tl.sum(b_part * (b_below * (1.0 / _COSINE_STEPS) + 1.0), axis=1)
+        b_gradients += (b_gradient,)  # type: ignore[assignment]  # one type for mypy: a tuple of no or one tensor
+    b_along *= b_own_norm
+    b_size = b_own_norm * (tl.load(p_upstream) * unit)
 
     for i_channel in range(0, D, BLOCK_D):
         b_own = _load_tokens(p_own, own_step, o_i, rows, i_channel, D, BLOCK_D)
-        b_other = _load_tokens(p_other, other_step, o_j, columns, i_channel, D, BLOCK_D)
-        b_sum = tl.dot(b_rounded, b_other, input_precision=PRECISION)
+        b_sum = tl.zeros((BLOCK_L, BLOCK_D), tl.float32)
+        for c in tl.static_range(CHUNKS):
+            o_j = c * CHUNK + tl.arange(0, _width(PATCHES, CHUNK, c))
+            b_other = _load_tokens(p_other, other_step, o_j, columns, i_channel, D, BLOCK_D)
+            b_sum = _dot(b_gradients[c], b_other, b_sum)
         b_sum = (b_sum - b_along[:, None] * b_own.to(tl.float32)) * b_size[:, None]
         o_d = i_channel + tl.arange(0, BLOCK_D)
         m = m_i[:, None]
@@ -494,12 +525,8 @@ def _copynce_bwd_kernel(
         tl.store(p_gradient + o_d[None, :], b_sum.to(p_gradient.dtype.element_ty), mask=m)
 
 
-def _config(half: dict[int, Config], single: dict[int, Config], tokens: Tensor, width: int, mode: int) -> Config:
-    if tokens.dtype.itemsize == 4:
-        return single[max(256, width)]
-    config = half[max(256, width)]
-    # The gather of powers takes as many registers again.
-    return config if mode else config._replace(rows=max(16, config.rows // 2))
+def _config(half: dict[int, Config], single: dict[int, Config], tokens: Tensor, width: int) -> Config:
+    return (single if tokens.dtype.itemsize == 4 else half)[max(256, width)]
 
 
 def keeps_cosines(query: Tensor, reference: Tensor) -> bool:
@@ -528,7 +555,9 @@ def copynce_fwd(
     batch, query_patches, _ = query.shape
     reference_patches = reference.shape[1]
     width = max(16, next_power_of_2(reference_patches))
-    config = _config(_FORWARD, _FORWARD_FLOAT32, query, width, mode)
+    config = _config(_FORWARD, _FORWARD_FLOAT32, query, width)
+    if mode == 0 and query.dtype.itemsize == 2:  # the gather of powers takes as many registers again
+        config = config._replace(rows=max(16, config.rows // 2))
     blocks = -(-query_patches // config.rows)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -618,7 +647,7 @@ def copynce_bwd(
     batch, query_patches, _ = query.shape
     patches = max(query_patches, reference.shape[1])
     width = max(16, next_power_of_2(patches))
-    config = _config(_BACKWARD, _BACKWARD_FLOAT32, query, width, mode)
+    config = _config(_BACKWARD, _BACKWARD_FLOAT32, query, width)
     gradients = query.new_empty(query.shape), reference.new_empty(reference.shape)
     if not batch:
         return gradients
@@ -649,8 +678,8 @@ def copynce_bwd(
             "POWER": mode,
             "RELEASED": released,
             "STASH": bool(len(cosine)),
-            "PRECISION": "tf32x3" if width <= 256 else "tf32",
             "BLOCK_L": config.rows,
+            "CHUNK": config.chunk,
             "BLOCK_D": config.channels,
         },
         config.warps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton")
+study = pytest.importorskip("benchmarks.kernels")
 
 CASES = Path(__file__).with_name("triton_cases.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,3 +70,54 @@ def test_launches_and_bytes_of_a_step(compiled: dict) -> None:
     assert compiled["bytes"]["backward"] <= 149e6
     assert compiled["bytes"]["prior"] <= 170e6
     assert compiled["bytes"]["prior of a matrix"] <= 131e6
+
+
+@triton.jit
+def _running_on(b_product, i_channel):
+    return b_product
+
+
+@pytest.mark.skipif(triton.knobs.runtime.interpret, reason="compiles")
+def test_the_guard_names_a_forward_that_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.copynce._finished", _running_on)
+    shape = study.Shape()
+    launch = next(one for one in study.record_step(shape) if one.stage == "forward")
+    fresh = triton.jit(launch.kernel.fn)  # a kernel remembers what it called when it was first compiled
+    resources = study.resources_of(dataclasses.replace(launch, kernel=fresh), 90, shape)
+    assert study.faults_of(resources) == ["1 products may still run when the buffer they read is filled again"]
+
+
+def loop_of_two_chunks(buffers: int, ahead: int, pendings: int) -> str:
+    """TTGIR of a loop with a product of each of two tiles, the first with a buffer more than ``buffers``."""
+    program = []
+    for chunk, number in enumerate((buffers + 1, buffers)):
+        program += [f"  %tile_{chunk} = ttg.local_alloc : () -> !ttg.memdesc<{number}x32x64xbf16, #shared, mutable>"]
+        for turn in range(ahead):
+            program += [f"  %into = ttg.memdesc_index %tile_{chunk}[%c{turn}] : x -> y"]
+            program += ["  %token = ttg.async_copy_global_to_local %from, %into mask %m : z"]
+    program += ["  %sum:2 = scf.for %channel = %c0 to %c384 step %c64 iter_args(%old = %zero) -> (i32) {"]
+    for chunk in (0, 1):
+        program += [f"    %of_{chunk} = ttg.memdesc_index %tile_{chunk}[%now] : x -> y"]
+        program += [f"    %view = ttg.memdesc_trans %of_{chunk} {{order = array<i32: 1, 0>}} : y -> y"]
+        program += ["    %new = ttng.warp_group_dot %left, %view, %old {isAsync = true} : t * y -> t"]
+        program += [f"    %done:2 = ttng.warp_group_dot_wait %new, %view {{pendings = {pendings} : i32}} : t, y"]
+    for chunk in (0, 1):
+        program += [f"    %into = ttg.memdesc_index %tile_{chunk}[%next] : x -> y"]
+        program += ["    %token = ttg.async_copy_global_to_local %from, %into mask %m : z"]
+    return "\n".join([*program, "    scf.yield %new : t", "  } loc(#loc1)"])
+
+
+@pytest.mark.parametrize(
+    ("buffers", "ahead", "pendings", "overwritten"),
+    [
+        (1, 1, 0, 0),  # nothing runs on
+        (1, 1, 1, 1),  # the second chunk's only buffer is filled while its product runs
+        (2, 1, 1, 0),
+        (2, 1, 2, 0),  # the products of one turn
+        (2, 1, 3, 1),  # and one of the turn before
+        (2, 2, 1, 1),  # two tiles ahead
+        (3, 2, 2, 0),
+    ],
+)
+def test_the_guard_plays_every_chunk(buffers: int, ahead: int, pendings: int, overwritten: int) -> None:
+    assert study.overwritten_products(loop_of_two_chunks(buffers, ahead, pendings)) == overwritten

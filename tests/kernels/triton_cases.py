@@ -246,10 +246,9 @@ def test_wider_blocks(side: int) -> None:
     expected = exact(tokens, tables, active, **settings)
     loss, *gradients = run(tokens, tables, active, False, **settings)
     assert error(loss, expected[0]) <= 1e-6
-    # Compiled for more than 256 patches, the last product of float32 tokens is in tf32, whose operands a tensor core
-    # cuts off after 10 bits.
+    # A GPU adds the products of many columns less exactly; its bound is an estimate, not yet run.
     for gradient, expected_gradient in zip(gradients, expected[1:], strict=True):
-        assert error(gradient, expected_gradient) <= (2e-6 if INTERPRETED else 2.0**-9)
+        assert error(gradient, expected_gradient) <= (2e-6 if INTERPRETED else 1e-5)
 
 
 def test_int16_cosines_of_certain_matches() -> None:
@@ -304,10 +303,12 @@ def test_equals_the_released_loss(oracle: Path) -> None:
         assert error(side.grad, arrays[f"gamma{gamma}/grad_{name}"].double()) < 2e-6
 
 
-def test_half_precision_tokens() -> None:
+@pytest.mark.parametrize("shape", [(64, 64), (160, 112)], ids=["16-patches", "70-patches-in-chunks"])
+def test_half_precision_tokens(shape: Shape) -> None:
     # One rounding of the gradient, half of float16's last place, with that of G and of the int16 cosines.
-    tables = make_tables((64, 64), (64, 64))
-    tokens = [side.requires_grad_() for side in make_tokens((16, 16), 32, torch.float16)]
+    tables = make_tables(shape, shape)
+    patches = math.prod(shape) // 16**2
+    tokens = [side.requires_grad_() for side in make_tokens((patches, patches), 32, torch.float16)]
     active = torch.ones(4, dtype=torch.bool, device=DEVICE)
     loss = copynce_loss(*tokens, *tables, gamma=3, backend="triton")
     (2.5 * loss).backward()

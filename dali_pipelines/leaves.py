@@ -10,14 +10,18 @@ to the bit; its twin is ``fn.resize``. ``warp_bilinear``, ``blend_pictures``, ``
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 #: Pillow's fixed point: 32 bits less 8 of the pixel and 2 of head room for the kernel's negative lobes.
 _BITS = 22
 _HALF = np.int32(1 << (_BITS - 1))
-#: Taps that are summed at a time, and rows that are transposed at a time: a band fits into the second-level cache.
-_GROUP, _BAND = 3, 64
+#: Taps that are summed at a time, and rows that are turned at a time: a band fits into the second-level cache.
+_GROUP, _BAND = 4, 64
 
 #: ITU-R 601 luma of R, G, B.
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
@@ -27,6 +31,27 @@ _BYTES = "uint8[:, :, ::1]"
 
 #: Pixels that are worked on at a time, so that what is between two steps stays in the first-level cache.
 _RUN = 1024
+
+
+def _load_four_bytes(_context, address):  # type: ignore[no-untyped-def]
+    def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.load(builder.inttoptr(arguments[0], ir.IntType(32).as_pointer()), align=1)
+
+    return types.uint32(address), generate
+
+
+def _store_four_bytes(_context, address, _value):  # type: ignore[no-untyped-def]
+    def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        builder.store(arguments[1], builder.inttoptr(arguments[0], ir.IntType(32).as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(address, types.uint32), generate
+
+
+# Four bytes from and to any address. Pixels of three bytes are moved so, at a third of the cost of byte by byte: arrays
+# have no such elements.
+_load_four: Any = intrinsic(_load_four_bytes)
+_store_four: Any = intrinsic(_store_four_bytes)
 
 
 @njit("Tuple((int32[::1], int32[::1], int32[:, ::1]))(int64, int64)", nogil=True, cache=True)
@@ -68,44 +93,66 @@ def _taps(size_in, size_out):  # type: ignore[no-untyped-def]
 def _combine(lines, first, count, weight, out):  # type: ignore[no-untyped-def]
     """Fill each line of ``out`` [N, m] with the weighted sum of its taps among ``lines`` [n, m or more].
 
-    Sums lie along the lines, where vector registers fill; several taps at a time, as the sums pass through memory.
+    Sums lie along the lines, where vector registers fill; several taps at a time, as the sums pass through memory. The
+    last one to four taps go from registers into ``out``.
     """
     last = lines.shape[0] - 1
     size = out.shape[1]
     total = np.empty(size, np.int32)
     for o in range(out.shape[0]):
-        total[:] = _HALF
-        for k in range(0, count[o], _GROUP):
-            at = first[o] + k
-            p, q, r = weight[o, k], weight[o, k + 1], weight[o, k + 2]
-            a, b, c = lines[at], lines[min(at + 1, last)], lines[min(at + 2, last)]
-            for i in range(size):
-                total[i] = np.int32(total[i] + np.int32(a[i]) * p + np.int32(b[i]) * q + np.int32(c[i]) * r)
         line = out[o]
-        for i in range(size):
-            line[i] = min(max(total[i] >> _BITS, 0), 255)
+        before = (count[o] - 1) // _GROUP * _GROUP
+        total[:] = _HALF
+        for k in range(0, before + 1, _GROUP):
+            at = first[o] + k
+            p, q, r, s = weight[o, k], weight[o, k + 1], weight[o, k + 2], weight[o, k + 3]
+            a, b = lines[at], lines[min(at + 1, last)]
+            c, d = lines[min(at + 2, last)], lines[min(at + 3, last)]
+            if k < before:
+                for i in range(size):
+                    total[i] += np.int32(a[i]) * p + np.int32(b[i]) * q + np.int32(c[i]) * r + np.int32(d[i]) * s
+            elif count[o] - k == 4:
+                for i in range(size):
+                    part = np.int32(a[i]) * p + np.int32(b[i]) * q + np.int32(c[i]) * r + np.int32(d[i]) * s
+                    line[i] = min(max(np.int32(total[i] + part) >> _BITS, 0), 255)
+            elif count[o] - k == 3:
+                for i in range(size):
+                    part = np.int32(a[i]) * p + np.int32(b[i]) * q + np.int32(c[i]) * r
+                    line[i] = min(max(np.int32(total[i] + part) >> _BITS, 0), 255)
+            elif count[o] - k == 2:
+                for i in range(size):
+                    part = np.int32(a[i]) * p + np.int32(b[i]) * q
+                    line[i] = min(max(np.int32(total[i] + part) >> _BITS, 0), 255)
+            else:
+                for i in range(size):
+                    line[i] = min(max(np.int32(total[i] + np.int32(a[i]) * p) >> _BITS, 0), 255)
 
 
-@njit("void(uint8[:, ::1], uint64[:, :])", nogil=True, cache=True)
-def _transpose(lines, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` [m, N], eight bytes to an element, with ``lines`` [n, m] transposed; the last line is repeated."""
-    last = lines.shape[0] - 1
-    for k in range(out.shape[1]):
-        a, b, c, d = (lines[min(8 * k, last)], lines[min(8 * k + 1, last)],
-                      lines[min(8 * k + 2, last)], lines[min(8 * k + 3, last)])  # fmt: skip
-        e, f, g, h = (lines[min(8 * k + 4, last)], lines[min(8 * k + 5, last)],
-                      lines[min(8 * k + 6, last)], lines[min(8 * k + 7, last)])  # fmt: skip
-        for i in range(lines.shape[1]):
-            low = np.uint64(a[i]) | np.uint64(b[i]) << 8 | np.uint64(c[i]) << 16 | np.uint64(d[i]) << 24
-            high = np.uint64(e[i]) | np.uint64(f[i]) << 8 | np.uint64(g[i]) << 16 | np.uint64(h[i]) << 24
-            out[i, k] = low | high << 32
+@njit("void(uint8[:, ::1], uint8[:, ::1])", nogil=True, cache=True)
+def _turn(lines, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [m or more, 3 n or more] with the transpose of ``lines`` [n, 3 m], three bytes to an element.
+
+    A fourth byte is copied with each; the next copies write over it. The last column has no next one.
+    """
+    count, columns = lines.shape[0], lines.shape[1] // 3
+    source, to = np.uint64(lines.ctypes.data), np.uint64(out.ctypes.data)
+    down, across = np.uint64(lines.shape[1]), np.uint64(out.shape[1])
+    three = np.uint64(3)
+    for j in range(columns - 1):
+        for k in range(count):
+            pixel = _load_four(source + np.uint64(k) * down + np.uint64(j) * three)
+            _store_four(to + np.uint64(j) * across + np.uint64(k) * three, pixel)
+    last = lines[:, 3 * (columns - 1) :]
+    for k in range(count):
+        for channel in range(3):
+            out[columns - 1, 3 * k + channel] = last[k, channel]
 
 
 @njit("void(uint8[:, :, ::1], uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
 def resize_bicubic(source, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` uint8 [H, W, 3] with ``source`` uint8 [h, w, 3], resized as Pillow's ``Image.BICUBIC`` does.
 
-    Both axes are shrunk by sums of whole lines; for the first, bands of rows are transposed, and back.
+    Both axes are shrunk by sums of whole lines; for the first, bands of rows are turned, and back.
     """
     height, width, _ = out.shape
     columns = source.shape[1]
@@ -115,16 +162,16 @@ def resize_bicubic(source, out):  # type: ignore[no-untyped-def]
     bottom = first[height - 1] + count[height - 1]
     for o in range(height):
         first[o] -= top
-    upright = np.empty((3 * columns, _BAND // 8), np.uint64)
+    upright = np.empty((columns, 3 * _BAND), np.uint8)
     shrunk = np.empty((width, 3 * _BAND), np.uint8)
     bands = -(-(bottom - top) // _BAND)
-    narrow = np.empty((bands * _BAND, -(-3 * width // 8)), np.uint64)
+    narrow = np.empty((bands * _BAND, 3 * width), np.uint8)
     for k in range(bands):
         rows = source[top + k * _BAND : min(top + (k + 1) * _BAND, bottom)]
-        _transpose(rows.reshape(rows.shape[0], 3 * columns), upright)
-        _combine(upright.view(np.uint8).reshape(columns, 3 * _BAND), first_x, count_x, weight_x, shrunk)
-        _transpose(shrunk.reshape(3 * width, _BAND), narrow[k * _BAND : (k + 1) * _BAND])
-    _combine(narrow.view(np.uint8), first, count, weight, out.reshape(height, 3 * width))
+        _turn(rows.reshape(rows.shape[0], 3 * columns), upright)
+        _combine(upright, first_x, count_x, weight_x, shrunk)
+        _turn(shrunk, narrow[k * _BAND : (k + 1) * _BAND])
+    _combine(narrow, first, count, weight, out.reshape(height, 3 * width))
 
 
 @njit("float64(float64, float64, float64, float64, float64)", nogil=True, cache=True, inline="always")
@@ -408,15 +455,14 @@ def finish_view(pixels, mask, noise, scale, out):  # type: ignore[no-untyped-def
 def _sample(picture, places, at, corners, shares, line):  # type: ignore[no-untyped-def]
     """Fill a ``line`` [3 W] with ``picture`` at the columns ``places[0]`` and rows ``places[1]``, held at the border.
 
-    ``at``, ``corners`` and ``shares`` are room. Only fetching the four pixels around a place is done one by one.
+    ``picture`` has two columns or more. ``at``, ``corners`` [4, 3 W + 1] and ``shares`` are room. Only fetching four
+    pixels around a place is done one by one.
     """
     height, width, _ = picture.shape
-    flat = picture.reshape(-1)
     size = at.size
     zero, half = np.float32(0.0), np.float32(0.5)
     last_x, last_y = np.float32(width - 1), np.float32(height - 1)
-    most_x, most_y = np.int32(max(width - 2, 0)), np.int32(max(height - 2, 0))
-    right, down = np.uint64(3 if width > 1 else 0), np.uint64(3 * width if height > 1 else 0)
+    most_x, most_y = np.int32(width - 2), np.int32(max(height - 2, 0))
     for j in range(size):
         x, y = places[0, j] - half, places[1, j] - half
         # In this form what is no number becomes 0.
@@ -430,14 +476,17 @@ def _sample(picture, places, at, corners, shares, line):  # type: ignore[no-unty
     for axis in range(2):
         for j in range(size):
             shares[axis, 3 * j] = shares[axis, 3 * j + 1] = shares[axis, 3 * j + 2] = places[axis, j]
+    source, down = np.uint64(picture.ctypes.data), np.uint64(3 * width if height > 1 else 0)
+    to, across = np.uint64(corners.ctypes.data), np.uint64(corners.shape[1])
     for j in range(size):
-        to = np.uint64(3 * j)
-        for corner in range(4):
-            k = np.uint64(at[j]) + (right if corner & 1 else np.uint64(0)) + (down if corner & 2 else np.uint64(0))
-            red, green, blue = flat[k], flat[k + np.uint64(1)], flat[k + np.uint64(2)]
-            corners[corner, to] = red
-            corners[corner, to + np.uint64(1)] = green
-            corners[corner, to + np.uint64(2)] = blue
+        pixel = source + np.uint64(at[j])
+        for _ in range(2):
+            _store_four(to, _load_four(pixel))
+            # The right one's first byte is the fourth from two bytes on: nothing is read behind the picture's end.
+            _store_four(to + across, _load_four(pixel + np.uint64(2)) >> np.uint32(8))
+            pixel += down
+            to += across + across
+        to += np.uint64(3) - across * np.uint64(4)
     for i in range(3 * size):
         above, below = np.float32(corners[0, i]), np.float32(corners[2, i])
         above += shares[0, i] * (np.float32(corners[1, i]) - above)
@@ -445,13 +494,24 @@ def _sample(picture, places, at, corners, shares, line):  # type: ignore[no-unty
         line[i] = np.int32(above + shares[1, i] * (below - above) + half)
 
 
+@njit(f"{_BYTES}({_BYTES})", nogil=True, cache=True)
+def _two_columns(picture):  # type: ignore[no-untyped-def]
+    """``picture``, or its only column twice."""
+    if picture.shape[1] > 1:
+        return picture
+    doubled = np.empty((picture.shape[0], 2, 3), np.uint8)
+    doubled[:, 0] = doubled[:, 1] = picture[:, 0]
+    return doubled
+
+
 @njit(f"void({_BYTES}, float32[:, :, ::1], {_BYTES})", nogil=True, cache=True, error_model="numpy")
 def remap_bilinear(picture, points, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` [H, W, 3] with ``picture`` [h, w, 3] at ``points`` [H, W, 2], (x, y) in its pixels, held at the
     border."""
+    picture = _two_columns(picture)
     height, width, _ = out.shape
     places, shares = np.empty((2, width), np.float32), np.empty((2, 3 * width), np.float32)
-    at, corners = np.empty(width, np.int32), np.empty((4, 3 * width), np.uint8)
+    at, corners = np.empty(width, np.int32), np.empty((4, 3 * width + 1), np.uint8)
     for i in range(height):
         for j in range(width):
             places[0, j], places[1, j] = points[i, j, 0], points[i, j, 1]
@@ -461,9 +521,10 @@ def remap_bilinear(picture, points, out):  # type: ignore[no-untyped-def]
 @njit(f"void({_BYTES}, float32[:, ::1], {_BYTES})", nogil=True, cache=True, error_model="numpy")
 def warp_bilinear(picture, matrix, out):  # type: ignore[no-untyped-def]
     """As :func:`remap_bilinear`, at the points to which the homography ``matrix`` [3, 3] takes those of ``out``."""
+    picture = _two_columns(picture)
     height, width, _ = out.shape
     places, shares = np.empty((2, width), np.float32), np.empty((2, 3 * width), np.float32)
-    at, corners = np.empty(width, np.int32), np.empty((4, 3 * width), np.uint8)
+    at, corners = np.empty(width, np.int32), np.empty((4, 3 * width + 1), np.uint8)
     half, one = np.float32(0.5), np.float32(1.0)
     a, b, c = matrix[0, 0], matrix[1, 0], matrix[2, 0]
     for i in range(height):

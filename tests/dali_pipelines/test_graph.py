@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from copynce.pixtrace import (
     sample_program,
 )
 from dali_pipelines import render_programs
-from dali_pipelines.leaves import resize_bicubic
+from dali_pipelines.leaves import remap_bilinear, resize_bicubic, warp_bilinear
 from dali_pipelines.loaders import MEAN, STD
 from dali_pipelines.sources import EncodedPicture
 from dali_pipelines.views import COLOUR_STEPS, Scene, View, check_plan, feed, input_table, working_size
@@ -49,6 +51,39 @@ def test_bicubic_equals_pillow_to_the_bit(source: tuple[int, int], target: tuple
     # Columns first, as every Pillow did when the published numbers were made; newer ones choose the order by cost.
     narrow = image.resize((target[1], source[0]), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(out, np.asarray(narrow.resize(target[::-1], Image.Resampling.BICUBIC)))
+
+
+def test_bicubic_equals_pillow_at_any_size() -> None:
+    random = np.random.default_rng()
+    for _ in range(30):
+        height, width, high, wide = np.exp(random.uniform(0.0, 6.0, 4)).astype(int).tolist()
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        out = np.full((high, wide, 3), 77, np.uint8)
+        resize_bicubic(pixels, out)
+        narrow = Image.fromarray(pixels).resize((wide, height), Image.Resampling.BICUBIC)
+        expected = np.asarray(narrow.resize((wide, high), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(out, expected, f"{height} x {width} to {high} x {wide}")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (3, 5), (70, 9)])
+def test_nothing_is_read_behind_a_picture(shape: tuple[int, int]) -> None:
+    """Pixels are fetched four bytes at a time: a picture that ends where no memory follows."""
+    libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 0) == 0
+    size = 3 * shape[0] * shape[1]
+    picture = np.frombuffer(memory, np.uint8, size, page - size).reshape(*shape, 3)
+    picture[:] = 9
+    out = np.zeros((8, 6, 3), np.uint8)
+    for fill in (
+        lambda: resize_bicubic(picture, out),
+        lambda: warp_bilinear(picture, np.diag([1.0, 1.0, 0.05]).astype(np.float32), out),
+        lambda: remap_bilinear(picture, np.full((8, 6, 2), 100.0, np.float32), out),
+    ):
+        out[:] = 0
+        fill()
+        assert (out == 9).all()
 
 
 def test_both_resize_operators_agree() -> None:

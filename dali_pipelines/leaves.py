@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 #: Pillow's fixed point: 32 bits less 8 of the pixel and 2 of head room for the kernel's negative lobes.
@@ -580,3 +581,128 @@ def median(picture, window, out):  # type: ignore[no-untyped-def]
                     counts[old] -= 1
                     counts[new] += 1
                     below += (1 if new < middle else 0) - (1 if old < middle else 0)
+
+
+# ---- the leaves as C callbacks --------------------------------------------------------------------------------------
+# DALI's Numba operator calls them with addresses of arrays of addresses. They stand in this file because Numba keeps
+# compiled code by the file that it is written in: elsewhere they would go on with the old leaves after a change here.
+
+_ADDRESS, _COUNT = types.uint64, types.int32
+_SHAPE_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _COUNT)
+_RUN_SIGNATURE = types.void(_ADDRESS, _ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _COUNT)
+
+
+def _as_pointer(_context, address):  # type: ignore[no-untyped-def]
+    """An integer address as a pointer for ``carray``."""
+
+    def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+_pointer: Any = intrinsic(_as_pointer)
+
+
+@njit(inline="always")
+def _entry(addresses, k):  # type: ignore[no-untyped-def]
+    """The ``k``-th of an array of addresses, as a pointer."""
+    return _pointer(carray(_pointer(addresses), (k + 1,), np.int64)[k])
+
+
+@njit(inline="always")
+def _picture(data, shapes, k, dtype):  # type: ignore[no-untyped-def]
+    """The ``k``-th array, of three dimensions."""
+    shape = carray(_entry(shapes, k), (3,), np.int64)
+    return carray(_entry(data, k), (shape[0], shape[1], shape[2]), dtype)
+
+
+@cfunc(_SHAPE_SIGNATURE, cache=True)
+def shape_of_first(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
+    """Output shape of every sample: height and width of the first input, three channels."""
+    for i in range(samples):
+        out = carray(_entry(out_shapes, i), (3,), np.int64)
+        first = carray(_entry(in_shapes, i), (3,), np.int64)
+        out[0] = first[0]
+        out[1] = first[1]
+        out[2] = 3
+
+
+@cfunc(_SHAPE_SIGNATURE, cache=True)
+def planes_of_first(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
+    """As :func:`shape_of_first`, channels first."""
+    for i in range(samples):
+        out = carray(_entry(out_shapes, i), (3,), np.int64)
+        first = carray(_entry(in_shapes, i), (3,), np.int64)
+        out[0] = 3
+        out[1] = first[0]
+        out[2] = first[1]
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_resize(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    resize_bicubic(_picture(ins, in_shapes, 1, np.uint8), _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_blend(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    blend_pictures(
+        _picture(ins, in_shapes, 0, np.uint8),
+        _picture(ins, in_shapes, 1, np.uint8),
+        _picture(ins, in_shapes, 2, np.uint8),
+        _picture(ins, in_shapes, 3, np.uint8),
+        _picture(ins, in_shapes, 4, np.uint8),
+        _picture(ins, in_shapes, 5, np.uint8),
+        _picture(outs, out_shapes, 0, np.uint8),
+    )
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_colour(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    steps = _picture(ins, in_shapes, 1, np.float32)
+    jitter_colours(_picture(ins, in_shapes, 0, np.uint8), steps, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_blur(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    count = carray(_entry(in_shapes, 1), (1,), np.int64)[0]
+    taps = carray(_entry(ins, 1), (count,), np.float32)
+    blur_gaussian(_picture(ins, in_shapes, 0, np.uint8), taps, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_finish(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    mask, noise = _picture(ins, in_shapes, 1, np.uint8), _picture(ins, in_shapes, 2, np.float32)
+    scale = carray(_entry(ins, 3), (2, 3), np.float32)
+    finish_view(_picture(ins, in_shapes, 0, np.uint8), mask, noise, scale, _picture(outs, out_shapes, 0, np.float32))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_remap(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    points = _picture(ins, in_shapes, 0, np.float32)
+    remap_bilinear(_picture(ins, in_shapes, 1, np.uint8), points, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_warp(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    matrix = carray(_entry(ins, 2), (3, 3), np.float32)
+    warp_bilinear(_picture(ins, in_shapes, 1, np.uint8), matrix, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_curve(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    levels = carray(_entry(ins, 1), (256,), np.uint8)
+    apply_curve(_picture(ins, in_shapes, 0, np.uint8), levels, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_median(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    window = carray(_entry(ins, 1), (1,), np.int32)[0]
+    median(_picture(ins, in_shapes, 0, np.uint8), window, _picture(outs, out_shapes, 0, np.uint8))
+
+
+@cfunc(_RUN_SIGNATURE, cache=True)
+def run_cut(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    shape = carray(_entry(in_shapes, 2), (2,), np.int64)
+    rows = carray(_entry(ins, 2), (shape[0], shape[1]), np.float64)
+    cut_views(_picture(ins, in_shapes, 1, np.uint8), rows, _picture(outs, out_shapes, 0, np.uint8))

@@ -3,8 +3,9 @@
     pytest benchmarks/bench_pipeline.py --benchmark-only --benchmark-json=pipeline.json
 
 Photographs are imitated by JPEGs of about 500 x 375 pixels and 40 kB, made on the fly. A round is four batches of 64
-pairs after warm-up (lanes deliver in bursts), on so many pinned cores; ``extra_info`` in the JSON file carries the rate, CPU milliseconds a pair, and
-where they go: each step of the host, decoding, and each stage of the graph (printed too, with ``-s``).
+pairs after warm-up (lanes deliver in bursts), on so many pinned cores; ``extra_info`` in the JSON file carries the
+rate, CPU milliseconds a pair, and where they go: each step of the host, decoding, and each stage of the graph (printed
+too, with ``-s``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 from nvidia import dali
 from nvidia.dali.plugin.numba import NumbaFunction
 
-from dali_pipelines import leaves
+import dali_pipelines.leaves as leaves
 
 _UINT8, _INT32, _FLOAT = dali.types.UINT8, dali.types.INT32, dali.types.FLOAT  # type: ignore[attr-defined]
 _FLOAT64 = dali.types.FLOAT64  # type: ignore[attr-defined]

@@ -150,9 +150,10 @@ def render_programs(
 class PairLoader:
     """Iterates training batches as dicts of torch tensors.
 
-    ``query``, ``reference``: float32 [B, 3, S, S], normalised, on ``device``. ``query_to_reference``,
-    ``reference_to_query``: int32 [B, S, S] tables, -1 throughout for a pair that is not positive or not traced.
-    ``label``, ``traced``: bool [B], as in :class:`Pair`. ``uuids``: list of str, that of the pair really shown.
+    ``query``, ``reference``: [B, 3, S, S], normalised, on ``device``, of ``dtype`` "float32", "float16" or "bfloat16".
+    ``query_to_reference``, ``reference_to_query``: int32 [B, S, S] tables, -1 throughout for a pair that is not
+    positive or not traced. ``label``, ``traced``: bool [B], as in :class:`Pair`. ``uuids``: list of str, that of the
+    pair really shown.
 
     ``batches`` gives lists of :class:`Pair`, at most ``batch_size`` each; it is consumed ahead in a background thread
     and once only. ``pictures`` are the files from which layers choose. A pair with a broken file is replaced by
@@ -178,8 +179,10 @@ class PairLoader:
         std: Sequence[float] = STD,
         max_pixels: int = MAX_PIXELS,
         apply_exif: bool = False,
+        dtype: str = "float32",
     ) -> None:
         self._batches = batches
+        self._dtype = _checked_dtype(dtype)
         self._size = size
         self._substitute = substitute
         self._broken = Broken(on_broken)
@@ -232,8 +235,8 @@ class PairLoader:
         try:
             for payload, (query, reference) in self._renderer.stream(self._batches):
                 yield {
-                    "query": _dense(query),
-                    "reference": _dense(reference),
+                    "query": _dense(query, self._dtype),
+                    "reference": _dense(reference, self._dtype),
                     "query_to_reference": torch.from_numpy(payload["query_to_reference"]),
                     "reference_to_query": torch.from_numpy(payload["reference_to_query"]),
                     "label": torch.from_numpy(payload["label"]),
@@ -306,8 +309,10 @@ class _EvaluationLoader:
         threads: int,
         max_pixels: int,
         apply_exif: bool,
+        dtype: str,
     ) -> None:
         self._paths = paths
+        self._dtype = _checked_dtype(dtype)
         self._batch_size = batch_size
         self._broken = Broken(on_broken)
         self._reading = (max_pixels, threads, apply_exif)
@@ -330,7 +335,7 @@ class _EvaluationLoader:
         chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
         try:
             for indices, (outputs,) in self._renderer.stream(chunks):
-                yield torch.from_numpy(indices), _dense(outputs)
+                yield torch.from_numpy(indices), _dense(outputs, self._dtype)
         finally:
             self._reader.close()
 
@@ -349,7 +354,7 @@ class _EvaluationLoader:
 
 
 class PictureLoader(_EvaluationLoader):
-    """Iterates evaluation batches: (indices int64 [b], pictures float32 [b, 3, S, S]), as torch tensors.
+    """Iterates evaluation batches: (indices int64 [b], pictures ``dtype`` [b, 3, S, S]), as torch tensors.
 
     Each picture is resized to S x S ignoring its aspect ratio, bicubic and antialiased, to the bit as Pillow does it on
     the CPU backend; EXIF orientation is not applied (PROTOCOLS 2) unless ``apply_exif``. A broken file is left out and
@@ -370,8 +375,9 @@ class PictureLoader(_EvaluationLoader):
         std: Sequence[float] = STD,
         max_pixels: int = MAX_PIXELS,
         apply_exif: bool = False,
+        dtype: str = "float32",
     ) -> None:
-        super().__init__(paths, batch_size, on_broken, threads, max_pixels, apply_exif)
+        super().__init__(paths, batch_size, on_broken, threads, max_pixels, apply_exif, dtype)
         self._grid = (size, size)
         self._renderer = Renderer(
             self._prepare,
@@ -394,7 +400,7 @@ class PictureLoader(_EvaluationLoader):
 
 
 class CropLoader(_EvaluationLoader):
-    """Iterates (indices int64 [b], views float32 [b, V, 3, S, S]): several views of each picture, cut from one decode.
+    """Iterates (indices int64 [b], views ``dtype`` [b, V, 3, S, S]): views of each picture, cut from one decode.
 
     ``cuts(width, height)`` gives the V views of a picture of that size, as many for every picture. Each is resized to
     S x S as by :class:`PictureLoader`, boxes to the bit as ``crop`` and ``resize`` of Pillow would. Runs on the CPU;
@@ -414,8 +420,9 @@ class CropLoader(_EvaluationLoader):
         std: Sequence[float] = STD,
         max_pixels: int = MAX_PIXELS,
         apply_exif: bool = False,
+        dtype: str = "float32",
     ) -> None:
-        super().__init__(paths, batch_size, on_broken, threads, max_pixels, apply_exif)
+        super().__init__(paths, batch_size, on_broken, threads, max_pixels, apply_exif, dtype)
         self._size = size
         self._renderer = _Cutter(
             self._prepare,
@@ -459,9 +466,17 @@ class _Cutter(Renderer[range, np.ndarray]):
         )
 
 
-def _dense(output: Any, *, on_host: bool = False) -> torch.Tensor:
-    """A DALI batch as one torch tensor, without a copy; it owns its memory."""
+def _checked_dtype(dtype: str) -> str:
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype must be 'float32', 'float16' or 'bfloat16', got {dtype!r}")
+    return dtype
+
+
+def _dense(output: Any, dtype: str | None = None, *, on_host: bool = False) -> torch.Tensor:
+    """A DALI batch as one torch tensor that owns its memory, without a copy but for another ``dtype`` than its own."""
     import torch
 
     tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
+    if dtype is not None:
+        tensor = tensor.to(getattr(torch, dtype))  # on its device; DALI knows no bfloat16
     return tensor.cpu() if on_host else tensor

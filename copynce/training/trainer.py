@@ -177,6 +177,8 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
             device="gpu" if here.device.type == "cuda" else "cpu",
             threads=config.data.threads,
             max_pixels=int(config.data.max_megapixels * 1e6),
+            # What autocast would make of the views at the model's first product.
+            dtype="bfloat16" if bf16 else "float32",
             substitute=plan.substitute,
             on_broken=quarantine.add,
         ) as loader,

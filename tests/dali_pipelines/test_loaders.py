@@ -125,6 +125,18 @@ def test_batches_do_not_depend_on_threads(pictures: list[Path]) -> None:
             assert a["uuids"] == b["uuids"]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_views_come_in_half_precision(pictures: list[Path], dtype: str) -> None:
+    exact, half = (next(iter(loader([[positive(pictures[0])]], pictures, dtype=d))) for d in ("float32", dtype))
+    wanted = getattr(torch, dtype)
+    for side in ("query", "reference"):
+        assert half[side].dtype == wanted
+        assert torch.equal(half[side], exact[side].to(wanted))
+    settings = {"size": SIZE, "batch_size": 2, "on_broken": lambda path, reason: None}
+    ((_, whole),) = PictureLoader(pictures[:2], dtype=dtype, **settings)  # type: ignore[arg-type]
+    assert whole.dtype == wanted
+
+
 def test_tensors_outlive_the_loader(pictures: list[Path]) -> None:
     batches = list(loader([[positive(path)] for path in pictures], pictures))
     again = list(loader([[positive(path)] for path in pictures], pictures))
@@ -260,6 +272,8 @@ def test_settings_are_checked(pictures: list[Path]) -> None:
         loader([], pictures, device="tpu")
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         loader([], pictures, size=0)
+    with pytest.raises(ValueError, match="dtype must be 'float32', 'float16' or 'bfloat16', got 'half'"):
+        loader([], pictures, dtype="half")
     with pytest.raises(ValueError, match="one length, got 1 and 0"):
         render_programs(pictures[:1], [])
 

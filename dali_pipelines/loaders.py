@@ -431,7 +431,6 @@ class CropLoader(_EvaluationLoader):
             size=size,
             batch_size=batch_size,
             threads=threads,
-            lanes=MOST_LANES,
             normalize=(mean, std),
             cuts=cuts,
         )

@@ -154,6 +154,12 @@ class _Lane(Generic[Item, Payload]):
         self.running.clear()
         return self.waiting.popleft()
 
+    def close(self) -> None:
+        """Let go of the pipeline, which refers to this lane: its threads and memory end now, not with a collection."""
+        self._pipeline = None
+        self.waiting.clear()
+        self.running.clear()
+
     def _source(self) -> list[object]:
         self.running.append(self._deal(self))
         return self.running[-1].arrays
@@ -258,6 +264,16 @@ class Renderer(Generic[Item, Payload]):
 
         shares = [self.threads // count + (k < self.threads % count) for k in range(count)]
         lanes = [_Lane(functools.partial(self.build, threads=share), deal) for share in shares]
+        try:
+            yield from self._deliver(lanes)
+        finally:
+            for lane in lanes:
+                lane.close()
+        if failure:
+            raise failure[0]
+
+    def _deliver(self, lanes: list[_Lane[Any, Payload]]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
+        """What the lanes render, in turns, until the one whose turn it is has no batch."""
         turns = itertools.cycle(lanes)
         lane = next(turns)
         while True:
@@ -279,8 +295,6 @@ class Renderer(Generic[Item, Payload]):
             self._rooms.append(done.room)
             yield done.batch.payload, outputs
             lane = next(turns)
-        if failure:
-            raise failure[0]
 
     def _repair(self, fed: _Fed[Any, Payload], error: RuntimeError) -> _Fed[Any, Payload] | None:
         """Find the files of a failed batch that DALI cannot decode and prepare the batch without them."""

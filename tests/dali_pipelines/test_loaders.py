@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 import threading
@@ -315,6 +317,27 @@ def test_batches_of_which_nothing_is_left(pictures: list[Path], broken: list[Pat
     assert [paths[i] for indices, _ in seen for i in indices.tolist()] == pictures[:9]
     clean = list(PictureLoader(pictures[:9], size=SIZE, batch_size=9, on_broken=lambda path, reason: None))
     assert torch.equal(torch.cat([batch for _, batch in seen]), clean[0][1])
+
+
+def test_a_loader_ends_its_threads_when_it_ends(pictures: list[Path]) -> None:
+    """DALI's too, and without waiting for the garbage collector."""
+
+    def threads_after_a_round(stop_early: bool) -> int:
+        batches = iter(PictureLoader(pictures, size=SIZE, batch_size=2, on_broken=lambda path, reason: None, threads=2))
+        next(batches)
+        if stop_early:
+            batches.close()  # type: ignore[attr-defined]
+        else:
+            list(batches)
+        return len(os.listdir("/proc/self/task"))
+
+    gc.disable()
+    try:
+        before = threads_after_a_round(stop_early=False)  # what is started once stays
+        for stop_early in (False, True, False, True):
+            assert threads_after_a_round(stop_early) <= before + 3  # readers may still be ending
+    finally:
+        gc.enable()
 
 
 def test_rendering_a_broken_picture_raises(broken: list[Path]) -> None:

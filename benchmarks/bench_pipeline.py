@@ -24,9 +24,10 @@ from PIL import Image
 
 from copynce.pixtrace import EditProgram, RenderPlan, sample_program, trace_pairs
 from dali_pipelines import Pair, PairLoader, PictureLoader, read_picture
+from dali_pipelines.leaves import COLOUR_STEPS, PLACES
 from dali_pipelines.loaders import MEAN, STD
 from dali_pipelines.rooms import Room
-from dali_pipelines.views import feed
+from dali_pipelines.views import FLAGS, feed, input_layouts
 
 PICTURES, BATCH, ROUNDS, BATCHES = 128, 64, 8, 4
 
@@ -121,16 +122,15 @@ def test_pairs_on_the_gpu(benchmark: Any, photographs: list[Path], size: int) ->
     print(f"{size} px: {count / wall:.0f} pairs/s, {1e3 * cpu / count:.2f} ms of CPU a pair")
 
 
-#: Stages of a view in the order of the graph, each with the inputs that switch it on: flags, or a mask of full size.
-STAGES: dict[str, tuple[str, ...]] = {
-    "warp": (),  # and the shrinking before it, instead of the plain resize
-    "remap": ("remap",),
-    "blend": ("blend",),
-    "colour": ("colour",),
-    "effects": ("effects",),
-    "blur": ("blur",),
-    "jpeg": ("jpeg",),
-    "erase": ("mask",),
+#: Stages of a view in the order of the graph, each with what switches it off: flags, and numbers to set to a value.
+STAGES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "place": (("edited",), {}),  # warp, dense map and the shrinking before, instead of the plain resize
+    "blend": (("layer_0", "layer_1"), {"weight": -1.0}),
+    "colour": ((), {"steps": np.tile(np.eye(3, 4), (COLOUR_STEPS, 1, 1)).reshape(-1)}),
+    "effects": (("effects",), {}),
+    "blur": (("blur",), {}),
+    "jpeg": (("jpeg",), {}),
+    "erase": ((), {"mask": -1.0}),
 }
 
 
@@ -138,7 +138,6 @@ STAGES: dict[str, tuple[str, ...]] = {
 def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int) -> None:
     """CPU ms a pair, one thread: each step of the host, then what each stage adds to a graph that ends there."""
     from dali_pipelines.graph import build_decoder, build_pipeline
-    from dali_pipelines.views import input_table
 
     batches = list(itertools.islice(pairs(photographs), 2))
     flat = [pair for batch in batches for pair in batch]
@@ -155,7 +154,7 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
         for batch in prepared
     ]
     encoded = itertools.cycle(files)
-    names = list(input_table(2))
+    names = list(input_layouts(2))
     tables = np.empty((2, count, size, size), np.int32)
 
     def cpu_ms(works: dict[str, Any], repeats: int = 5) -> dict[str, float]:
@@ -171,12 +170,16 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
         """A function that runs one batch of every kind through a warm pipeline with these stages only."""
         arrays = [list(inputs) for inputs in fed]
         for inputs, v in itertools.product(arrays, (0, 1)):
-            for flag in (flag for stage in STAGES if stage not in stages for flag in STAGES[stage]):
-                at = names.index(f"view_{v}.{flag}")
-                inputs[at] = [np.zeros((1, 1, 1), np.uint8)] * BATCH if flag == "mask" else np.zeros(BATCH, bool)
-            if "warp" not in stages:
-                inputs[names.index("plain_0")] = inputs[names.index(f"view_{v}.as_plain")] = np.ones(BATCH, bool)
-                inputs[names.index(f"view_{v}.warp")] = np.zeros(BATCH, bool)
+            at = names.index(f"view_{v}.flags"), names.index(f"view_{v}.numbers")
+            flags, numbers = (inputs[k].copy() for k in at)  # type: ignore[attr-defined]
+            for names_off, values in (STAGES[stage] for stage in STAGES if stage not in stages):
+                flags[:, [FLAGS.index(name) for name in names_off]] = False
+                for name, value in values.items():
+                    numbers[:, PLACES[name]] = value
+            if "place" not in stages:
+                inputs[names.index("scene_flags")] = np.array([[True, False, False]] * BATCH)
+                flags[:, FLAGS.index("as_plain")] = True
+            inputs[at[0]], inputs[at[1]] = flags, numbers
         feeds = itertools.cycle(arrays)
         # Nothing is computed ahead: all work for a batch falls between two readings of the clock.
         pipeline = build_pipeline(

@@ -15,7 +15,7 @@ from nvidia.dali.plugin.numba import NumbaFunction
 
 import dali_pipelines.leaves as leaves
 
-_UINT8, _INT32, _FLOAT = dali.types.UINT8, dali.types.INT32, dali.types.FLOAT  # type: ignore[attr-defined]
+_UINT8, _FLOAT = dali.types.UINT8, dali.types.FLOAT  # type: ignore[attr-defined]
 _FLOAT64 = dali.types.FLOAT64  # type: ignore[attr-defined]
 
 
@@ -29,28 +29,28 @@ def resize_operator() -> Callable[..., Any]:
 
 
 @functools.cache
-def blend_operator() -> Callable[..., Any]:
-    """``operator(image, first, second, weight, layer_weights, painted) -> uint8 [H, W, 3]``; see ``blend_pictures``."""
-    return _operator(leaves.run_blend, [_UINT8] * 6, [3] * 6, _UINT8)
+def compose_operator() -> Callable[..., Any]:
+    """``operator(picture, first, second, numbers, planes, maps) -> uint8 [S, S, 3]``; see ``compose_view``."""
+    kinds, dims = [_UINT8, _UINT8, _UINT8, _FLOAT, _UINT8, _FLOAT], [3, 3, 3, 1, 3, 3]
+    return _operator(leaves.run_compose, kinds, dims, _UINT8, leaves.square_of_planes)
 
 
 @functools.cache
-def colour_operator() -> Callable[..., Any]:
-    """``operator(image uint8 [H, W, 3], steps float [K, 3, 4]) -> uint8 [H, W, 3]``; see ``jitter_colours``."""
-    return _operator(leaves.run_colour, [_UINT8, _FLOAT], [3, 3], _UINT8)
+def mix_operator() -> Callable[..., Any]:
+    """``operator(image uint8 [H, W, 3], numbers) -> uint8 [H, W, 3]``; see ``mix_channels``."""
+    return _operator(leaves.run_mix, [_UINT8, _FLOAT], [3, 1], _UINT8)
 
 
 @functools.cache
-def blur_operator() -> Callable[..., Any]:
-    """``operator(image uint8 [H, W, 3], taps float [K]) -> uint8 [H, W, 3]``; see ``blur_gaussian``."""
-    return _operator(leaves.run_blur, [_UINT8, _FLOAT], [3, 1], _UINT8)
+def curve_operator() -> Callable[..., Any]:
+    """``operator(image uint8 [H, W, 3], numbers) -> uint8 [H, W, 3]``; see ``apply_curve``."""
+    return _operator(leaves.run_curve, [_UINT8, _FLOAT], [3, 1], _UINT8)
 
 
 @functools.cache
-def finish_operator() -> Callable[..., Any]:
-    """``operator(image uint8 [H, W, 3], mask uint8 [H, W, 1], noise float [H, W, 3], scale float [2, 3]) -> float [3,
-    H, W]``; see ``finish_view``."""
-    return _operator(leaves.run_finish, [_UINT8, _UINT8, _FLOAT, _FLOAT], [3, 3, 3, 2], _FLOAT, leaves.planes_of_first)
+def median_operator() -> Callable[..., Any]:
+    """``operator(image uint8 [H, W, 3], numbers) -> uint8 [H, W, 3]``; see ``median``."""
+    return _operator(leaves.run_median, [_UINT8, _FLOAT], [3, 1], _UINT8)
 
 
 @functools.cache
@@ -60,22 +60,17 @@ def remap_operator() -> Callable[..., Any]:
 
 
 @functools.cache
-def warp_operator() -> Callable[..., Any]:
-    """``operator(like, image uint8 [h, w, 3], matrix float [3, 3]) -> uint8 [H, W, 3]``, ``like`` as above; see
-    ``warp_bilinear``."""
-    return _operator(leaves.run_warp, [_UINT8, _UINT8, _FLOAT], [3, 3, 2], _UINT8)
+def blur_operator() -> Callable[..., Any]:
+    """``operator(image uint8 [H, W, 3], numbers) -> uint8 [H, W, 3]``; see ``blur_gaussian``."""
+    return _operator(leaves.run_blur, [_UINT8, _FLOAT], [3, 1], _UINT8)
 
 
 @functools.cache
-def curve_operator() -> Callable[..., Any]:
-    """``operator(image uint8 [H, W, 3], levels uint8 [256]) -> uint8 [H, W, 3]``; see ``apply_curve``."""
-    return _operator(leaves.run_curve, [_UINT8, _UINT8], [3, 1], _UINT8)
-
-
-@functools.cache
-def median_operator() -> Callable[..., Any]:
-    """``operator(image uint8 [H, W, 3], window int32 [1]) -> uint8 [H, W, 3]``; see ``median``."""
-    return _operator(leaves.run_median, [_UINT8, _INT32], [3, 1], _UINT8)
+def finish_operator() -> Callable[..., Any]:
+    """``operator(image uint8 [S, S, 3], numbers, planes, noises, scale float [2, 3]) -> float [3, S, S]``; see
+    ``finish_view``."""
+    kinds, dims = [_UINT8, _FLOAT, _UINT8, _FLOAT, _FLOAT], [3, 1, 3, 3, 2]
+    return _operator(leaves.run_finish, kinds, dims, _FLOAT, leaves.planes_of_first)
 
 
 @functools.cache

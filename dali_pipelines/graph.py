@@ -3,7 +3,9 @@
     decode -> shrink (antialiased, where the picture is much larger than it will appear) -> ONE warp -> blend with other
     pictures and paint -> colour -> effects -> blur -> JPEG -> erase and normalise
 
-Between stages colours are 8 bits, rounded, as where Pillow does each stage; within one they are not.
+On the CPU one operator does all from the shrinking to the colours. Functions ``..._twin`` say the same in DALI's own
+operators, for the GPU. Between stages colours are 8 bits, rounded, as where Pillow does each stage; within one they are
+not.
 
 The graph samples nothing and composes nothing: :mod:`dali_pipelines.views` turns a ``RenderPlan`` into its inputs. An
 ``if`` on a graph node is per sample: samples that are off skip the operators inside. An ``if`` marked *build time* is
@@ -25,18 +27,18 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
 from dali_pipelines.cpu_operators import (
-    blend_operator,
     blur_operator,
-    colour_operator,
+    compose_operator,
     curve_operator,
     cut_operator,
     finish_operator,
     median_operator,
+    mix_operator,
     remap_operator,
     resize_operator,
-    warp_operator,
 )
-from dali_pipelines.views import COLOUR_STEPS, LAYERS, LUMA, input_table
+from dali_pipelines.leaves import COLOUR_STEPS, NUMBERS, PLACES
+from dali_pipelines.views import FLAGS, LAYERS, LUMA, SCENE_FLAGS, input_layouts
 
 # DALI's stubs leave out its data types and say "node, nodes or nothing" of every operator.
 fn: Any = dali.fn
@@ -68,11 +70,12 @@ def build_pipeline(
 ) -> Pipeline:
     """A pipeline that calls ``source`` for the arrays of one batch and returns ``views`` batches of S x S views.
 
-    ``source`` returns one entry per name of :func:`~dali_pipelines.views.input_table`, or raises ``StopIteration``. The
-    views are float32 [B, 3, S, S], normalised by ``normalize`` = (mean, std) on the [0, 1] scale, or uint8 [B, S, S, 3]
-    if it is None. ``device_id`` None with ``device="gpu"`` defines a graph that can be serialised but not built.
+    ``source`` returns one entry per name of :func:`~dali_pipelines.views.input_layouts`, or raises ``StopIteration``.
+    The views are float32 [B, 3, S, S], normalised by ``normalize`` = (mean, std) on the [0, 1] scale, or uint8
+    [B, S, S, 3] if it is None. ``device_id`` None with ``device="gpu"`` defines a graph that can be serialised but not
+    built.
     """
-    layouts = {name: layout for name, (layout, _) in input_table(views).items()}
+    layouts = input_layouts(views)
 
     @pipeline_def(
         batch_size=batch_size,
@@ -126,14 +129,15 @@ def build_decoder(
 
 
 def render(inputs: Nodes, *, views: int, size: int, device: str) -> list[DataNode]:
-    """Views uint8 [S, S, 3], nothing erased, from the inputs of :func:`~dali_pipelines.views.input_table`."""
+    """Views uint8 [S, S, 3], nothing erased, from the inputs of :func:`~dali_pipelines.views.input_layouts`."""
+    on = {name: inputs["scene_flags"][k] for k, name in enumerate(SCENE_FLAGS)}
     first = decode(inputs["picture_0"], device)
-    first_plain = plain_resize(first, inputs["plain_0"], inputs["plain_size"], device)
+    first_plain = plain_resize(first, on["plain_0"], inputs["like"], device)
     rendered = [view(first, first_plain, _of_view(inputs, 0), size, device)]
     if views == 2:  # build time
-        if inputs["separate"]:
+        if on["separate"]:
             second = decode(inputs["picture_1"], device)
-            second_plain = plain_resize(second, inputs["plain_1"], inputs["plain_size"], device)
+            second_plain = plain_resize(second, on["plain_1"], inputs["like"], device)
         else:
             second = first
             second_plain = first_plain
@@ -143,32 +147,37 @@ def render(inputs: Nodes, *, views: int, size: int, device: str) -> list[DataNod
 
 def view(picture: DataNode, plain: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
     """One view of a decoded picture, before erasing; ``plain`` is its S x S resize where some view asked for it."""
-    if inputs["as_plain"]:
-        working = plain
+    if flag(inputs, "as_plain"):
+        pixels = plain
     else:
-        if inputs["shrink"]:
-            working = resize(picture, inputs["working"], device)
-        else:
-            working = picture
-    if inputs["warp"]:
-        warped = warp(working, inputs["matrix"], inputs["plain_size"], size, device)
-    else:
-        warped = working
-    if inputs["remap"]:
-        pixels = remap(warped, inputs["points"], size, device)
-    else:
-        pixels = warped
-    if inputs["blend"]:
-        pixels = blend(pixels, inputs, size, device)
-    if inputs["colour"]:
-        pixels = colour(pixels, inputs["steps"], device)
-    if inputs["effects"]:
-        pixels = effects(pixels, inputs, size, device)
-    if inputs["blur"]:
-        pixels = blur(pixels, inputs["taps"], device)
-    if inputs["jpeg"]:
-        pixels = fn.jpeg_compression_distortion(pixels, quality=inputs["quality"])
+        pixels = picture
+    if flag(inputs, "edited"):
+        pixels = compose(pixels, inputs, size, device)
+        if flag(inputs, "effects"):
+            pixels = effects(pixels, inputs, size, device)
+        if flag(inputs, "blur"):
+            pixels = blur(pixels, inputs, device)
+        if flag(inputs, "jpeg"):
+            pixels = fn.jpeg_compression_distortion(pixels, quality=integer(inputs, "quality"))
     return pixels
+
+
+def flag(inputs: Nodes, name: str) -> DataNode:
+    """Whether something is on for a sample of a view."""
+    return inputs["flags"][FLAGS.index(name)]
+
+
+def numbers(inputs: Nodes, name: str) -> DataNode:
+    """Some numbers of a view, float in the shape that :data:`~dali_pipelines.leaves.NUMBERS` says."""
+    place, shape = PLACES[name], NUMBERS[name]
+    if not shape:  # build time
+        return inputs["numbers"][place.start]
+    return fn.reshape(inputs["numbers"][place.start : place.stop], shape=shape)
+
+
+def integer(inputs: Nodes, name: str) -> DataNode:
+    """One number of a view, int32."""
+    return fn.cast(numbers(inputs, name), dtype=types.INT32)
 
 
 def finish(pixels: DataNode, inputs: Nodes, normalize: Statistics | None, size: int, device: str) -> DataNode:
@@ -176,15 +185,16 @@ def finish(pixels: DataNode, inputs: Nodes, normalize: Statistics | None, size: 
     if device == "cpu" and normalize is not None:  # build time
         mean, std = (np.array(numbers, np.float32) for numbers in normalize)
         scale = types.Constant(np.stack([1.0 / (255.0 * std), -mean / std]).astype(np.float32))
-        return fn.reshape(finish_operator()(pixels, inputs["mask"], inputs["noise"], scale), layout="CHW")
+        finished = finish_operator()(pixels, inputs["numbers"], inputs["planes"], inputs["noises"], scale)
+        return fn.reshape(finished, layout="CHW")
     return finish_twin(pixels, inputs, normalize, size, device)
 
 
 def finish_twin(pixels: DataNode, inputs: Nodes, normalize: Statistics | None, size: int, device: str) -> DataNode:
     """:func:`finish` in DALI's operators: the GPU's way, and that of people's pictures."""
     colours = fn.cast(pixels, dtype=types.FLOAT)
-    if inputs["mask"].shape()[0] == size:
-        colours = erase(colours, inputs, device)
+    if flag(inputs, "erase"):
+        colours = erase(colours, inputs, size, device)
     if normalize is None:  # build time
         return _as_bytes(colours)
     return _normalised(colours, normalize)
@@ -220,18 +230,64 @@ def plain_resize(picture: DataNode, wanted: DataNode, like: DataNode, device: st
     return plain
 
 
-def warp(picture: DataNode, matrix: DataNode, like: DataNode, size: int, device: str) -> DataNode:
-    """Bilinear homography to S x S, the size of the empty ``like`` [S, S, 0].
-
-    ``matrix`` [3, 3] maps output to picture points, corner convention of DESIGN.md.
-    """
+def compose(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
+    """The view uint8 [S, S, 3] up to its colours: pictures at their places, blended, and colours jittered."""
     if device == "cpu":  # build time
-        return fn.reshape(warp_operator()(like, picture, matrix), layout="HWC")
-    return warp_twin(picture, matrix, size)
+        if flag(inputs, "layer_0"):
+            first = decode(inputs["layer_picture_0"], device)
+            if flag(inputs, "layer_1"):
+                second = decode(inputs["layer_picture_1"], device)
+            else:
+                second = inputs["planes"]
+        else:
+            first = inputs["planes"]  # anything: it has no weight
+            second = inputs["planes"]
+        composed = compose_operator()(
+            pixels, first, second, inputs["numbers"], inputs["planes"], inputs["maps"]
+        )  # fmt: skip
+        return fn.reshape(composed, layout="HWC")
+    return compose_twin(pixels, inputs, size, device)
 
 
-def warp_twin(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
-    """:func:`warp` by DALI's own operator: the GPU's way."""
+def compose_twin(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
+    """:func:`compose` in DALI's operators: the GPU's way."""
+    pixels = place(pixels, 0, inputs, size, device)
+    if flag(inputs, "blend"):
+        colours = pixels * share(inputs, 0, size, device)
+        for k in range(1, 1 + LAYERS):
+            if flag(inputs, f"layer_{k - 1}"):
+                layer = place(decode(inputs[f"layer_picture_{k - 1}"], device), k, inputs, size, device)
+                colours = colours + layer * share(inputs, k, size, device)
+        if flag(inputs, "painted"):
+            painted = part(inputs["planes"], integer(inputs, "painted") * size, 3 * size)
+            colours = colours + fn.reshape(_on(painted, device), shape=[size, size, 3], layout="HWC")
+        pixels = _as_bytes(colours)
+    if flag(inputs, "colour"):
+        pixels = colour(pixels, numbers(inputs, "steps"))
+    return pixels
+
+
+def place(picture: DataNode, k: int, inputs: Nodes, size: int, device: str) -> DataNode:
+    """The ``k``-th picture of a view (0: its own, which may be in its place already) at its place."""
+    if flag(inputs, f"shrink_{k}"):
+        picture = fn.resize(
+            picture, size=numbers(inputs, "working")[k], interp_type=types.INTERP_CUBIC, antialias=True
+        )  # fmt: skip
+    if flag(inputs, f"warp_{k}"):
+        picture = warp(picture, numbers(inputs, "matrix")[k], size)
+    if flag(inputs, f"remap_{k}"):
+        at = fn.cast(numbers(inputs, "way")[k], dtype=types.INT32)
+        picture = remap(picture, part(inputs["maps"], at * size, size), size, device)
+    return picture
+
+
+def part(stack: DataNode, start: DataNode, rows: int) -> DataNode:
+    """``rows`` rows of a stack of planes, maps or noises, from row ``start`` int32 on."""
+    return fn.slice(stack, start, rows, axes=[0])
+
+
+def warp(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
+    """Bilinear homography to S x S; ``matrix`` [3, 3] maps output to picture points, corner convention of DESIGN.md."""
     return fn.experimental.warp_perspective(
         picture,
         matrix=matrix,
@@ -243,17 +299,12 @@ def warp_twin(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
 
 
 def remap(picture: DataNode, points: DataNode, size: int, device: str) -> DataNode:
-    """Bilinear dense map; ``points`` float [H, W, 2] are (x, y) in the picture's pixels, corner convention.
+    """Bilinear dense map; ``points`` [S, S, 2] are (x, y) in the picture's pixels, half a pixel inside of it.
 
     DALI has no CPU backend of it: there a Numba leaf does the same.
     """
     if device == "cpu":  # build time
         return fn.reshape(remap_operator()(points, picture), layout="HWC")
-    return remap_twin(picture, points, size)
-
-
-def remap_twin(picture: DataNode, points: DataNode, size: int) -> DataNode:
-    """:func:`remap` by DALI's own operator; ``points`` [S, S, 2] must lie half a pixel inside of the picture."""
     at = points.gpu()
     return _looked_up(picture, at[:, :, 0], at[:, :, 1], size, size)
 
@@ -275,66 +326,18 @@ def _looked_up(picture: DataNode, x: DataNode, y: DataNode, height: int, width: 
     return fn.slice(found, [0, 0], [height, width], axes=[0, 1])
 
 
-def share(weight: DataNode, device: str) -> DataNode:
-    """Blending weights uint8 [S, S, 1] as a share in [0, 1]."""
-    return fn.cast(_on(weight, device), dtype=types.FLOAT) * np.float32(1.0 / 255.0)
+def share(inputs: Nodes, k: int, size: int, device: str) -> DataNode:
+    """Weights of the ``k``-th picture as a share in [0, 1], float [S, S, 1]."""
+    start = fn.cast(numbers(inputs, "weight")[k], dtype=types.INT32) * size
+    return fn.cast(_on(part(inputs["planes"], start, size), device), dtype=types.FLOAT) * np.float32(1.0 / 255.0)
 
 
-def blend(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
-    """The view with its other pictures and paint, each times its weight."""
-    if device == "cpu":  # build time
-        first, second = _layer_or_nothing(inputs, 0, size, device), _layer_or_nothing(inputs, 1, size, device)
-        weights = inputs["weight"], inputs["layer_weights"]
-        blended = blend_operator()(pixels, first, second, *weights, inputs["painted"])
-        return fn.reshape(blended, layout="HWC")
-    return blend_twin(pixels, inputs, size, device)
-
-
-def _layer_or_nothing(inputs: Nodes, k: int, size: int, device: str) -> DataNode:
-    if inputs[f"layer_{k}"]:
-        placed = layer(inputs, k, size, device)
-    else:
-        placed = inputs["painted"]  # any picture: its weight is empty
-    return placed
-
-
-def blend_twin(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
-    """:func:`blend` in DALI's operators: the GPU's way."""
-    colours = pixels * share(inputs["weight"], device)
-    for k in range(LAYERS):
-        if inputs[f"layer_{k}"]:
-            weight = inputs["layer_weights"][k * size : (k + 1) * size]
-            colours = colours + layer(inputs, k, size, device) * share(weight, device)
-    return _as_bytes(colours + _on(inputs["painted"], device))
-
-
-def layer(inputs: Nodes, k: int, size: int, device: str) -> DataNode:
-    """Another picture at its place: uint8 [S, S, 3]."""
-    picture = decode(inputs[f"layer_picture_{k}"], device)
-    if inputs[f"layer_shrink_{k}"]:
-        working = resize(picture, inputs[f"layer_working_{k}"], device)
-    else:
-        working = picture
-    if inputs[f"layer_remap_{k}"]:
-        placed = remap(working, inputs[f"layer_points_{k}"], size, device)
-    else:
-        placed = warp(working, inputs[f"layer_matrix_{k}"], inputs["plain_size"], size, device)
-    return placed
-
-
-def colour(pixels: DataNode, steps: DataNode, device: str) -> DataNode:
+def colour(pixels: DataNode, steps: DataNode) -> DataNode:
     """``steps`` float [COLOUR_STEPS, 3, 4], one after the other: ``matrix @ colours + share * mean luma``, clipped.
 
     Each step is such a matrix [3, 3] and a column of shares; the mean is that of the view before the step. So
     torchvision's jitter is done, but hue turns about the grey axis in YIQ and nothing is rounded in between.
     """
-    if device == "cpu":  # build time
-        return fn.reshape(colour_operator()(pixels, steps), layout="HWC")
-    return colour_twin(pixels, steps)
-
-
-def colour_twin(pixels: DataNode, steps: DataNode) -> DataNode:
-    """:func:`colour` in DALI's operators: the GPU's way."""
     luma_of = types.Constant(np.array(LUMA, np.float32))
     colours = fn.cast(pixels, dtype=types.FLOAT)
     for k in range(COLOUR_STEPS):
@@ -346,27 +349,40 @@ def colour_twin(pixels: DataNode, steps: DataNode) -> DataNode:
 
 def effects(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
     """The rarer colour operations, in the order of :data:`copynce.pixtrace.edits.PHOTOMETRIC_ORDER`."""
-    if inputs["mix"]:
-        pixels = _as_bytes(fn.coord_transform(pixels, MT=inputs["mixing"]))
-    if inputs["curve"]:
-        pixels = curve(pixels, inputs["levels"], size, device)
-    if inputs["equalize"]:
+    if flag(inputs, "mix"):
+        pixels = mix(pixels, inputs, device)
+    if flag(inputs, "curve"):
+        pixels = curve(pixels, inputs, size, device)
+    if flag(inputs, "equalize"):
         pixels = fn.equalize(pixels)
-    if inputs["clahe"]:
+    if flag(inputs, "clahe"):
         pixels = fn.clahe(pixels, tiles_x=CLAHE_TILES, tiles_y=CLAHE_TILES, clip_limit=CLAHE_LIMIT)
-    if inputs["rain"]:
-        pixels = rain(pixels, inputs["drops"], device)
-    if inputs["convolve"]:
+    if flag(inputs, "rain"):
+        pixels = rain(pixels, part(inputs["planes"], integer(inputs, "drops") * size, size), device)
+    if flag(inputs, "convolve"):
         pixels = fn.filter(pixels, _on(inputs["kernel"], device))
-    if inputs["median"]:
-        pixels = median(pixels, inputs["window"], device)
-    if inputs["pixelate"]:
-        pixels = pixelate(pixels, inputs["cells"], size)
-    if inputs["shuffle"]:
-        pixels = remap(pixels, inputs["places"], size, device)
-    if inputs["grain"]:
-        pixels = _as_bytes(pixels + _on(inputs["grains"], device))
+    if flag(inputs, "median"):
+        pixels = median(pixels, inputs, device)
+    if flag(inputs, "pixelate"):
+        pixels = pixelate(pixels, numbers(inputs, "cells"), size)
+    if flag(inputs, "shuffle"):
+        places = part(inputs["maps"], integer(inputs, "places") * size, size)
+        pixels = remap(pixels, places, size, device)
+    if flag(inputs, "grain"):
+        pixels = _as_bytes(pixels + _on(part(inputs["noises"], integer(inputs, "grain") * size, size), device))
     return pixels
+
+
+def mix(pixels: DataNode, inputs: Nodes, device: str) -> DataNode:
+    """The matrix [3, 4] of ``mixing`` times (red, green, blue, 1)."""
+    if device == "cpu":  # build time
+        return fn.reshape(mix_operator()(pixels, inputs["numbers"]), layout="HWC")
+    return mix_twin(pixels, inputs)
+
+
+def mix_twin(pixels: DataNode, inputs: Nodes) -> DataNode:
+    """:func:`mix` by DALI's own operator: the GPU's way."""
+    return _as_bytes(fn.coord_transform(pixels, MT=numbers(inputs, "mixing")))
 
 
 def rain(pixels: DataNode, drops: DataNode, device: str) -> DataNode:
@@ -377,10 +393,11 @@ def rain(pixels: DataNode, drops: DataNode, device: str) -> DataNode:
     return _as_bytes(fn.filter(across, _on(types.Constant(np.full((7, 1), 1.0 / 7, np.float32)), device)))
 
 
-def curve(pixels: DataNode, levels: DataNode, size: int, device: str) -> DataNode:
-    """``levels`` uint8 [256] at the pixels' values."""
+def curve(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
+    """``levels`` [256] at the pixels' values."""
     if device == "cpu":  # build time
-        return fn.reshape(curve_operator()(pixels, levels), layout="HWC")
+        return fn.reshape(curve_operator()(pixels, inputs["numbers"]), layout="HWC")
+    levels = fn.cast(numbers(inputs, "levels"), dtype=types.UINT8)
     # The curve is a picture of one row, the colours are places on it.
     row = fn.reshape(levels.gpu(), shape=[1, 256, 1], layout="HWC")
     x = fn.reshape(pixels, shape=[size, 3 * size], layout="HW") + np.float32(0.5)
@@ -388,10 +405,11 @@ def curve(pixels: DataNode, levels: DataNode, size: int, device: str) -> DataNod
     return fn.reshape(_looked_up(row, x, y, size, 3 * size), shape=[size, size, 3], layout="HWC")
 
 
-def median(picture: DataNode, window: DataNode, device: str) -> DataNode:
-    """Median of ``window`` int32 [1] x ``window`` pixels."""
+def median(picture: DataNode, inputs: Nodes, device: str) -> DataNode:
+    """Median of ``window`` x ``window`` pixels."""
     if device == "cpu":  # build time
-        return fn.reshape(median_operator()(picture, window), layout="HWC")
+        return fn.reshape(median_operator()(picture, inputs["numbers"]), layout="HWC")
+    window = fn.reshape(integer(inputs, "window"), shape=[1])
     return fn.experimental.median_blur(picture, window_size=fn.cat(window, window, axis=0))
 
 
@@ -405,29 +423,28 @@ def _as_bytes(colours: DataNode) -> DataNode:
     return fn.cast(colours, dtype=types.UINT8)  # rounds and clips
 
 
-def blur(pixels: DataNode, taps: DataNode, device: str) -> DataNode:
-    """Separable Gaussian of ``taps`` float [K], mirrored at the border."""
+def blur(pixels: DataNode, inputs: Nodes, device: str) -> DataNode:
+    """Separable Gaussian of ``sigma`` pixels, cut at ``reach``, mirrored at the border."""
     if device == "cpu":  # build time
-        return fn.reshape(blur_operator()(pixels, taps), layout="HWC")
-    return blur_twin(pixels, taps, device)
+        return fn.reshape(blur_operator()(pixels, inputs["numbers"]), layout="HWC")
+    return blur_twin(pixels, inputs)
 
 
-def blur_twin(pixels: DataNode, taps: DataNode, device: str) -> DataNode:
-    """:func:`blur` in DALI's operators: the GPU's way."""
-    row, column = fn.reshape(taps, shape=[1, -1]), fn.reshape(taps, shape=[-1, 1])
-    across = fn.filter(pixels, _on(row, device), dtype=types.FLOAT)
-    return _as_bytes(fn.filter(across, _on(column, device)))
+def blur_twin(pixels: DataNode, inputs: Nodes) -> DataNode:
+    """:func:`blur` by DALI's own operator: the GPU's way."""
+    window = 2 * integer(inputs, "reach") + 1
+    return _as_bytes(fn.gaussian_blur(pixels, sigma=numbers(inputs, "sigma"), window_size=window, dtype=types.FLOAT))
 
 
-def erase(colours: DataNode, inputs: Nodes, device: str) -> DataNode:
-    """Replace masked pixels (mask uint8 0/1 [S, S, 1]) by noise float [S, S, 3] on the scale 0..255, not clipped."""
-    noise = _on(inputs["noise"], device)
-    return colours + fn.cast(_on(inputs["mask"], device), dtype=types.FLOAT) * (noise - colours)
+def erase(colours: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
+    """Replace masked pixels (mask 0/1) by noise on the scale 0..255, not clipped."""
+    mask = _on(part(inputs["planes"], integer(inputs, "mask") * size, size), device)
+    noise = _on(part(inputs["noises"], types.Constant(0), size), device)
+    return colours + fn.cast(mask, dtype=types.FLOAT) * (noise - colours)
 
 
 def _of_view(inputs: Nodes, v: int) -> Nodes:
-    own = {name.removeprefix(f"view_{v}."): node for name, node in inputs.items() if name.startswith(f"view_{v}.")}
-    return own | {"plain_size": inputs["plain_size"]}
+    return {name.removeprefix(f"view_{v}."): node for name, node in inputs.items() if name.startswith(f"view_{v}.")}
 
 
 def _on(node: DataNode, device: str) -> DataNode:

@@ -2,14 +2,18 @@
 
 ``resize_bicubic`` does Pillow's integer arithmetic (cubic kernel with a = -0.5, widened by the scale when shrinking; 22
 fractional bits; columns first, rounded to 8 bits between the two passes), so evaluation pictures equal the protocol's
-to the bit; its twin is ``fn.resize``. ``warp_bilinear``, ``blend_pictures``, ``jitter_colours``, ``blur_gaussian`` and
+to the bit; its twin is ``fn.resize``. ``warp_bilinear``, ``compose_view``, ``jitter_colours``, ``blur_gaussian`` and
 ``finish_view`` are what the functions ``..._twin`` of :mod:`dali_pipelines.graph` write in operators. For
 ``remap_bilinear`` and ``apply_curve`` that is ``fn.experimental.remap``, for ``median`` it is
 ``fn.experimental.median_blur``, which have no CPU backend.
+
+``compose_view`` does all geometry, blending and colour jitter of a view at once: an operator, an input or a branch of
+DALI costs 0.1 to 0.5 ms a batch, whatever it does.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,6 +36,50 @@ _BYTES = "uint8[:, :, ::1]"
 
 #: Pixels that are worked on at a time, so that what is between two steps stays in the first-level cache.
 _RUN = 1024
+
+#: Clipped steps of the colour jitter: its four, then a grayscale.
+COLOUR_STEPS = 5
+
+#: What a view's vector of numbers (float32) holds, in this order, and the shape of each. The first four are of the
+#: picture and of two layers: how each comes to its place (``AS_IS``, ``BY_MATRIX``, or the number of its dense map),
+#: height and width to which it is shrunk before, its matrix (output points to its pixels), and the plane of its
+#: weights. Numbers of planes, maps and noises are -1 where there is none. The table stands here, not where it is
+#: filled, for the leaves have it compiled in and Numba notices changes of this file only.
+NUMBERS: dict[str, tuple[int, ...]] = {
+    "way": (3,),
+    "working": (3, 2),
+    "matrix": (3, 3, 3),
+    "weight": (3,),
+    "painted": (),  # first of the three planes that hold painted colours
+    "steps": (COLOUR_STEPS, 3, 4),
+    "mixing": (3, 4),
+    "levels": (256,),
+    "drops": (),  # plane
+    "window": (),
+    "cells": (2,),
+    "places": (),  # map
+    "grain": (),  # noise
+    "sigma": (),
+    "reach": (),
+    "quality": (),
+    "mask": (),  # plane; its noise is the first
+}
+AS_IS, BY_MATRIX = -2, -1
+
+
+def _places() -> dict[str, slice]:
+    ends = np.cumsum([math.prod(shape) for shape in NUMBERS.values()]).tolist()
+    return {name: slice(end - math.prod(NUMBERS[name]), end) for name, end in zip(NUMBERS, ends, strict=True)}
+
+
+#: Where in the vector each of ``NUMBERS`` is.
+PLACES = _places()
+_WAY, _WORKING, _MATRIX = PLACES["way"].start, PLACES["working"].start, PLACES["matrix"].start
+_WEIGHT, _PAINTED, _MASK = PLACES["weight"].start, PLACES["painted"].start, PLACES["mask"].start
+_STEPS, _STEPS_END = PLACES["steps"].start, PLACES["steps"].stop
+_MIXING, _LEVELS, _WINDOW = PLACES["mixing"].start, PLACES["levels"].start, PLACES["window"].start
+_COUNT_OF_NUMBERS = PLACES["mask"].stop
+_SIGMA, _REACH = PLACES["sigma"].start, PLACES["reach"].start
 
 
 def _load_four_bytes(_context, address):  # type: ignore[no-untyped-def]
@@ -246,30 +294,30 @@ def _add_weighted(pixels, weight, share, total):  # type: ignore[no-untyped-def]
         total[i] += share[i] * np.float32(pixels[i])
 
 
-@njit(f"void({_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, {_BYTES})", nogil=True, cache=True)
-def blend_pictures(pixels, first, second, weight, layer_weights, painted, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` [H, W, 3] with ``pixels``, each times ``weight`` [H, W, 1] / 255, plus layers, plus ``painted``.
+@njit(f"void({_BYTES}, {_BYTES}, {_BYTES}, {_BYTES}, float32[::1])", nogil=True, cache=True)
+def _blend(out, first, second, planes, numbers):  # type: ignore[no-untyped-def]
+    """Turn ``out`` [S, S, 3] into itself times its weight / 255, plus the layers times theirs, plus what is painted.
 
-    ``layer_weights`` [N * H, W, 1] are those of the ``first`` N layers, one below the other. It and ``painted`` may
-    have any other size where there is nothing. The sum is rounded.
+    Weights and paint are ``planes`` [N * S, S, 1], one below the other. The sum is rounded.
     """
-    size = weight.size
-    to, source, paint, weights = out.reshape(-1), pixels.reshape(-1), painted.reshape(-1), weight.reshape(-1)
-    source_1, source_2, layers = first.reshape(-1), second.reshape(-1), layer_weights.reshape(-1)
+    size = out.size // 3
+    to, source_1, source_2, plane = out.reshape(-1), first.reshape(-1), second.reshape(-1), planes.reshape(-1)
+    weight, paint = int(numbers[_WEIGHT]) * size, int(numbers[_PAINTED]) * size
+    weight_1, weight_2 = int(numbers[_WEIGHT + 1]) * size, int(numbers[_WEIGHT + 2]) * size
     share, room = np.empty(3 * _RUN, np.float32), np.empty(3 * _RUN, np.float32)
     for at in range(0, size, _RUN):
         end = min(at + _RUN, size)
         line, total = to[3 * at : 3 * end], room[: 3 * (end - at)]
         total[:] = np.float32(0.5)
-        _add_weighted(source[3 * at : 3 * end], weights[at:end], share, total)
-        if layers.size >= size:
-            _add_weighted(source_1[3 * at : 3 * end], layers[at:end], share, total)
-        if layers.size >= 2 * size:
-            _add_weighted(source_2[3 * at : 3 * end], layers[size + at : size + end], share, total)
-        if paint.size == to.size:
-            painted_line = paint[3 * at : 3 * end]
+        _add_weighted(line, plane[weight + at : weight + end], share, total)
+        if weight_1 >= 0:
+            _add_weighted(source_1[3 * at : 3 * end], plane[weight_1 + at : weight_1 + end], share, total)
+        if weight_2 >= 0:
+            _add_weighted(source_2[3 * at : 3 * end], plane[weight_2 + at : weight_2 + end], share, total)
+        if paint >= 0:
+            painted = plane[paint + 3 * at : paint + 3 * end]
             for i in range(line.size):
-                total[i] += np.float32(painted_line[i])
+                total[i] += np.float32(painted[i])
         for i in range(line.size):
             line[i] = np.int32(min(total[i], np.float32(255.0)))
 
@@ -332,10 +380,12 @@ def jitter_colours(pixels, steps, out):  # type: ignore[no-untyped-def]
 
     A step is ``matrix @ colours + share * mean luma``, clipped; its last column holds the shares. Steps are done in
     registers, a run of pixels at a time; where one needs the picture's mean, those before it are done twice rather than
-    kept.
+    kept. ``out`` may be ``pixels``.
     """
     steps = _merged(steps)
     count = steps.shape[0]
+    if count == 0 and pixels.ctypes.data == out.ctypes.data:
+        return
     flat = pixels.reshape(-1)
     to = out.reshape(-1)
     size = flat.size // 3
@@ -374,18 +424,27 @@ def _mirrored(k, size):  # type: ignore[no-untyped-def]
     return k
 
 
-@njit("void(uint8[:, :, ::1], float32[::1], uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
-def blur_gaussian(pixels, taps, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` uint8 [H, W, 3] with ``pixels``, each axis convolved with ``taps`` (odd, symmetric), mirrored.
+@njit("float32[::1](float64, int64)", nogil=True, cache=True, error_model="numpy")
+def _bell(sigma, reach):  # type: ignore[no-untyped-def]
+    """Half a Gaussian, the middle last: ``reach`` + 1 numbers. With their mirror images they sum to 1."""
+    bell = np.empty(reach + 1)
+    for k in range(reach + 1):
+        bell[k] = np.exp(-0.5 * ((reach - k) / sigma) ** 2)
+    return (bell / (2.0 * bell.sum() - bell[reach])).astype(np.float32)
 
-    Rows first; sums stay float up to the end. The border pixel is not repeated.
+
+@njit("void(uint8[:, :, ::1], float64, int64, uint8[:, :, ::1])", nogil=True, cache=True, error_model="numpy")
+def blur_gaussian(pixels, sigma, radius, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` uint8 [H, W, 3] with ``pixels``, each axis convolved with a Gaussian, mirrored.
+
+    ``sigma`` in pixels, cut at ``radius``. Rows first; sums stay float up to the end. The border pixel is not repeated.
     """
     height, width, _ = pixels.shape
     size = 3 * width
     # Taps are taken in pairs of pairs, hence an even reach.
-    reach = taps.size // 2 + taps.size // 2 % 2
+    reach = radius + radius % 2
     weight = np.zeros(reach + 1, np.float32)
-    weight[reach - taps.size // 2 :] = taps[: taps.size // 2 + 1]
+    weight[reach - radius :] = _bell(sigma, radius)
     row = np.empty(size + 6 * reach, np.float32)
     narrow = np.empty((height, size), np.float32)
     for y in range(height):
@@ -423,12 +482,12 @@ def blur_gaussian(pixels, taps, out):  # type: ignore[no-untyped-def]
             to[i] = np.int32(min(total[i], np.float32(255.0)))
 
 
-@njit("void(uint8[:, :, ::1], uint8[:, :, ::1], float32[:, :, ::1], float32[:, ::1], float32[:, :, ::1])",
-      nogil=True, cache=True)  # fmt: skip
-def finish_view(pixels, mask, noise, scale, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` [3, H, W] with ``pixels`` [H, W, 3] times ``scale[0]`` plus ``scale[1]``, float [2, 3].
+@njit("void(uint8[:, :, ::1], float32[::1], uint8[:, :, ::1], float32[:, :, ::1], float32[:, ::1], "
+      "float32[:, :, ::1])", nogil=True, cache=True)  # fmt: skip
+def finish_view(pixels, numbers, planes, noises, scale, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [3, S, S] with ``pixels`` [S, S, 3] times ``scale[0]`` plus ``scale[1]``, float [2, 3].
 
-    Where ``mask`` [H, W, 1] is 1, with ``noise`` [H, W, 3] instead. A mask of another size stands for zeros.
+    Where the mask among ``planes`` [N * S, S, 1] is 1, with the first of ``noises`` [M * S, S, 3] instead.
     """
     flat = pixels.reshape(-1)
     size = flat.size // 3
@@ -439,10 +498,11 @@ def finish_view(pixels, mask, noise, scale, out):  # type: ignore[no-untyped-def
         red[x] = a * flat[3 * x] + e
         green[x] = b * flat[3 * x + 1] + f
         blue[x] = c * flat[3 * x + 2] + g
-    if mask.size != size:
+    mask = int(numbers[_MASK])
+    if mask < 0:
         return
-    where = mask.reshape(-1)
-    instead = noise.reshape(-1)
+    where = planes.reshape(-1)[mask * size : (mask + 1) * size]
+    instead = noises.reshape(-1)
     for x in range(size):
         if where[x]:
             red[x] = a * instead[3 * x] + e
@@ -538,9 +598,68 @@ def warp_bilinear(picture, matrix, out):  # type: ignore[no-untyped-def]
         _sample(picture, places, at, corners, shares, out[i].reshape(3 * width))
 
 
-@njit("void(uint8[:, :, ::1], uint8[::1], uint8[:, :, ::1])", nogil=True, cache=True)
-def apply_curve(pixels, levels, out):  # type: ignore[no-untyped-def]
-    """out [H, W, 3] = ``levels`` [256] at ``pixels``."""
+@njit(f"void({_BYTES}, int64, float32[::1], float32[:, :, ::1], {_BYTES})",
+      nogil=True, cache=True, error_model="numpy")  # fmt: skip
+def _place(picture, k, numbers, maps, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [S, S, 3] with a picture of a view at its place: the view's own for ``k`` = 0, or a layer."""
+    size = out.shape[0]
+    way = int(numbers[_WAY + k])
+    height, width = int(numbers[_WORKING + 2 * k]), int(numbers[_WORKING + 2 * k + 1])
+    if picture.shape[0] == height and picture.shape[1] == width:
+        working = picture
+    else:
+        working = out if way == AS_IS else np.empty((height, width, 3), np.uint8)
+        resize_bicubic(picture, working)
+    if way >= 0:
+        remap_bilinear(working, maps[way * size : (way + 1) * size], out)
+    elif way == BY_MATRIX:
+        matrix = numbers[_MATRIX + 9 * k : _MATRIX + 9 * k + 9].reshape(3, 3)
+        warp_bilinear(working, matrix, out)
+    elif working.ctypes.data != out.ctypes.data:
+        out[:] = working
+
+
+@njit(f"void({_BYTES}, {_BYTES}, {_BYTES}, float32[::1], {_BYTES}, float32[:, :, ::1], {_BYTES})",
+      nogil=True, cache=True, error_model="numpy")  # fmt: skip
+def compose_view(picture, first, second, numbers, planes, maps, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [S, S, 3] with a view as its ``numbers`` say: pictures at their places, blended, colours jittered.
+
+    ``picture`` and the layers ``first`` and ``second`` uint8 [h, w, 3] (anything where the numbers name no weight);
+    ``planes`` uint8 [N * S, S, 1] and ``maps`` float [M * S, S, 2], one below the other.
+    """
+    _place(picture, 0, numbers, maps, out)
+    if numbers[_WEIGHT] >= 0:
+        layer_1 = layer_2 = out
+        if numbers[_WEIGHT + 1] >= 0:
+            layer_1 = np.empty(out.shape, np.uint8)
+            _place(first, 1, numbers, maps, layer_1)
+        if numbers[_WEIGHT + 2] >= 0:
+            layer_2 = np.empty(out.shape, np.uint8)
+            _place(second, 2, numbers, maps, layer_2)
+        _blend(out, layer_1, layer_2, planes, numbers)
+    jitter_colours(out, numbers[_STEPS:_STEPS_END].reshape(COLOUR_STEPS, 3, 4), out)
+
+
+@njit(f"void({_BYTES}, float32[::1], {_BYTES})", nogil=True, cache=True)
+def mix_channels(pixels, numbers, out):  # type: ignore[no-untyped-def]
+    """out [H, W, 3] = the matrix [3, 4] of ``numbers`` times (red, green, blue, 1), clipped and rounded."""
+    mixing = numbers[_MIXING : _MIXING + 12]
+    a, b, c, d = mixing[0], mixing[1], mixing[2], mixing[3] + np.float32(0.5)
+    e, f, g, h = mixing[4], mixing[5], mixing[6], mixing[7] + np.float32(0.5)
+    i, j, k, m = mixing[8], mixing[9], mixing[10], mixing[11] + np.float32(0.5)
+    zero, most = np.float32(0.0), np.float32(255.0)
+    flat, to = pixels.reshape(-1), out.reshape(-1)
+    for x in range(flat.size // 3):
+        red, green, blue = np.float32(flat[3 * x]), np.float32(flat[3 * x + 1]), np.float32(flat[3 * x + 2])
+        to[3 * x] = np.int32(min(max(a * red + b * green + c * blue + d, zero), most))
+        to[3 * x + 1] = np.int32(min(max(e * red + f * green + g * blue + h, zero), most))
+        to[3 * x + 2] = np.int32(min(max(i * red + j * green + k * blue + m, zero), most))
+
+
+@njit(f"void({_BYTES}, float32[::1], {_BYTES})", nogil=True, cache=True)
+def apply_curve(pixels, numbers, out):  # type: ignore[no-untyped-def]
+    """out [H, W, 3] = the 256 levels of ``numbers`` at ``pixels``."""
+    levels = numbers[_LEVELS : _LEVELS + 256].astype(np.uint8)
     flat = pixels.reshape(-1)
     to = out.reshape(-1)
     for i in range(flat.size):
@@ -617,6 +736,23 @@ def _picture(data, shapes, k, dtype):  # type: ignore[no-untyped-def]
     return carray(_entry(data, k), (shape[0], shape[1], shape[2]), dtype)
 
 
+@njit(inline="always")
+def _numbers(data, k):  # type: ignore[no-untyped-def]
+    """The ``k``-th array, a view's numbers."""
+    return carray(_entry(data, k), (_COUNT_OF_NUMBERS,), np.float32)
+
+
+@cfunc(_SHAPE_SIGNATURE, cache=True)
+def square_of_planes(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
+    """Output shape of ``run_compose``: as high and wide as its planes are wide, three channels."""
+    for i in range(samples):
+        out = carray(_entry(out_shapes, i), (3,), np.int64)
+        planes = carray(_entry(in_shapes, 4 * samples + i), (3,), np.int64)
+        out[0] = planes[1]
+        out[1] = planes[1]
+        out[2] = 3
+
+
 @cfunc(_SHAPE_SIGNATURE, cache=True)
 def shape_of_first(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
     """Output shape of every sample: height and width of the first input, three channels."""
@@ -645,36 +781,32 @@ def run_resize(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
-def run_blend(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    blend_pictures(
+def run_compose(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    compose_view(
         _picture(ins, in_shapes, 0, np.uint8),
         _picture(ins, in_shapes, 1, np.uint8),
         _picture(ins, in_shapes, 2, np.uint8),
-        _picture(ins, in_shapes, 3, np.uint8),
+        _numbers(ins, 3),
         _picture(ins, in_shapes, 4, np.uint8),
-        _picture(ins, in_shapes, 5, np.uint8),
+        _picture(ins, in_shapes, 5, np.float32),
         _picture(outs, out_shapes, 0, np.uint8),
     )
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
-def run_colour(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    steps = _picture(ins, in_shapes, 1, np.float32)
-    jitter_colours(_picture(ins, in_shapes, 0, np.uint8), steps, _picture(outs, out_shapes, 0, np.uint8))
+def run_mix(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    mix_channels(_picture(ins, in_shapes, 0, np.uint8), _numbers(ins, 1), _picture(outs, out_shapes, 0, np.uint8))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
-def run_blur(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    count = carray(_entry(in_shapes, 1), (1,), np.int64)[0]
-    taps = carray(_entry(ins, 1), (count,), np.float32)
-    blur_gaussian(_picture(ins, in_shapes, 0, np.uint8), taps, _picture(outs, out_shapes, 0, np.uint8))
+def run_curve(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    apply_curve(_picture(ins, in_shapes, 0, np.uint8), _numbers(ins, 1), _picture(outs, out_shapes, 0, np.uint8))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
-def run_finish(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    mask, noise = _picture(ins, in_shapes, 1, np.uint8), _picture(ins, in_shapes, 2, np.float32)
-    scale = carray(_entry(ins, 3), (2, 3), np.float32)
-    finish_view(_picture(ins, in_shapes, 0, np.uint8), mask, noise, scale, _picture(outs, out_shapes, 0, np.float32))
+def run_median(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    window = int(_numbers(ins, 1)[_WINDOW])
+    median(_picture(ins, in_shapes, 0, np.uint8), window, _picture(outs, out_shapes, 0, np.uint8))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
@@ -684,21 +816,22 @@ def run_remap(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
-def run_warp(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    matrix = carray(_entry(ins, 2), (3, 3), np.float32)
-    warp_bilinear(_picture(ins, in_shapes, 1, np.uint8), matrix, _picture(outs, out_shapes, 0, np.uint8))
+def run_blur(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    numbers = _numbers(ins, 1)
+    sigma, reach = float(numbers[_SIGMA]), int(numbers[_REACH])
+    blur_gaussian(_picture(ins, in_shapes, 0, np.uint8), sigma, reach, _picture(outs, out_shapes, 0, np.uint8))
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)
-def run_curve(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    levels = carray(_entry(ins, 1), (256,), np.uint8)
-    apply_curve(_picture(ins, in_shapes, 0, np.uint8), levels, _picture(outs, out_shapes, 0, np.uint8))
-
-
-@cfunc(_RUN_SIGNATURE, cache=True)
-def run_median(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
-    window = carray(_entry(ins, 1), (1,), np.int32)[0]
-    median(_picture(ins, in_shapes, 0, np.uint8), window, _picture(outs, out_shapes, 0, np.uint8))
+def run_finish(outs, out_shapes, _out_dims, _n_outs, ins, in_shapes, _in_dims, _n_ins):  # type: ignore[no-untyped-def]
+    finish_view(
+        _picture(ins, in_shapes, 0, np.uint8),
+        _numbers(ins, 1),
+        _picture(ins, in_shapes, 2, np.uint8),
+        _picture(ins, in_shapes, 3, np.float32),
+        carray(_entry(ins, 4), (2, 3), np.float32),
+        _picture(outs, out_shapes, 0, np.float32),
+    )
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import copynce.pixtrace.kernels as kernels
 from copynce.pixtrace import (
@@ -27,10 +28,12 @@ from copynce.pixtrace import (
     Rain,
     RenderPlan,
     ShufflePixels,
+    Surface,
     ToneCurve,
 )
 from copynce.pixtrace.compose import Empty
 from copynce.pixtrace.edits import PHOTOMETRIC_ORDER
+from dali_pipelines.leaves import AS_IS, BY_MATRIX, COLOUR_STEPS, PLACES
 from dali_pipelines.sources import EncodedPicture, Size
 
 #: Other pictures that one view can show.
@@ -42,8 +45,6 @@ MAX_MINIFICATION = 1.5
 #: ITU-R 601 luma of R, G, B.
 LUMA = (0.299, 0.587, 0.114)
 
-#: Clipped steps of the colour operator: the four of ColorJitter, then Grayscale.
-COLOUR_STEPS = 5
 _NO_STEPS = np.tile(np.eye(3, 4, dtype=np.float32), (COLOUR_STEPS, 1, 1))
 _LUMA = np.array(LUMA, np.float32)
 #: Hue turns about the grey axis in YIQ (NTSC), as DALI's own operator does: by ``_ALONG_GREY`` plus cosine and sine.
@@ -65,93 +66,50 @@ _DROP = 20
 #: Share of the pixels that ShufflePixels moves.
 _SHUFFLED = 0.1
 
-# Name -> (DALI layout, what a sample that does not use the input is fed with).
-_OFF = False
+#: What is on for a sample: of its pictures, and of each of its views. The graph skips what is off.
+SCENE_FLAGS = ("plain_0", "separate", "plain_1")
+FLAGS = (
+    *("as_plain", "edited", "layer_0", "layer_1", "effects", "blur", "jpeg"),
+    *("mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain"),
+    # Only for a graph that takes several operators for what the CPU does in one; 0 is the view's picture.
+    *("shrink_0", "shrink_1", "shrink_2", "warp_0", "warp_1", "warp_2", "remap_0", "remap_1", "remap_2"),
+    *("blend", "painted", "colour", "erase"),
+)
+_EFFECTS = ("mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain")
+
+#: Inputs of a view whose shapes differ from sample to sample, and their DALI layouts.
+_LARGE = {
+    "layer_picture_0": "",
+    "layer_picture_1": "",
+    "planes": "HWC",  # weights, erase mask, paint, drops: uint8 [N * S, S, 1]
+    "maps": "HWC",  # places of pictures, of shuffled pixels: float32 [M * S, S, 2]
+    "kernel": "",
+    "noises": "HWC",  # for erasing, for grain: float32 [M * S, S, 3]
+}
 _NO_BYTES = np.zeros(1, np.uint8)
-_NO_SIZE = np.zeros((1, 1, 0), np.uint8)
-_NO_WEIGHT = np.zeros((1, 1, 1), np.uint8)
-_NO_MATRIX = np.eye(3, dtype=np.float32)
-_NO_POINTS = np.zeros((1, 1, 2), np.float32)
-_NO_COLOURS = np.zeros((1, 1, 3), np.float32)
-_NO_KERNEL = np.ones((1, 1), np.float32)
-_SCENE_INPUTS: dict[str, tuple[str, object]] = {
-    "picture_0": ("", _NO_BYTES),
-    "plain_0": ("", _OFF),
-    "plain_size": ("", _NO_SIZE),
-}
-_SECOND_PICTURE_INPUTS: dict[str, tuple[str, object]] = {
-    "separate": ("", _OFF),
-    "picture_1": ("", _NO_BYTES),
-    "plain_1": ("", _OFF),
-}
-_VIEW_INPUTS: dict[str, tuple[str, object]] = {
-    "as_plain": ("", _OFF),
-    "shrink": ("", _OFF),
-    "working": ("", _NO_SIZE),
-    "warp": ("", _OFF),
-    "matrix": ("", _NO_MATRIX),
-    "remap": ("", _OFF),
-    "points": ("HWC", _NO_POINTS),
-    "blend": ("", _OFF),
-    "weight": ("HWC", _NO_WEIGHT),
-    **{
-        name.format(k): value
-        for k in range(LAYERS)
-        for name, value in {
-            "layer_{}": ("", _OFF),
-            "layer_picture_{}": ("", _NO_BYTES),
-            "layer_shrink_{}": ("", _OFF),
-            "layer_working_{}": ("", _NO_SIZE),
-            "layer_matrix_{}": ("", _NO_MATRIX),
-            "layer_remap_{}": ("", _OFF),
-            "layer_points_{}": ("HWC", _NO_POINTS),
-        }.items()
-    },
-    "layer_weights": ("HWC", _NO_WEIGHT),  # those of all layers, one below the other
-    "painted": ("HWC", np.zeros((1, 1, 3), np.uint8)),
-    "colour": ("", _OFF),
-    "steps": ("", _NO_STEPS),
-    "effects": ("", _OFF),
-    "mix": ("", _OFF),
-    "mixing": ("", np.eye(3, 4, dtype=np.float32)),
-    "curve": ("", _OFF),
-    "levels": ("", np.zeros(256, np.uint8)),
-    "equalize": ("", _OFF),
-    "clahe": ("", _OFF),
-    "rain": ("", _OFF),
-    "drops": ("HWC", _NO_WEIGHT),
-    "convolve": ("", _OFF),
-    "kernel": ("", _NO_KERNEL),
-    "median": ("", _OFF),
-    "window": ("", np.array([3], np.int32)),
-    "pixelate": ("", _OFF),
-    "cells": ("", np.ones(2, np.float32)),
-    "shuffle": ("", _OFF),
-    "places": ("HWC", _NO_POINTS),
-    "grain": ("", _OFF),
-    "grains": ("HWC", _NO_COLOURS),
-    "blur": ("", _OFF),
-    "taps": ("", np.ones(1, np.float32)),
-    "jpeg": ("", _OFF),
-    "quality": ("", np.int32(100)),
-    "mask": ("HWC", _NO_WEIGHT),
-    "noise": ("HWC", _NO_COLOURS),
-}
+_FLAG = {name: k for k, name in enumerate(FLAGS)}
 
 
-#: Shapes of neutral values that are those of all samples.
-_DENSE = {(3, 3), (3, 4), (COLOUR_STEPS, 3, 4), (2,), (256,)}
+def _plain_numbers() -> NDArray[np.float32]:
+    """The numbers of a view of which nothing is edited."""
+    numbers = np.zeros(PLACES["mask"].stop, np.float32)
+    for name in ("weight", "painted", "drops", "places", "grain", "mask"):
+        numbers[PLACES[name]] = -1
+    numbers[PLACES["way"]] = AS_IS
+    numbers[PLACES["steps"]] = _NO_STEPS.reshape(-1)
+    return numbers
 
 
-@functools.cache
-def input_table(views: int) -> dict[str, tuple[str, object]]:
-    """Every input of the graph with ``views`` views, in the order in which they are fed: layout and neutral value."""
-    table = dict(_SCENE_INPUTS)
-    if views == 2:
-        table |= _SECOND_PICTURE_INPUTS
+_PLAIN_NUMBERS = _plain_numbers()
+
+
+def input_layouts(views: int) -> dict[str, str]:
+    """Every input of the graph with ``views`` views, in the order in which they are fed, and its DALI layout."""
+    layouts = {"scene_flags": "", "like": "HWC", "picture_0": ""} | ({"picture_1": ""} if views == 2 else {})
     for v in range(views):
-        table |= {f"view_{v}.{name}": value for name, value in _VIEW_INPUTS.items()}
-    return table
+        layouts |= {f"view_{v}.flags": "", f"view_{v}.numbers": ""}
+        layouts |= {f"view_{v}.{name}": layout for name, layout in _LARGE.items()}
+    return layouts
 
 
 @dataclass(frozen=True)
@@ -210,13 +168,33 @@ class Cut:
 
 
 def feed(scenes: Sequence[Scene], size: int, empty: Empty = np.empty) -> list[object]:
-    """The arrays of one batch, in the order of :func:`input_table`: dense [B, ...], or a list where shapes differ.
+    """The arrays of one batch, in the order of :func:`input_layouts`: dense [B, ...], or a list where shapes differ.
 
     ``empty(shape, dtype)`` gives the memory of the large ones.
     """
-    rows = [_scene_inputs(scene, size, empty) for scene in scenes]
-    table = input_table(len(scenes[0].views))
-    return [_column([row.get(name, neutral) for row in rows], neutral) for name, (_, neutral) in table.items()]
+    batch = len(scenes)
+    scene_flags = np.zeros((batch, len(SCENE_FLAGS)), bool)
+    seconds: list[NDArray[Any]] = []
+    views: list[list[_Sample]] = [[] for _ in scenes[0].views]
+    flags = np.zeros((len(views), batch, len(FLAGS)), bool)
+    numbers = np.tile(_PLAIN_NUMBERS, (len(views), batch, 1))
+    for i, scene in enumerate(scenes):
+        seconds.append(scene.pictures[1].data if len(scene.pictures) == 2 else _NO_BYTES)
+        scene_flags[i, SCENE_FLAGS.index("separate")] = len(scene.pictures) == 2
+        for v, view in enumerate(scene.views):
+            sample = _Sample(flags[v, i], numbers[v, i], size, empty)
+            sample.fill(view, scene.pictures[view.picture].shape)
+            scene_flags[i, SCENE_FLAGS.index(f"plain_{view.picture}")] |= flags[v, i, _FLAG["as_plain"]]
+            views[v].append(sample)
+    like = _zeros((batch, size, size, 0), np.dtype(np.uint8))
+    fed: list[object] = [scene_flags, like, [scene.pictures[0].data for scene in scenes]]
+    if len(views) == 2:
+        fed.append(_column(seconds, _NO_BYTES))
+    for v, samples in enumerate(views):
+        fed += [flags[v], numbers[v]]
+        columns = zip(*(sample.large() for sample in samples), strict=True)
+        fed += [_column(list(column), neutral) for column, neutral in zip(columns, _unused(size), strict=True)]
+    return fed
 
 
 def check_plan(plan: RenderPlan) -> None:
@@ -262,158 +240,202 @@ def _minifies_little(have: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return all(h <= MAX_MINIFICATION * w for h, w in zip(have, wanted, strict=True))
 
 
-def _scene_inputs(scene: Scene, size: int, empty: Empty) -> dict[str, object]:
-    """One sample's inputs; what is not named is off."""
-    row: dict[str, object] = {"plain_size": _empty_like(size, size)}
-    plain = [False, False]
-    for v, view in enumerate(scene.views):
-        inputs = _view_inputs(view, scene.pictures[view.picture].shape, size, empty)
-        plain[view.picture] |= bool(inputs["as_plain"])
-        row |= {f"view_{v}.{name}": value for name, value in inputs.items()}
-    for p, picture in enumerate(scene.pictures):
-        row |= {f"picture_{p}": picture.data, f"plain_{p}": plain[p]}
-    return row | {"separate": len(scene.pictures) == 2}
+class _Sample:
+    """One view of one sample: its flags and numbers (:data:`~dali_pipelines.leaves.NUMBERS`), and its large arrays."""
+
+    def __init__(self, flags: NDArray[np.bool_], numbers: NDArray[np.float32], size: int, empty: Empty) -> None:
+        self.flags, self.numbers = flags, numbers
+        self.size, self.empty = size, empty
+        self.pictures: tuple[EncodedPicture, ...] = ()
+        self.planes: list[NDArray[np.uint8]] = []  # [N, S, S] each
+        self.maps: list[NDArray[Any]] = []
+        self.kernel: NDArray[np.float32] | None = None
+        self.noises: list[NDArray[Any]] = []
+
+    def fill(self, view: View, shape: Size) -> None:
+        """Note what the plan of a view says of a picture of ``shape``."""
+        plan, size = view.plan, self.size
+        check_plan(plan)
+        if plan.output_shape != (size, size):
+            raise ValueError(f"the plan must end at the view's size {(size, size)}, got {plan.output_shape}")
+        shown = sum(layer.color is None for layer in plan.pictures())
+        if len(view.layers) != shown:
+            raise ValueError(f"the plan shows {shown} other pictures, got {len(view.layers)}")
+        self.pictures = view.layers
+        if plan.plain:
+            self.switch("as_plain")
+            self.note("working", (size, size), 0)
+        else:
+            self.compose(plan, shape)
+        if plan.erases():
+            self.switch("erase")
+            self.noises.append(_noise(plan.noise, size, self.empty))
+        self.change_colours(plan)
+        if not plan.plain or plan.photometric:
+            self.switch("edited")
+
+    def switch(self, name: str) -> None:
+        """On with a flag."""
+        self.flags[_FLAG[name]] = True
+
+    def note(self, name: str, value: Any, k: int | None = None) -> None:
+        """Set numbers; with ``k`` those of the ``k``-th picture."""
+        place = PLACES[name]
+        if k is not None:
+            each = (place.stop - place.start) // (1 + LAYERS)
+            place = slice(place.start + k * each, place.start + (k + 1) * each)
+        self.numbers[place] = value
+
+    def compose(self, plan: RenderPlan, shape: Size) -> None:
+        """Note the places of a view's pictures, their weights, paint and where it is erased.
+
+        What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released.
+        """
+        points: Sequence[NDArray[np.float32] | None]
+        if plan.below is not None:
+            surfaces = plan.surfaces(noise=False)
+            layers, points = [surface.layer for surface in surfaces], [surface.points for surface in surfaces]
+            self.planes.append(_planes_of(surfaces, plan))
+        else:
+            layers = [plan.source, *plan.layers]
+            points = [None] * len(layers)
+            if not plan.opaque:
+                self.planes.append(plan.blend(self.empty))
+        if self.planes:
+            self.switch("blend")
+            self.note("weight", 0, 0)
+            if plan.erases():
+                self.note("mask", len(layers))
+            if plan.paints():
+                self.switch("painted")
+                self.note("painted", len(layers) + plan.erases())
+        self.place(0, layers[0], points[0], shape)
+        shown = [number for number, layer in enumerate(layers) if number and layer.color is None]
+        for k, number in enumerate(shown):
+            self.switch(f"layer_{k}")
+            self.note("weight", number, 1 + k)
+            self.place(1 + k, layers[number], points[number], self.pictures[k].shape)
+
+    def place(self, k: int, layer: LayerPlan, points: NDArray[np.float32] | None, shape: Size) -> None:
+        """Note how the ``k``-th picture (0: the view's own) of ``shape`` comes to its place: through its matrix, or
+        through a dense map of ``points`` [S, S, 2] in its unit square."""
+        extent = layer.extent() if points is None else _dense_extent(points)
+        working = working_size(extent, shape, (self.size, self.size))
+        self.note("working", working, k)
+        if working != shape:
+            # The plain resize of a picture is made once, whoever asks for it.
+            self.switch("as_plain" if k == 0 and working == (self.size, self.size) else f"shrink_{k}")
+        if points is None:
+            self.switch(f"warp_{k}")
+            self.note("way", BY_MATRIX, k)
+            self.note("matrix", _to_picture(layer, working).reshape(-1), k)
+        else:
+            self.switch(f"remap_{k}")
+            self.note("way", len(self.maps), k)
+            height, width = working
+            # DALI's GPU operator shows black outside of the picture; the border must be held, as the warp does.
+            far = np.array([width - 0.5, height - 0.5], np.float32)
+            self.maps.append(np.clip(points * np.array([width, height], np.float32), np.float32(0.5), far))
+
+    def change_colours(self, plan: RenderPlan) -> None:
+        """Note the colour edits."""
+        size = self.size
+        colours: list[ColorJitter | Grayscale] = []
+        kernel: np.ndarray | None = None
+        for edit in plan.photometric:
+            match edit:
+                case ColorJitter() | Grayscale():
+                    colours.append(edit)
+                case ColorMatrix():
+                    mixing = np.array(edit.rows)
+                    mixing[:, 3] *= 255.0
+                    self.switch("mix")
+                    self.note("mixing", mixing.reshape(-1))
+                case ToneCurve():
+                    levels = 255.0 * np.interp(np.linspace(0, len(edit.levels) - 1, 256), _steps(edit), edit.levels)
+                    self.switch("curve")
+                    self.note("levels", np.floor(levels + 0.5))
+                case Equalize():
+                    self.switch("equalize")
+                case Clahe():
+                    self.switch("clahe")
+                case Rain():
+                    self.switch("rain")
+                    self.note("drops", sum(map(len, self.planes)))
+                    self.planes.append(_drops(edit, size))
+                case Convolve():
+                    # DALI correlates, and so does Pillow: the kernel is not mirrored.
+                    new = np.array(edit.kernel, np.float64)
+                    kernel = new if kernel is None else _convolved(kernel, new)
+                case Median():
+                    self.switch("median")
+                    self.note("window", edit.window)
+                case Pixelate() if round(edit.ratio * size) < size:
+                    self.switch("pixelate")
+                    self.note("cells", max(1, round(edit.ratio * size)))
+                case ShufflePixels():
+                    self.switch("shuffle")
+                    self.note("places", len(self.maps))
+                    self.maps.append(_shuffled(size))
+                case Noise():
+                    noise = _noise(edit.noise, size)
+                    self.switch("grain")
+                    self.note("grain", len(self.noises))
+                    self.noises.append(edit.luma * noise[..., :1] + edit.chroma * noise[::-1])
+                case Blur() if edit.sigma * size / 224 >= _LEAST_SIGMA:
+                    sigma = edit.sigma * size / 224
+                    self.switch("blur")
+                    self.note("sigma", sigma)
+                    self.note("reach", min(math.ceil(3.0 * sigma), size - 1))
+                case Jpeg():
+                    self.switch("jpeg")
+                    self.note("quality", edit.quality)
+        if kernel is not None:
+            self.switch("convolve")
+            self.kernel = kernel.astype(np.float32)
+        if any(self.flags[_FLAG[name]] for name in _EFFECTS):
+            self.switch("effects")
+        if colours and (steps := _colour_steps(colours)) is not None:
+            self.switch("colour")
+            self.note("steps", steps.reshape(-1))
+
+    def large(self) -> list[NDArray[Any]]:
+        """The large arrays in the order of ``_LARGE``; those of :func:`_unused` for what the view does not use."""
+        unused = _unused(self.size)
+        pictures = [picture.data for picture in self.pictures]
+        kernel = unused[4] if self.kernel is None else self.kernel
+        stacks = [
+            _stacked(arrays, self.size) if arrays else none
+            for arrays, none in ((self.planes, unused[2]), (self.maps, unused[3]), (self.noises, unused[5]))
+        ]
+        return [*pictures, *unused[len(pictures) : LAYERS], *stacks[:2], kernel, stacks[2]]
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A picture of a view: its place, as a map or (behind a dense map) point by point, and its weight."""
-
-    layer: LayerPlan
-    weight: np.ndarray | None  # uint8 [S, S]; None: it fills the view
-    points: np.ndarray | None  # float32 [S, S, 2]
-
-    def working_size(self, shape: Size, size: int) -> Size:
-        extent = self.layer.extent() if self.points is None else _dense_extent(self.points)
-        return working_size(extent, shape, (size, size))
-
-    def place(self, working: Size) -> tuple[bool, np.ndarray]:
-        """Whether the picture goes through a dense map, and that map or the matrix, to its pixels at working size."""
-        if self.points is None:
-            return False, _to_picture(self.layer, working)
-        height, width = working
-        # DALI's GPU operator shows black outside of the picture; the border must be held, as the warp does.
-        far = np.array([width - 0.5, height - 0.5], np.float32)
-        return True, np.clip(self.points * np.array([width, height], np.float32), np.float32(0.5), far)
+@functools.cache
+def _unused(size: int) -> tuple[NDArray[Any], ...]:
+    """What is fed for each of ``_LARGE`` where a view does not use it; planes are always as wide as the view."""
+    planes, maps = np.zeros((0, size, 1), np.uint8), np.zeros((1, 1, 2), np.float32)
+    return _NO_BYTES, _NO_BYTES, planes, maps, np.ones((1, 1), np.float32), np.zeros((1, 1, 3), np.float32)
 
 
-def _placed(plan: RenderPlan, empty: Empty) -> tuple[list[_Placed], np.ndarray | None, np.ndarray | None]:
-    """A view's source and other pictures and colours, the sum of its flat colours [H, W, 3], and where it is erased.
-
-    What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released. No colours or
-    nothing erased: None.
-    """
-    if plan.below is not None:
-        placed = [_Placed(surface.layer, surface.weight, surface.points) for surface in plan.surfaces(noise=False)]
-        return placed, _painted(placed, plan.output_shape), plan.erase_mask() if plan.erases() else None
-    if plan.opaque:
-        return [_Placed(plan.source, None, None)], None, None
-    weights, painted, erased = plan.blend(empty)
-    placed = [_Placed(layer, weights[k], None) for k, layer in enumerate((plan.source, *plan.layers))]
-    return placed, painted, erased
+def _stacked(arrays: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
+    """[N * S, S, C]: arrays [..., S, S, C], or [..., S, S] with one channel, one below the other."""
+    flat = [array.reshape(-1, size, 1 if array.dtype == np.uint8 else array.shape[-1]) for array in arrays]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat)
 
 
-def _view_inputs(view: View, shape: Size, size: int, empty: Empty) -> dict[str, object]:
-    plan = view.plan
-    check_plan(plan)
-    if plan.output_shape != (size, size):
-        raise ValueError(f"the plan must end at the view's size {(size, size)}, got {plan.output_shape}")
-    (source, *others), painted, erased = _placed(plan, empty)
-    pictures = [other for other in others if other.layer.color is None]
-    if len(view.layers) != len(pictures):
-        raise ValueError(f"the plan shows {len(pictures)} other pictures, got {len(view.layers)}")
-    working = (size, size) if plan.plain else source.working_size(shape, size)
-    as_plain = plan.plain or (working == (size, size) and working != shape)
-    row: dict[str, object] = {"as_plain": as_plain}
-    if not plan.plain:
-        dense, place = source.place(working)
-        row |= {"remap": True, "points": place} if dense else {"warp": True, "matrix": place}
-    if not as_plain and working != shape:
-        row |= {"shrink": True, "working": _empty_like(*working)}
-    if source.weight is not None:
-        row |= {"blend": True, "weight": source.weight[..., None]}
-        for k, (placed, picture) in enumerate(zip(pictures, view.layers, strict=True)):
-            row |= _layer_inputs(k, placed, picture, size)
-        if pictures:
-            planes = [placed.weight for placed in pictures if placed.weight is not None]
-            row["layer_weights"] = (planes[0] if len(planes) == 1 else np.concatenate(planes))[..., None]
-        if painted is not None:
-            row["painted"] = painted
-    if erased is not None:
-        row |= {"mask": erased[..., None], "noise": _noise(plan.noise, size, empty)}
-    return row | _photometric_inputs(plan, size)
-
-
-def _layer_inputs(k: int, placed: _Placed, picture: EncodedPicture, size: int) -> dict[str, object]:
-    working = placed.working_size(picture.shape, size)
-    dense, place = placed.place(working)
-    return {
-        f"layer_{k}": True,
-        f"layer_picture_{k}": picture.data,
-        f"layer_shrink_{k}": working != picture.shape,
-        f"layer_working_{k}": _empty_like(*working),
-        f"layer_remap_{k}": dense,
-        f"layer_points_{k}" if dense else f"layer_matrix_{k}": place,
-    }
-
-
-def _painted(placed: Sequence[_Placed], shape: Size) -> np.ndarray | None:
-    """uint8 [H, W, 3]: the sum of the flat colours, each times its weight, as :meth:`RenderPlan.blend` has it."""
-    flat = [(each.weight, each.layer.color) for each in placed if each.layer.color is not None]
-    if not flat:
-        return None
-    painted = np.zeros((*shape, 3), np.float32)
-    for weight, colour in flat:
-        assert weight is not None, "colours come with weights"
-        painted += np.floor(weight[..., None] * np.array(colour, np.float32) + 0.5)
-    return np.minimum(painted, 255).astype(np.uint8)
-
-
-def _photometric_inputs(plan: RenderPlan, size: int) -> dict[str, object]:
-    row: dict[str, object] = {}
-    colours: list[ColorJitter | Grayscale] = []
-    kernel: np.ndarray | None = None
-    for edit in plan.photometric:
-        match edit:
-            case ColorJitter() | Grayscale():
-                colours.append(edit)
-            case ColorMatrix():
-                mixing = np.array(edit.rows, np.float32)
-                mixing[:, 3] *= 255.0
-                row |= {"mix": True, "mixing": mixing}
-            case ToneCurve():
-                levels = 255.0 * np.interp(np.linspace(0, len(edit.levels) - 1, 256), _steps(edit), edit.levels)
-                row |= {"curve": True, "levels": np.floor(levels + 0.5).astype(np.uint8)}
-            case Equalize():
-                row["equalize"] = True
-            case Clahe():
-                row["clahe"] = True
-            case Rain():
-                row |= {"rain": True, "drops": _drops(edit, size)}
-            case Convolve():
-                # DALI correlates, and so does Pillow: the kernel is not mirrored.
-                new = np.array(edit.kernel, np.float64)
-                kernel = new if kernel is None else _convolved(kernel, new)
-            case Median():
-                row |= {"median": True, "window": np.array([edit.window], np.int32)}
-            case Pixelate() if round(edit.ratio * size) < size:
-                row |= {"pixelate": True, "cells": np.full(2, max(1, round(edit.ratio * size)), np.float32)}
-            case ShufflePixels():
-                row |= {"shuffle": True, "places": _shuffled(size)}
-            case Noise():
-                noise = _noise(edit.noise, size)
-                row |= {"grain": True, "grains": edit.luma * noise[..., :1] + edit.chroma * noise[::-1]}
-            case Blur() if edit.sigma * size / 224 >= _LEAST_SIGMA:
-                row |= {"blur": True, "taps": _gaussian(edit.sigma * size / 224, size)}
-            case Jpeg():
-                row |= {"jpeg": True, "quality": np.int32(edit.quality)}
-    if kernel is not None:
-        row |= {"convolve": True, "kernel": kernel.astype(np.float32)}
-    if row.keys() & {"mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain"}:
-        row["effects"] = True
-    if colours and (steps := _colour_steps(colours)) is not None:
-        row |= {"colour": True, "steps": steps}
-    return row
+def _planes_of(surfaces: Sequence[Surface], plan: RenderPlan) -> NDArray[np.uint8]:
+    """What :meth:`RenderPlan.blend` gives, of a view of a dense map."""
+    planes = [surface.weight for surface in surfaces]
+    if plan.erases():
+        planes.append(plan.erase_mask())
+    painted = np.zeros((*plan.output_shape, 3), np.float32)
+    for surface in surfaces:
+        if surface.layer.color is not None:
+            painted += np.floor(surface.weight[..., None] * np.array(surface.layer.color, np.float32) + 0.5)
+    if plan.paints():
+        planes += [*np.minimum(painted, 255).astype(np.uint8).reshape(3, *plan.output_shape)]
+    return np.stack(planes)
 
 
 def _colour_steps(edits: Sequence[ColorJitter | Grayscale]) -> np.ndarray | None:
@@ -460,30 +482,22 @@ def _convolved(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return out
 
 
-def _column(values: list[object], neutral: object) -> object:
-    """One input of a batch: numbers and arrays of one shape as one dense array, pictures and the like as they are."""
-    if not isinstance(neutral, np.ndarray):
-        return np.array(values)
-    if neutral.shape in _DENSE:
-        return np.array(values, neutral.dtype)
-    # DALI takes one array in a fraction of the time of many; of most inputs a batch uses none.
-    if all(value is neutral for value in values):
-        return _repeated(len(values), neutral.shape, neutral.dtype)
+def _column(values: list[NDArray[Any]], unused: NDArray[Any]) -> object:
+    """One large input of a batch: a list, or one dense array if no sample uses it.
+
+    DALI takes one array in a fraction of the time of many.
+    """
+    if all(value is unused for value in values):
+        return _zeros((len(values), *unused.shape), unused.dtype)
     return values
 
 
 @functools.lru_cache(maxsize=256)
-def _repeated(count: int, shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
-    """``count`` arrays of zeros, read only, in place of neutral ones that nothing reads."""
-    repeated = np.zeros((count, *shape), kind)
-    repeated.flags.writeable = False
-    return repeated
-
-
-@functools.lru_cache(maxsize=4096)
-def _empty_like(height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 0]: carries a size to DALI."""
-    return np.zeros((height, width, 0), np.uint8)
+def _zeros(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros that nobody may write."""
+    zeros = np.zeros(shape, kind)
+    zeros.flags.writeable = False
+    return zeros
 
 
 def _to_picture(layer: LayerPlan, working: Size) -> np.ndarray:
@@ -492,13 +506,6 @@ def _to_picture(layer: LayerPlan, working: Size) -> np.ndarray:
     inverse = np.empty((3, 3))  # output -> unit square
     kernels.invert(layer.matrix, inverse)
     return (np.array([[width], [height], [1.0]]) * inverse).astype(np.float32)
-
-
-def _gaussian(sigma: float, size: int) -> np.ndarray:
-    """float32 [K], normalised, cut at three standard deviations (and at the picture's size)."""
-    radius = min(math.ceil(3.0 * sigma), size - 1)
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    return (taps / taps.sum()).astype(np.float32)
 
 
 def _dense_extent(points: np.ndarray) -> tuple[float, float]:
@@ -517,7 +524,7 @@ def _dense_extent(points: np.ndarray) -> tuple[float, float]:
 
 
 def _drops(rain: Rain, size: int) -> np.ndarray:
-    """uint8 0/1 [size, size, 1]: one drop to 600 pixels, where Albumentations 1.3.1 would let them begin."""
+    """uint8 0/1 [size, size]: one drop to 600 pixels, where Albumentations 1.3.1 would let them begin."""
     random = np.random.Generator(np.random.PCG64(rain.noise))
     count = size * size // 600
     length = min(_DROP, size - 1)
@@ -527,7 +534,7 @@ def _drops(rain: Rain, size: int) -> np.ndarray:
     rows = y[:, None] + along
     columns = x[:, None] + np.floor(rain.slant * along / length + 0.5).astype(np.int64)
     inside = (rows < size) & (columns >= 0) & (columns < size)
-    drops = np.zeros((size, size, 1), np.uint8)
+    drops = np.zeros((size, size), np.uint8)
     drops[rows[inside], columns[inside]] = 1
     return drops
 

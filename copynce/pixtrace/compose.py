@@ -190,19 +190,23 @@ class RenderPlan:
         """True if noise fills a part of the view."""
         return bool(self.code[4, 2]) or (self.below is not None and self.below[0].erases())
 
+    def paints(self) -> bool:
+        """True if some layers are one colour."""
+        return any(layer.color is not None for layer in self.pictures())
+
     def weights(self) -> NDArray[np.uint8]:
         """uint8 [1 + len(pictures()), H, W]: share (of 255) that the source and each other picture have in a pixel.
 
         Sums to at most 255 (within rounding); the rest is black. Erased pixels are 0 throughout.
         """
         if self.below is None:
-            return self._blend()[0][: 1 + len(self.layers)]
+            return self._blend()[: 1 + len(self.layers)]
         return np.stack([s.weight for s in self.surfaces()])
 
     def erase_mask(self) -> NDArray[np.uint8]:
         """uint8 [H, W]: 1 where the view is filled with noise."""
         if self.below is None:
-            return _erased(self._blend()[0][-1]) if self.erases() else np.zeros(self.output_shape, np.uint8)
+            return _erased(self._blend()[-1]) if self.erases() else np.zeros(self.output_shape, np.uint8)
         return _erased(self._spread(*_centres(self.output_shape))[1])
 
     def surfaces(self, *, noise: bool = True) -> list[Surface]:
@@ -217,18 +221,17 @@ class RenderPlan:
             for layer, u, v, weight in spread
         ]
 
-    def blend(
-        self, empty: Empty = np.empty
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-        """What the pixel executor blends with: weights and painted colours before anything is erased, and what is.
+    def blend(self, empty: Empty = np.empty) -> NDArray[np.uint8]:
+        """What the pixel executor blends with, before anything is erased: planes uint8 [N, H, W].
 
-        uint8 [1 + len(pictures()), H, W] as :meth:`weights`; uint8 [H, W, 3], the sum of the layers that are one
-        colour, each times its weight, or None without such layers; :meth:`erase_mask`, or None if nothing is erased.
-        ``empty(shape, dtype)`` gives the memory of all three. Not for views of a dense map.
+        First those of :meth:`weights`; then :meth:`erase_mask`, if anything is erased; then, if some layers are one
+        colour, three planes that hold [H, W, 3], the sum of these colours, each times its weight. ``empty(shape,
+        dtype)`` gives the memory. Not for views of a dense map.
         """
-        weights, painted = self._blend(noise=False, paint=True, empty=empty)
-        erased = _erased(weights[-1]) if self.erases() else None
-        return weights[: 1 + len(self.layers)], painted if painted.size else None, erased
+        planes = self._blend(noise=False, paint=self.paints(), empty=empty)
+        if self.erases():
+            _erased(planes[1 + len(self.layers)])
+        return planes
 
     def pull(self, x: Points, y: Points) -> tuple[Points, Points, Points]:
         """Points (x, y) of the view to the source's unit square: (u, v, weight), the weight as in :meth:`weights`.
@@ -254,17 +257,16 @@ class RenderPlan:
         index[:] = np.where(weight >= LEAST_SOURCE_WEIGHT - 0.5, row * grid[1] + column, -1)
         return None, None
 
-    def _blend(
-        self, *, noise: bool = True, paint: bool = False, empty: Empty = np.empty
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Weights of the source, the layers and, if there is any, the noise; the painted colours, or nothing."""
-        weights = empty((1 + len(self.layers) + self.erases(), *self.output_shape), np.uint8)
-        colours = [layer.color for layer in self.layers]
-        paint = paint and any(colour is not None for colour in colours)
-        painted = empty((*self.output_shape, 3) if paint else (0, 0, 3), np.uint8)
-        filled = np.array([colour or (-1.0, -1.0, -1.0) for colour in colours], np.float32).reshape(-1, 3)
-        kernels.blend(self.code, self.bits, noise, filled, weights, painted)
-        return weights, painted
+    def _blend(self, *, noise: bool = True, paint: bool = False, empty: Empty = np.empty) -> NDArray[np.uint8]:
+        """Planes: weights of the source, the layers and, if there is any, the noise; the painted colours in three."""
+        height, width = self.output_shape
+        weights = 1 + len(self.layers) + self.erases()
+        planes = empty((weights + 3 * paint, height, width), np.uint8)
+        painted = planes[weights:].reshape((height, width, 3) if paint else (0, 0, 3))
+        colours = [layer.color or (-1.0, -1.0, -1.0) for layer in self.layers]
+        filled = np.array(colours, np.float32).reshape(-1, 3)
+        kernels.blend(self.code, self.bits, noise, filled, planes[:weights], painted)
+        return planes
 
     def _heads(self) -> list[int]:
         """The code's row of each region."""

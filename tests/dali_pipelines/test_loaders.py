@@ -20,7 +20,7 @@ from dali_pipelines import BrokenPicture, Pair, PairLoader, PictureLoader, rende
 from dali_pipelines.loaders import MEAN, STD
 from dali_pipelines.renderer import Renderer
 from dali_pipelines.sources import EncodedPicture
-from dali_pipelines.views import input_table
+from dali_pipelines.views import FLAGS, input_layouts
 
 SIZE = 48
 
@@ -197,8 +197,9 @@ def test_an_error_that_no_file_is_to_blame_for_comes_at_once(
 
     def bad(self: Renderer, batch: object, room: object) -> list[object]:
         fed = arrays(self, batch, room)
-        names = list(input_table(2))
-        fed[names.index("view_0.effects")] = fed[names.index("view_0.convolve")] = np.ones(4, bool)
+        names = list(input_layouts(2))
+        on = [name in ("edited", "effects", "convolve") for name in FLAGS]
+        fed[names.index("view_0.flags")] = np.array([on] * 4)
         fed[names.index("view_0.kernel")] = [np.ones((3, 3, 3, 3), np.float32)] * 4  # of more dimensions than a view
         return fed
 

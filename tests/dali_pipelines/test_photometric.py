@@ -40,7 +40,7 @@ from copynce.pixtrace import (
     sample_program,
 )
 from dali_pipelines import EncodedPicture, render_programs
-from dali_pipelines.views import Scene, View, feed, input_table
+from dali_pipelines.views import Scene, View, feed, input_layouts
 
 SIZE = 64
 DEVICE = os.environ.get("COPYNCE_DEVICE", "cpu")
@@ -385,7 +385,7 @@ def test_rain_is_slanted_grey_lines_a_mean_and_darker(picture: Path, slant: int)
     plan = EditProgram((Rain(slant, noise=3),)).plan((SIZE, SIZE), (SIZE, SIZE))
     encoded = EncodedPicture(np.zeros(1, np.uint8), (SIZE, SIZE))
     fed = feed([Scene((encoded,), (View(plan),))], SIZE)
-    drops = fed[list(input_table(1)).index("view_0.drops")][0] > 0  # type: ignore[index]
+    drops = fed[list(input_layouts(1)).index("view_0.planes")][0] > 0  # type: ignore[index]
     # Six drops of 21 pixels; some overlap or leave at the side.
     assert 60 < drops.sum() <= SIZE * SIZE // 600 * 21
     rows, columns = np.nonzero(drops[..., 0])

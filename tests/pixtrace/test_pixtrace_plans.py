@@ -172,16 +172,17 @@ def test_a_dense_map_that_moves_nothing_changes_no_weight(name: str) -> None:
     assert mapped.erases() == plain.erases() == plain.erase_mask().any()
     # Before anything is erased: the same chain without its erasing edits, by the kernel and point by point.
     kept = EditProgram(tuple(edit for edit in edits if not isinstance(edit, Erase))).plan((300, 400), (112, 112))
-    weights, painted, erased = plain.blend()
+    weights, rest = np.split(plain.blend(), [1 + len(plain.layers)])
     np.testing.assert_array_equal(weights, kept.weights())
-    assert (erased is None) == (not plain.erases())
-    np.testing.assert_array_equal(0 if erased is None else erased, plain.erase_mask())
+    assert len(rest) == plain.erases() + 3 * plain.paints()
+    np.testing.assert_array_equal(rest[0] if plain.erases() else 0, plain.erase_mask())
     surfaces = mapped.surfaces(noise=False)
     slowly = np.stack([surface.weight for surface in surfaces]).astype(int)
     assert np.abs(slowly - weights).max() <= 1 + len(plain.covers)
     flat = [(weights[k + 1], layer.color) for k, layer in enumerate(plain.layers) if layer.color is not None]
-    assert (painted is None) == (not flat)
-    if painted is not None:
+    assert plain.paints() == bool(flat)
+    if flat:
+        painted = rest[plain.erases() :].reshape(112, 112, 3)
         summed = sum(np.floor(weight[..., None] * np.array(color) + 0.5) for weight, color in flat)
         np.testing.assert_array_equal(painted, np.minimum(summed, 255))
 

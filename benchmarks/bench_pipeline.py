@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from PIL import Image
 from copynce.pixtrace import EditProgram, RenderPlan, sample_program, trace_pairs
 from dali_pipelines import Pair, PairLoader, PictureLoader, read_picture
 from dali_pipelines.leaves import COLOUR_STEPS, PLACES
-from dali_pipelines.loaders import MEAN, STD
+from dali_pipelines.loaders import MEAN, STD, PairPreparation
 from dali_pipelines.rooms import Room
+from dali_pipelines.sources import MAX_PIXELS, Broken
 from dali_pipelines.views import FLAGS, feed, input_layouts
+from dali_pipelines.workers import Workers
 
 PICTURES, BATCH, ROUNDS, BATCHES = 128, 64, 8, 4
 
@@ -52,13 +55,15 @@ def pairs(paths: list[Path]) -> Iterator[list[Pair]]:
     """Endless batches of positive pairs, the descriptor policy on the query, the plain resize on the reference."""
     for epoch in itertools.count():
         for i in range(0, len(paths) - BATCH + 1, BATCH):
-            programs = [
-                sample_program("descriptor", seed=0, epoch=epoch, uuid=path.name) for path in paths[i : i + BATCH]
-            ]
-            yield [
-                Pair(path, program, path, EditProgram(), label=True, uuid=path.name)
-                for path, program in zip(paths[i : i + BATCH], programs, strict=True)
-            ]
+            yield positives(paths[i : i + BATCH], epoch)
+
+
+def positives(paths: list[Path], epoch: int) -> list[Pair]:
+    programs = [sample_program("descriptor", seed=0, epoch=epoch, uuid=path.name) for path in paths]
+    return [
+        Pair(path, program, path, EditProgram(), label=True, uuid=path.name)
+        for path, program in zip(paths, programs, strict=True)
+    ]
 
 
 def pair_loader(paths: list[Path], size: int, threads: int, device: str = "cpu") -> PairLoader:
@@ -101,6 +106,63 @@ def test_pairs(benchmark: Any, photographs: list[Path], size: int, cores: int) -
         "pairs_per_second_and_core": round(count / wall / cores, 1),
         "cpu_ms_per_pair": round(1e3 * cpu / count, 2),
     }
+
+
+class Batches(Sequence[list[Pair]]):
+    """The batches of :func:`pairs`, each made where it is asked for."""
+
+    def __init__(self, paths: list[Path], count: int) -> None:
+        self.paths, self.count = paths, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, at: int) -> list[Pair]:  # type: ignore[override]
+        epoch, within = divmod(at, len(self.paths) // BATCH)
+        return positives(self.paths[within * BATCH : (within + 1) * BATCH], epoch)
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_preparing_beside_a_loop(benchmark: Any, photographs: list[Path], processes: int) -> None:
+    """Batches sampled, read, planned, traced and packed, not rendered, while a thread holds Python's lock as a loop
+    does that launches a GPU's work; 0 processes: by a thread of this one."""
+    ahead = 8
+    count = ahead + ROUNDS * BATCHES + 1  # one more to find out what it returns
+    preparation = PairPreparation(Batches(photographs, count), photographs, 224, _same, MAX_PIXELS, 2, False)
+    workers = Workers(preparation, processes, count, Broken(None)) if processes else None
+    preparation.start(lambda path, reason: pytest.fail(f"{path}: {reason}"))
+    room, numbers, done = Room(), itertools.count(), threading.Event()
+
+    def prepare() -> None:
+        if workers is None:
+            room.clear()
+            preparation.batch(next(numbers), room.empty)
+        else:
+            workers.fetch(next(numbers))[1]()
+
+    def loop() -> None:
+        while not done.is_set():
+            sum(range(2000))
+
+    beside = threading.Thread(target=loop)
+    try:
+        for _ in range(ahead):
+            prepare()
+        beside.start()
+        benchmark.pedantic(prepare, rounds=ROUNDS, iterations=BATCHES)
+    finally:
+        done.set()
+        beside.join()
+        preparation.reader.close()
+        if workers is not None:
+            workers.close()
+    rate = BATCH / benchmark.stats["median"]
+    benchmark.extra_info["pairs_per_second"] = round(rate, 1)
+    print(f"{processes} processes: {rate:.0f} pairs/s prepared")
+
+
+def _same(pair: Pair, _: int) -> Pair:
+    return pair
 
 
 @pytest.mark.gpu

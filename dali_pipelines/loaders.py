@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
-from dali_pipelines.renderer import MOST_LANES, Batch, Broken, Path, Renderer
+from dali_pipelines.renderer import MOST_LANES, Batch, Path, Renderer
 from dali_pipelines.rooms import Room
-from dali_pipelines.sources import MAX_PIXELS, BrokenPicture, EncodedPicture, read_picture
-from dali_pipelines.views import Cut, Scene, View
+from dali_pipelines.sources import MAX_PIXELS, Broken, BrokenPicture, EncodedPicture, read_picture
+from dali_pipelines.views import Cut, Scene, View, feed
+from dali_pipelines.workers import Workers
 
 if TYPE_CHECKING:
     import torch
 
 #: ImageNet statistics on the [0, 1] scale (PROTOCOLS 2).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Empty = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 
 #: Substitutes tried for one broken pair before giving up.
 _MAX_SUBSTITUTES = 100
@@ -138,13 +144,94 @@ def render_programs(
         prepare, broken, views=1, size=size, batch_size=batch_size, device=device, threads=threads
     )
     rendered = np.empty((len(paths), size, size, 3), np.uint8)
+    handover = _Handover("uint8")
     chunks = [range(i, min(i + batch_size, len(paths))) for i in range(0, len(paths), batch_size)]
     try:
         for chunk, (_, outputs) in zip(chunks, renderer.stream(chunks), strict=True):
-            rendered[chunk.start : chunk.stop] = np.asarray(_dense(outputs[0], on_host=True))
+            rendered[chunk.start : chunk.stop] = handover.tensors(outputs)[0].cpu().numpy()
     finally:
         reader.close()
     return rendered
+
+
+@dataclass
+class PairPreparation:
+    """Prepares batches of pairs, in the loader's process or in a worker; what :meth:`start` makes stays where it is."""
+
+    batches: Any  # a sequence of batches, or (never in a worker) an iterable of them
+    pictures: Sequence[Path]
+    size: int
+    substitute: Callable[[Pair, int], Pair]
+    max_pixels: int
+    threads: int
+    apply_exif: bool
+
+    def start(self, report: Callable[[Path, str], None]) -> None:
+        self.broken = Broken(report)
+        self.reader = _Reader(self.pictures, self.broken, self.max_pixels, self.threads, self.apply_exif)
+
+    def leave_out(self, broken: dict[str, str]) -> None:
+        for path, reason in broken.items():
+            self.broken.reasons.setdefault(path, reason)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def batch(self, index: int, empty: Empty) -> tuple[Batch[dict[str, Any]], list[object]] | None:
+        prepared = self.prepare(self.batches[index], empty)
+        if prepared is None:
+            return None
+        return dataclasses.replace(prepared, scenes=()), feed(prepared.scenes, self.size, empty)
+
+    def prepare(self, pairs: Sequence[Pair], empty: Empty = np.empty) -> Batch[dict[str, Any]] | None:
+        """The scenes of a batch and, as its payload, the rest of what PairLoader gives; ``empty`` for the tables."""
+        if not pairs:
+            return None
+        shape = (len(pairs), self.size, self.size)
+        scenes, files, shown, plans = [], [], [], []
+        for wanted, found in zip(pairs, self.reader.try_all([p.query_path for p in pairs]), strict=True):
+            pair, picture, other = self._readable(wanted, found)
+            query = pair.query_program.plan(picture.shape, shape[1:])
+            reference = pair.reference_program.plan(other.shape, shape[1:])
+            query_layers, reference_layers = self.reader.layers(query), self.reader.layers(reference)
+            pictures = (picture,) if other is picture else (picture, other)
+            views = (
+                View(query, 0, tuple(p for _, p in query_layers)),
+                View(reference, len(pictures) - 1, tuple(p for _, p in reference_layers)),
+            )
+            scenes.append(Scene(pictures, views))
+            files += [(pair.query_path, picture), (pair.reference_path, other), *query_layers, *reference_layers]
+            plans.append((query, reference) if pair.label and pair.traced else None)
+            shown.append(pair)
+        tables = empty(shape, np.int32), empty(shape, np.int32)
+        trace_pairs(plans, shape[1:], *tables)
+        payload = {
+            "query_to_reference": tables[0],
+            "reference_to_query": tables[1],
+            "label": np.array([pair.label for pair in shown]),
+            "traced": np.array([pair.traced for pair in shown]),
+            "uuids": [pair.uuid for pair in shown],
+        }
+        return Batch(scenes, files, payload)
+
+    def _readable(
+        self, wanted: Pair, found: EncodedPicture | BrokenPicture
+    ) -> tuple[Pair, EncodedPicture, EncodedPicture]:
+        """The pair or its first substitute whose files can both be read, and these two (one object if one file).
+
+        ``found`` is what reading the pair's query file gave.
+        """
+        pair = wanted
+        for attempt in range(_MAX_SUBSTITUTES + 1):
+            if attempt > 0:
+                pair = self.substitute(wanted, attempt)
+                (found,) = self.reader.try_all([pair.query_path])
+            other = found
+            if pair.reference_path != pair.query_path and not isinstance(found, BrokenPicture):
+                (other,) = self.reader.try_all([pair.reference_path])
+            if isinstance(found, EncodedPicture) and isinstance(other, EncodedPicture):
+                return pair, found, other
+        raise ValueError(f"{_MAX_SUBSTITUTES} substitutes of pair {wanted.uuid} are broken too; the last one: {other}")
 
 
 class PairLoader:
@@ -158,9 +245,10 @@ class PairLoader:
     ``batches`` gives lists of :class:`Pair`, at most ``batch_size`` each; it is consumed ahead in a background thread
     and once only. ``pictures`` are the files from which layers choose. A pair with a broken file is replaced by
     ``substitute(pair, attempt)``, attempt = 1, 2, ..., and each broken file is told once to ``on_broken(path, reason)``
-    (called from any thread). ``apply_exif`` turns pictures as their EXIF orientation says. Batches do not depend on
-    ``threads``. The background work ends with the iteration; leave a ``with`` block or call :meth:`close` to end it
-    earlier.
+    (called from any thread). ``apply_exif`` turns pictures as their EXIF orientation says. With ``processes`` so many
+    worker processes sample, read, plan and trace, instead of a thread beside the caller's; ``batches`` is a sequence
+    then, and it and ``substitute`` can be pickled. Batches depend neither on that nor on ``threads``. The background
+    work ends with the iteration; leave a ``with`` block or call :meth:`close` to end it earlier.
     """
 
     def __init__(
@@ -180,16 +268,21 @@ class PairLoader:
         max_pixels: int = MAX_PIXELS,
         apply_exif: bool = False,
         dtype: str = "float32",
+        processes: int = 0,
     ) -> None:
+        if processes < 0:
+            raise ValueError(f"processes must be at least 0, got {processes}")
+        if processes and not isinstance(batches, Sequence):
+            raise ValueError(f"with processes, batches must be a sequence, got {type(batches).__name__}")
         self._batches = batches
+        self._processes = processes
         self._dtype = _checked_dtype(dtype)
-        self._size = size
-        self._substitute = substitute
-        self._broken = Broken(on_broken)
-        self._reader = _Reader(pictures, self._broken, max_pixels, threads, apply_exif)
-        self._renderer: Renderer[Sequence[Pair], dict[str, Any]] = Renderer(
+        self._pinned = device == "gpu"
+        self._preparation = PairPreparation(batches, pictures, size, substitute, max_pixels, threads, apply_exif)
+        self._preparation.start(on_broken)
+        self._renderer: Renderer[Any, dict[str, Any]] = Renderer(
             self._prepare,
-            self._broken,
+            self._preparation.broken,
             views=2,
             size=size,
             batch_size=batch_size,
@@ -227,73 +320,53 @@ class PairLoader:
         """Stop the background work; iterating further ends."""
         if self._stream is not None:
             self._stream.close()  # type: ignore[attr-defined]
-        self._reader.close()
+        self._preparation.reader.close()
 
     def _iterate(self) -> Iterator[dict[str, Any]]:
-        import torch
-
+        handover = _Handover(self._dtype)
         try:
-            for payload, (query, reference) in self._renderer.stream(self._batches):
+            for payload, outputs in self._stream_of_batches():
+                query, reference = handover.tensors(outputs)
                 yield {
-                    "query": _dense(query, self._dtype),
-                    "reference": _dense(reference, self._dtype),
-                    "query_to_reference": torch.from_numpy(payload["query_to_reference"]),
-                    "reference_to_query": torch.from_numpy(payload["reference_to_query"]),
-                    "label": torch.from_numpy(payload["label"]),
-                    "traced": torch.from_numpy(payload["traced"]),
+                    "query": query,
+                    "reference": reference,
+                    "query_to_reference": self._kept(payload["query_to_reference"]),
+                    "reference_to_query": self._kept(payload["reference_to_query"]),
+                    "label": self._kept(payload["label"]),
+                    "traced": self._kept(payload["traced"]),
                     "uuids": payload["uuids"],
                 }
         finally:
-            self._reader.close()
+            self._preparation.reader.close()
 
-    def _prepare(self, pairs: Sequence[Pair]) -> Batch[dict[str, Any]] | None:
-        if not pairs:
-            return None
-        shape = (len(pairs), self._size, self._size)
-        scenes, files, shown, plans = [], [], [], []
-        for wanted, found in zip(pairs, self._reader.try_all([p.query_path for p in pairs]), strict=True):
-            pair, picture, other = self._readable(wanted, found)
-            query = pair.query_program.plan(picture.shape, shape[1:])
-            reference = pair.reference_program.plan(other.shape, shape[1:])
-            query_layers, reference_layers = self._reader.layers(query), self._reader.layers(reference)
-            pictures = (picture,) if other is picture else (picture, other)
-            views = (
-                View(query, 0, tuple(p for _, p in query_layers)),
-                View(reference, len(pictures) - 1, tuple(p for _, p in reference_layers)),
-            )
-            scenes.append(Scene(pictures, views))
-            files += [(pair.query_path, picture), (pair.reference_path, other), *query_layers, *reference_layers]
-            plans.append((query, reference) if pair.label and pair.traced else None)
-            shown.append(pair)
-        tables = np.empty(shape, np.int32), np.empty(shape, np.int32)
-        trace_pairs(plans, shape[1:], *tables)
-        payload = {
-            "query_to_reference": tables[0],
-            "reference_to_query": tables[1],
-            "label": np.array([pair.label for pair in shown]),
-            "traced": np.array([pair.traced for pair in shown]),
-            "uuids": [pair.uuid for pair in shown],
-        }
-        return Batch(scenes, files, payload)
+    def _stream_of_batches(self) -> Iterator[tuple[dict[str, Any], tuple[Any, ...]]]:
+        if not self._processes:
+            return self._renderer.stream(self._batches)
+        assert isinstance(self._batches, Sequence), "checked when made"
+        broken, count = self._preparation.broken, len(self._batches)
+        workers = Workers(self._preparation, self._processes, count, broken)
+        return self._renderer.stream(range(count), workers)
 
-    def _readable(
-        self, wanted: Pair, found: EncodedPicture | BrokenPicture
-    ) -> tuple[Pair, EncodedPicture, EncodedPicture]:
-        """The pair or its first substitute whose files can both be read, and these two (one object if one file).
+    def _prepare(self, item: Any) -> Batch[dict[str, Any]] | None:
+        """A batch of pairs, or the batch of that number."""
+        return self._preparation.prepare(self._preparation.batches[item] if self._processes else item, self._empty)
 
-        ``found`` is what reading the pair's query file gave.
-        """
-        pair = wanted
-        for attempt in range(_MAX_SUBSTITUTES + 1):
-            if attempt > 0:
-                pair = self._substitute(wanted, attempt)
-                (found,) = self._reader.try_all([pair.query_path])
-            other = found
-            if pair.reference_path != pair.query_path and not isinstance(found, BrokenPicture):
-                (other,) = self._reader.try_all([pair.reference_path])
-            if isinstance(found, EncodedPicture) and isinstance(other, EncodedPicture):
-                return pair, found, other
-        raise ValueError(f"{_MAX_SUBSTITUTES} substitutes of pair {wanted.uuid} are broken too; the last one: {other}")
+    def _empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Memory for a table; for the GPU such as it copies from while the caller goes on."""
+        if not self._pinned:
+            return np.empty(shape, dtype)
+        import torch
+
+        return torch.empty(shape, dtype=torch.int32, pin_memory=True).numpy()
+
+    def _kept(self, array: np.ndarray) -> torch.Tensor:
+        """An array as a tensor that no later batch overwrites."""
+        import torch
+
+        tensor = torch.from_numpy(array)
+        if not self._processes:
+            return tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pinned).copy_(tensor)
 
 
 class _EvaluationLoader:
@@ -333,9 +406,11 @@ class _EvaluationLoader:
         self._reader = _Reader((), self._broken, *self._reading)
         starts = range(0, len(self._paths), self._batch_size)
         chunks = [range(i, min(i + self._batch_size, len(self._paths))) for i in starts]
+        handover = _Handover(self._dtype)
         try:
             for indices, (outputs,) in self._renderer.stream(chunks):
-                yield torch.from_numpy(indices), _dense(outputs, self._dtype)
+                (pictures,) = handover.tensors((outputs,))
+                yield torch.from_numpy(indices), pictures
         finally:
             self._reader.close()
 
@@ -471,11 +546,26 @@ def _checked_dtype(dtype: str) -> str:
     return dtype
 
 
-def _dense(output: Any, dtype: str | None = None, *, on_host: bool = False) -> torch.Tensor:
-    """A DALI batch as one torch tensor that owns its memory, without a copy but for another ``dtype`` than its own."""
-    import torch
+class _Handover:
+    """DALI's batches as torch tensors of ``dtype``, on their device.
 
-    tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
-    if dtype is not None:
-        tensor = tensor.to(getattr(torch, dtype))  # on its device; DALI knows no bfloat16
-    return tensor.cpu() if on_host else tensor
+    On the CPU a tensor is DALI's memory, which it keeps, unless its dtype is another. On a GPU it is a copy: DALI would
+    use its memory again as soon as nobody on the host holds it, though torch's stream has yet to read it.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+        self._copied: deque[tuple[torch.cuda.Event, list[torch.Tensor]]] = deque()  # and when
+
+    def tensors(self, outputs: Sequence[Any]) -> list[torch.Tensor]:
+        import torch
+
+        dtype = getattr(torch, self._dtype)  # DALI knows no bfloat16
+        found = [torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in outputs]
+        if not found[0].is_cuda:
+            return [tensor.to(dtype) for tensor in found]
+        copies = [tensor.to(dtype, copy=True) for tensor in found]
+        self._copied.append((torch.cuda.current_stream(found[0].device).record_event(), found))
+        while self._copied and self._copied[0][0].query():
+            self._copied.popleft()
+        return copies

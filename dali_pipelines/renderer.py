@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from dali_pipelines.rooms import Room
-from dali_pipelines.sources import BrokenPicture, EncodedPicture
+from dali_pipelines.sources import Broken, BrokenPicture, EncodedPicture
 from dali_pipelines.views import Scene, feed
+from dali_pipelines.workers import Workers
 
 Path = str | os.PathLike[str]
 Item = TypeVar("Item")
@@ -45,31 +46,12 @@ class Batch(Generic[Payload]):
 
 @dataclass(frozen=True)
 class _Fed(Generic[Item, Payload]):
-    """A batch with what the pipeline is fed with for it, and the room that holds that."""
+    """A batch, what the pipeline is fed with for it, and what to call when nobody reads the arrays any more."""
 
     item: Item
     batch: Batch[Payload]
     arrays: list[object]
-    room: Room
-
-
-class Broken:
-    """The broken files of one loader: each is reported once, with its reason, and never tried again."""
-
-    def __init__(self, report: Callable[[Path, str], None] | None) -> None:
-        self._report = report
-        self._lock = threading.Lock()
-        self.reasons: dict[str, str] = {}
-
-    def __contains__(self, path: Path) -> bool:
-        return os.fspath(path) in self.reasons
-
-    def add(self, error: BrokenPicture) -> None:
-        with self._lock:
-            new = os.fspath(error.path) not in self.reasons
-            self.reasons.setdefault(os.fspath(error.path), error.reason)
-        if new and self._report is not None:
-            self._report(error.path, error.reason)
+    release: Callable[[], None]
 
 
 class Producer(Generic[Item, Payload]):
@@ -201,12 +183,21 @@ class Renderer(Generic[Item, Payload]):
 
             self.device_id = torch.cuda.current_device()
 
-    def stream(self, items: Iterable[Item]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
-        """Yield (payload, DALI outputs) per batch, in order; closing the generator stops the producer."""
-        producer: Producer[Item, _Fed[Item, Payload] | None] = Producer(self._fed, items)
+    def stream(
+        self, items: Iterable[Item], workers: Workers | None = None
+    ) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
+        """Yield (payload, DALI outputs) per batch, in order; closing the generator stops the producer.
+
+        With ``workers`` the items are the numbers of their batches, from 0. What lies in a worker's memory may be read
+        until the next batch is asked for.
+        """
+        prepare = self._fed if workers is None else functools.partial(self._fetched, workers)
+        producer: Producer[Item, _Fed[Item, Payload] | None] = Producer(prepare, items)
         try:
             yield from self._run(producer)
         finally:
+            if workers is not None:
+                workers.close()  # first: the producer may be waiting for one
             producer.close()
 
     def arrays(self, batch: Batch[Payload], room: Room) -> list[object]:
@@ -237,7 +228,15 @@ class Renderer(Generic[Item, Payload]):
         except IndexError:  # all are on the way
             room = Room()
         room.clear()
-        return _Fed(item, batch, self.arrays(batch, room), room)
+        return _Fed(item, batch, self.arrays(batch, room), functools.partial(self._rooms.append, room))
+
+    def _fetched(self, workers: Workers, item: Any) -> _Fed[Any, Payload] | None:
+        found, release = workers.fetch(item)
+        if found is None:
+            release()
+            return None
+        batch, arrays = found
+        return _Fed(item, batch, arrays, release)
 
     def _run(self, producer: Producer[Any, Any]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
         count = min(self.lanes, self.threads) if self.device == "cpu" else 1
@@ -292,8 +291,8 @@ class Renderer(Generic[Item, Payload]):
             finally:
                 self.wait_seconds += time.perf_counter() - started
             done = lane.running.popleft()
-            self._rooms.append(done.room)
             yield done.batch.payload, outputs
+            done.release()
             lane = next(turns)
 
     def _repair(self, fed: _Fed[Any, Payload], error: RuntimeError) -> _Fed[Any, Payload] | None:

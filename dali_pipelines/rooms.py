@@ -25,8 +25,11 @@ class Room:
     def clear(self) -> None:
         """Arrays made so far will be overwritten; nobody may read them any more."""
         if self._used > self._block.size:
-            self._block = np.empty(self._used + self._used // 4, np.uint8)
+            self._block = self._make(self._used + self._used // 4)
         self._used = 0
+
+    def _make(self, size: int) -> NDArray[np.uint8]:
+        return np.empty(size, np.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
         """As ``np.empty``, in the block; outside of it if it is full, and the block grows when cleared."""

@@ -15,8 +15,10 @@ import io
 import logging
 import os
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +66,33 @@ class BrokenPicture(ValueError):
         super().__init__(f"{os.fspath(path)}: {reason}")
         self.path = path
         self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.reason)
+
+
+class Broken:
+    """The broken files of one loader: each is reported once, with its reason, and never tried again."""
+
+    def __init__(self, report: Callable[[str | os.PathLike[str], str], None] | None) -> None:
+        self._report = report
+        self._lock = threading.Lock()
+        self.reasons: dict[str, str] = {}
+
+    def __contains__(self, path: str | os.PathLike[str]) -> bool:
+        return os.fspath(path) in self.reasons
+
+    def add(self, error: BrokenPicture) -> None:
+        with self._lock:
+            new = os.fspath(error.path) not in self.reasons
+            self.reasons.setdefault(os.fspath(error.path), error.reason)
+        if new and self._report is not None:
+            self._report(error.path, error.reason)
+
+    def known(self) -> dict[str, str]:
+        """The reasons as they are now, by path."""
+        with self._lock:
+            return dict(self.reasons)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,13 @@ so a run that continues in the middle of an epoch sees the batches that it would
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterator
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copynce.data.errors import DataError
 from copynce.data.layouts import GroundTruth
@@ -248,18 +250,42 @@ class PairSampler:
         """Full steps in one epoch."""
         return len(self.plan) // (self.batch_size * self.world_size)
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[list[Pair]]:
+    def batches(self, first_step: int, last_step: int) -> PairBatches:
         """This rank's batches of the global steps [first_step, last_step), counted over all epochs from 0."""
-        permutation = np.empty(0, dtype=np.int64)
-        shuffled = -1
-        for step in range(first_step, last_step):
-            epoch, within = divmod(step, self.steps_per_epoch)
-            if epoch != shuffled:
-                permutation = np.random.default_rng((self.seed, epoch)).permutation(len(self.plan))
-                shuffled = epoch
-            start = within * self.batch_size * self.world_size + self.rank
-            chosen = permutation[start : start + self.batch_size * self.world_size : self.world_size]
-            yield [pair for index in chosen.tolist() for pair in self.plan.item(index, epoch)]
+        return PairBatches(self, range(first_step, last_step))
+
+    def batch(self, step: int) -> list[Pair]:
+        """This rank's batch of a global step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        start = within * self.batch_size * self.world_size + self.rank
+        chosen = _permutation(self.seed, epoch, len(self.plan))[start:][: self.batch_size * self.world_size]
+        return [pair for index in chosen[:: self.world_size].tolist() for pair in self.plan.item(index, epoch)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairBatches(Sequence[list[Pair]]):
+    """The batches of some steps of a sampler, each made when it is asked for, in whatever process."""
+
+    sampler: PairSampler
+    steps: range
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @overload
+    def __getitem__(self, at: int) -> list[Pair]: ...
+    @overload
+    def __getitem__(self, at: slice) -> PairBatches: ...
+    def __getitem__(self, at: int | slice) -> list[Pair] | PairBatches:
+        if isinstance(at, slice):
+            return PairBatches(self.sampler, self.steps[at])
+        return self.sampler.batch(self.steps[at])
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, items: int) -> NDArray[np.int64]:
+    """The order of an epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(items)
 
 
 def _positive(manifest: Manifest, index: int, program: EditProgram) -> Pair:

@@ -138,8 +138,12 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
     }
     first_step = _start(config, run, objective, batches, here)
     objective.to(here.device)
+    on_gpu = here.device.type == "cuda"
     optimizer = torch.optim.AdamW(
-        param_groups(objective, config.optim.weight_decay), lr=rate(0), betas=config.optim.betas
+        param_groups(objective, config.optim.weight_decay),
+        lr=rate(0),
+        betas=config.optim.betas,
+        fused=on_gpu,  # one kernel instead of several a tensor list
     )
     if first_step > 0:
         optimizer.load_state_dict(read_state(checkpoints(run)[-1])["optimizer"])
@@ -155,6 +159,16 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
             write_checkpoint(run, step, model, state, keep=config.keep_checkpoints)
         here.barrier()
 
+    def check(outcome: _Outcome) -> None:
+        """Raise TrainingError if a step's loss or gradients are no numbers, by the gradient's norm: it covers those of
+        every rank, DDP having averaged them."""
+        if not math.isfinite(outcome.read()["norm"]):
+            listed = ", ".join(f"{name} {value:g}" for name, value in outcome.read().items())
+            raise TrainingError(
+                f"step {outcome.step}: the gradient is not finite ({listed}); the last checkpoint is "
+                f"{checkpoints(run)[-1]}, a lower optim.lr or optim.clip_norm may help"
+            )
+
     if first_step == 0:
         save(0)
     if first_step >= total:
@@ -162,7 +176,7 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
 
     wrapped: nn.Module = objective
     if here.size > 1:
-        devices = [here.device.index] if here.device.type == "cuda" else None
+        devices = [here.device.index] if on_gpu else None
         wrapped = DistributedDataParallel(objective, device_ids=devices)
     precision = config.precision
     bf16 = precision == "bf16" or (precision == "auto" and bf16_in_hardware(here.device))
@@ -174,8 +188,9 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
             plan.pictures.paths,
             size=config.model.img_size,
             batch_size=config.data.batch_size * plan.pairs_per_item,
-            device="gpu" if here.device.type == "cuda" else "cpu",
+            device="gpu" if on_gpu else "cpu",
             threads=config.data.threads,
+            processes=(2 if on_gpu else 0) if config.data.processes is None else config.data.processes,
             max_pixels=int(config.data.max_megapixels * 1e6),
             # What autocast would make of the views at the model's first product.
             dtype="bfloat16" if bf16 else "float32",
@@ -188,6 +203,7 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
     ):
         objective.train()
         pace = _Pace(2 * items * plan.pairs_per_item)
+        unchecked: _Outcome | None = None
         for step, batch in enumerate(loader, start=first_step):
             pace.data_ready()
             # Seeded by step: whatever draws (stochastic depth) does so equally in a run that was resumed.
@@ -199,18 +215,16 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip_norm)
-            # A non-finite gradient norm is the one sign that covers loss and gradients of every rank, DDP having
-            # averaged them; it is read before the step, so weights stay clean.
-            if not torch.isfinite(norm):
-                listed = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
-                raise TrainingError(
-                    f"step {step}: the gradient is not finite (loss {loss.item():g}: {listed}); the last checkpoint is "
-                    f"{checkpoints(run)[-1]}, a lower optim.lr or optim.clip_norm may help"
-                )
             optimizer.step()
+            # Read a step late, so that the device has work while the next step is launched; nothing is saved before.
+            if unchecked is not None:
+                check(unchecked)
+            unchecked = _Outcome(step, {"norm": norm, "loss": loss, **parts})
             done = step + 1
             pace.step_done()
             log.step(done, pace.pictures_per_second)
+            if done % config.log_every == 0 or done % config.checkpoint_every == 0 or done == total:
+                check(unchecked)
             if done % config.log_every == 0 or done == total:
                 means = here.mean(torch.stack([loss.detach(), *parts.values()]).float())
                 log.write(
@@ -299,6 +313,29 @@ def _commit() -> str:
     except OSError:
         return "unknown"
     return found.stdout.strip() or "unknown"
+
+
+class _Outcome:
+    """Numbers of a step, on their way to the host."""
+
+    def __init__(self, step: int, values: dict[str, Tensor]) -> None:
+        self.step = step
+        self._names = list(values)
+        numbers = torch.stack([value.detach().float() for value in values.values()])
+        self._event: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            # Memory that is not pinned would make the copy wait for all that is queued.
+            host = torch.empty(numbers.shape, pin_memory=True)
+            numbers = host.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        self._numbers = numbers
+
+    def read(self) -> dict[str, float]:
+        """The numbers, once the device has come so far."""
+        if self._event is not None:
+            self._event.synchronize()
+        return dict(zip(self._names, self._numbers.tolist(), strict=True))
 
 
 class _Pace:

@@ -121,7 +121,7 @@ def test_a_killed_process_continues_in_the_middle_of_an_epoch(tiny: Tiny, neighb
     assert checkpoints(run)[-1].name == "step-00000005"
     assert [line["step"] for line in read_log(run / "log.jsonl")] == [1, 2, 3, 4, 5, 6, 7]
 
-    resumed = train(tiny(*options, "data.threads=2", out="killed"))
+    resumed = train(tiny(*options, "data.threads=2", "data.processes=2", out="killed"))
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
     first, second = (read_log(folder.parents[1] / "log.jsonl") for folder in (whole, resumed))

@@ -1,0 +1,273 @@
+"""Processes that prepare batches side by side, where a thread beside the training loop cannot keep up with a GPU.
+
+A thread shares Python's lock with the loop that launches the GPU's work. A worker shares nothing but memory: what is
+large in a batch (pictures, planes, tables) lies in a block that both sides map, the rest goes through a pipe.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dali_pipelines.rooms import Room
+from dali_pipelines.sources import Broken, BrokenPicture
+
+#: Batches that a worker prepares ahead of the one that is fetched next.
+_AHEAD = 2
+
+#: Bytes from which on an array goes through shared memory.
+_LARGE = 2048
+
+Path = str | os.PathLike[str]
+
+
+class Preparation(Protocol):
+    """What a worker does; it is pickled once, when the worker starts."""
+
+    def start(self, report: Callable[[Path, str], None]) -> None:
+        """Begin in a worker; ``report(path, reason)`` takes files that turn out to be broken."""
+
+    def leave_out(self, broken: dict[str, str]) -> None:
+        """Files (and why) that others found broken."""
+
+    def batch(self, index: int, empty: Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]) -> object:
+        """Batch ``index``; ``empty(shape, dtype)`` gives the memory of its large arrays."""
+
+
+class Workers:
+    """``processes`` workers, which prepare the batches 0, 1, ... in turns; :meth:`fetch` gives them in this order.
+
+    Workers are told of the ``broken`` files, which take those that workers find.
+    """
+
+    def __init__(self, preparation: Preparation, processes: int, batches: int, broken: Broken) -> None:
+        self._batches = batches
+        self._broken = broken
+        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DALI's and torch's threads
+        self._workers: list[_Worker] = []
+        try:
+            for _ in range(min(processes, batches)):
+                self._workers.append(_Worker(context, preparation))
+            for index in range(min(batches, len(self._workers) * _AHEAD)):
+                self._ask(index)
+        except BaseException:
+            self.close()
+            raise
+
+    def fetch(self, index: int) -> tuple[Any, Callable[[], None]]:
+        """Batch ``index``, and what to call when nobody reads its arrays any more.
+
+        Raises what preparing it raised, and RuntimeError if the worker died.
+        """
+        if not 0 <= index < self._batches:
+            raise IndexError(f"there are {self._batches} batches, got {index}")
+        worker = self._workers[index % len(self._workers)]
+        outcome, block = worker.receive()
+        following = index + len(self._workers) * _AHEAD
+        if following < self._batches:
+            self._ask(following)
+        for path, reason in outcome.broken:
+            self._broken.add(BrokenPicture(path, reason))
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.batch, lambda: worker.free.append(block)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.end()
+
+    def _ask(self, index: int) -> None:
+        self._workers[index % len(self._workers)].ask(index, self._broken.known())
+
+
+class _Outcome:
+    """What a worker answers: a batch or an error, and the files that it found broken on the way."""
+
+    def __init__(self, batch: object, error: BaseException | None, broken: Sequence[tuple[Path, str]]) -> None:
+        self.batch, self.error, self.broken = batch, error, broken
+
+
+class _Worker:
+    """A worker as its owner sees it."""
+
+    def __init__(self, context: Any, preparation: Preparation) -> None:
+        self.free: deque[int] = deque()  # blocks that may be written again
+        self._told: set[str] = set()
+        self._blocks: dict[int, mmap.mmap] = {}
+        self._pipe, theirs = context.Pipe()
+        # A daemon ends with its owner; if the owner is killed, the pipe's end does it.
+        self._process = context.Process(
+            target=_serve, args=(theirs, preparation), name="dali_pipelines worker", daemon=True
+        )  # fmt: skip
+        self._process.start()
+        theirs.close()
+
+    def ask(self, index: int, known: dict[str, str]) -> None:
+        new = {path: reason for path, reason in known.items() if path not in self._told}
+        self._told |= new.keys()
+        free = [self.free.popleft() for _ in range(len(self.free))]
+        try:
+            self._pipe.send((index, free, new))
+        except OSError:
+            raise self._death() from None
+
+    def receive(self) -> tuple[_Outcome, int]:
+        try:
+            block, size, is_new = self._pipe.recv()
+            if is_new:
+                handle = reduction.recv_handle(self._pipe)
+                try:
+                    self._blocks[block] = mmap.mmap(handle, size)
+                finally:
+                    os.close(handle)
+            data = self._pipe.recv_bytes()
+        except (EOFError, OSError):
+            raise self._death() from None
+        outcome: _Outcome = _Unpickler(io.BytesIO(data), self._blocks.get(block)).load()
+        return outcome, block
+
+    def end(self) -> None:
+        # The pipe stays open: a thread may be waiting at it, and sees its end.
+        self._process.terminate()
+        self._process.join()
+
+    def _death(self) -> RuntimeError:
+        self._process.join(5)
+        return RuntimeError(
+            f"a process that prepared batches died (exit code {self._process.exitcode}; -9 is often want of memory)"
+        )
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what a worker wrote; large arrays are views of its block. The pipe has no other writer."""
+
+    def __init__(self, file: io.BytesIO, block: mmap.mmap | None) -> None:
+        super().__init__(file)
+        self._block = block
+
+    def persistent_load(self, place: tuple[int, tuple[int, ...], str]) -> NDArray[Any]:
+        start, shape, kind = place
+        assert self._block is not None, "sent before"
+        return np.ndarray(shape, np.dtype(kind), self._block, start)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes large arrays as places in a room, where it copies those that lie elsewhere."""
+
+    def __init__(self, file: io.BytesIO, room: SharedRoom) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._room = room
+        self._copies: dict[int, tuple[NDArray[Any], tuple[int, tuple[int, ...], str]]] = {}
+
+    def persistent_id(self, value: object) -> tuple[int, tuple[int, ...], str] | None:
+        if type(value) is not np.ndarray or value.nbytes < _LARGE:
+            return None
+        if id(value) in self._copies:
+            return self._copies[id(value)][1]
+        start = self._room.start_of(value)
+        if start is None:
+            inside = self._room.empty(value.shape, value.dtype)
+            start = self._room.start_of(inside)
+            if start is None:
+                return None  # the room is full; it will be larger when it is used again
+            inside[...] = value
+        place = (start, value.shape, value.dtype.str)
+        self._copies[id(value)] = value, place  # kept, for another array may get the number of one that is gone
+        return place
+
+
+class SharedRoom(Room):
+    """A room of ``size`` bytes that another process maps by its descriptor; not in /dev/shm, which often is small."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.is_new = False
+        self._descriptor: int | None = None
+        if size:
+            self._block = self._make(size)
+
+    @property
+    def size(self) -> int:
+        return self._block.size
+
+    def start_of(self, array: NDArray[Any]) -> int | None:
+        """The byte at which a contiguous array lies in the room; None if it lies elsewhere."""
+        start = array.ctypes.data - self._block.ctypes.data
+        inside = start >= 0 and start + array.nbytes <= self._block.size
+        return start if inside and array.flags.c_contiguous else None
+
+    def send(self, pipe: Connection, number: int, owner: int) -> None:
+        """Tell the owner of which block the next message speaks, and hand it over if it has not seen it."""
+        is_new, self.is_new = self.is_new, False
+        pipe.send((number, self._block.size, is_new))
+        if is_new:
+            assert self._descriptor is not None, "made by _make"
+            reduction.send_handle(pipe, self._descriptor, owner)
+
+    def _make(self, size: int) -> NDArray[np.uint8]:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = os.memfd_create("dali_pipelines", os.MFD_CLOEXEC)
+        os.ftruncate(self._descriptor, size)
+        self.is_new = True
+        return np.frombuffer(mmap.mmap(self._descriptor, size), np.uint8)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with its traceback as text, as something that the owner can unpickle."""
+    story = "in a process that prepares batches:\n" + traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))  # what this process has just written
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(story)
+    return error
+
+
+def _serve(pipe: Connection, preparation: Preparation) -> None:
+    """A worker's life: prepare what is asked for, until the owner hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's; its pipe ends then
+    owner = os.getppid()
+    broken: list[tuple[Path, str]] = []
+    preparation.start(lambda path, reason: broken.append((path, reason)))
+    rooms: list[SharedRoom] = []
+    free: list[int] = []
+    while True:
+        try:
+            index, freed, known = pipe.recv()
+        except (EOFError, OSError):
+            return
+        free += freed
+        if not free:
+            rooms.append(SharedRoom(max((room.size for room in rooms), default=0)))
+            free.append(len(rooms) - 1)
+        number = free.pop()
+        room = rooms[number]
+        room.clear()
+        preparation.leave_out(known)
+        broken.clear()
+        try:
+            outcome = _Outcome(preparation.batch(index, room.empty), None, broken)
+        except Exception as error:
+            outcome = _Outcome(None, _portable(error), broken)
+        message = io.BytesIO()
+        _Pickler(message, room).dump(outcome)
+        try:
+            room.send(pipe, number, owner)
+            pipe.send_bytes(message.getbuffer())
+        except OSError:
+            return

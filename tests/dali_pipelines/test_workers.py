@@ -1,0 +1,220 @@
+"""Batches prepared by other processes: the same ones, broken files, errors, deaths, clean ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from copynce.data import read_manifest
+from copynce.data.pairs import DescriptorPairs, PairSampler
+from dali_pipelines import Pair, PairLoader
+from dali_pipelines.workers import _LARGE, SharedRoom, Workers
+
+SIZE, BATCH, STEPS = 48, 6, 9
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for i in range(14):
+        coarse = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        shape = (150 - 6 * i, 60 + 17 * i)
+        Image.fromarray(coarse).resize(shape, Image.Resampling.BICUBIC).save(folder / f"{i:02}.jpg")
+    (folder / "text.jpg").write_text("hello")
+    content = (folder / "00.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(content[: len(content) // 2])
+    tables = content.find(b"\xff\xc4")  # Huffman tables; the header is fine, DALI fails
+    damaged = content[: tables + 4] + bytes(range(200, 236)) + content[tables + 40 :]
+    (folder / "tables.jpg").write_bytes(damaged)
+    return folder
+
+
+def run(pictures: Path, processes: int, told: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+    plan = DescriptorPairs(read_manifest(pictures), "matcher", seed=3)
+    return iter(
+        PairLoader(
+            PairSampler(plan, BATCH, seed=3).batches(0, STEPS),
+            plan.pictures.paths,
+            size=SIZE,
+            batch_size=BATCH,
+            substitute=plan.substitute,
+            on_broken=lambda path, reason: told.append(Path(path).name),
+            threads=2,
+            processes=processes,
+        )
+    )
+
+
+def children() -> int:
+    return len(multiprocessing.active_children())
+
+
+def test_batches_do_not_depend_on_processes(pictures: Path) -> None:
+    """All tensors are kept to the end: none is overwritten when its memory serves another batch."""
+    told: list[list[str]] = [[], [], []]
+    alone, one, three = (list(run(pictures, n, told[k])) for k, n in enumerate((0, 1, 3)))
+    assert len(alone) == len(one) == len(three) == STEPS
+    for expected, *others in zip(alone, one, three, strict=True):
+        for found in others:
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert found[name] == value if name == "uuids" else torch.equal(found[name], value), name
+    # Each broken file once, though several processes meet it, and DALI finds one that they do not.
+    assert {tuple(sorted(names)) for names in told} == {("cut.jpg", "tables.jpg", "text.jpg")}
+    assert children() == 0
+
+
+def test_leaving_early_ends_the_processes(pictures: Path) -> None:
+    batches = run(pictures, 2, [])
+    next(batches)
+    assert children() == 2
+    batches.close()  # type: ignore[attr-defined]
+    assert children() == 0
+
+
+def test_a_process_that_dies_ends_the_stream_with_a_sentence(pictures: Path) -> None:
+    batches = run(pictures, 2, [])
+    next(batches)
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"a process that prepared batches died \(exit code -9"):
+        list(batches)
+    assert children() == 0
+
+
+@dataclass
+class Faulty(Sequence[list[Pair]]):
+    """Batches of which the third cannot be made."""
+
+    batches: Sequence[list[Pair]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, at: int) -> list[Pair]:  # type: ignore[override]
+        if at == 2:
+            raise KeyError("the sampler is out of order")
+        return self.batches[at]
+
+
+def test_an_error_arrives_after_the_good_batches_and_tells_its_story(pictures: Path) -> None:
+    plan = DescriptorPairs(read_manifest(pictures), "matcher", seed=3)
+    loader = PairLoader(
+        Faulty(PairSampler(plan, BATCH, seed=3).batches(0, STEPS)),
+        plan.pictures.paths,
+        size=SIZE,
+        batch_size=BATCH,
+        substitute=plan.substitute,
+        on_broken=lambda path, reason: None,
+        processes=2,
+    )
+    seen = []
+    with pytest.raises(KeyError, match="out of order") as caught:
+        seen.extend(loader)
+    assert len(seen) == 2
+    assert "__getitem__" in "".join(caught.value.__notes__)
+
+
+def test_wrong_settings_are_named(pictures: Path) -> None:
+    options = {"size": 8, "batch_size": 2, "substitute": lambda p, k: p, "on_broken": lambda p, r: None}
+    with pytest.raises(ValueError, match="processes must be at least 0, got -1"):
+        PairLoader([], [], processes=-1, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="with processes, batches must be a sequence, got list_iterator"):
+        PairLoader(iter([]), [], processes=1, **options)  # type: ignore[arg-type]
+
+
+class Numbers:
+    """A preparation of arrays inside and outside of the room, large, small, not contiguous, shared."""
+
+    def start(self, report: object) -> None: ...
+
+    def leave_out(self, broken: dict[str, str]) -> None: ...
+
+    def batch(self, index: int, empty: object) -> object:
+        if index == 3:
+            return None
+        inside = empty((index + 1, 5000), np.float32)  # type: ignore[operator]
+        inside[:] = index
+        outside = np.arange(index * 100_000)
+        return inside, outside, outside[::7], [outside, np.full(3, index)], np.zeros((0, 4)), b"x" * _LARGE
+
+
+def test_arrays_arrive_as_they_were() -> None:
+    from dali_pipelines.sources import Broken
+
+    workers = Workers(Numbers(), 2, 9, Broken(None))
+    try:
+        for index in range(9):
+            found, release = workers.fetch(index)
+            if index == 3:
+                assert found is None
+            else:
+                inside, outside, strided, (again, small), nothing, text = found
+                expected = np.arange(index * 100_000)
+                np.testing.assert_array_equal(inside, np.full((index + 1, 5000), index, np.float32))
+                np.testing.assert_array_equal(outside, expected)
+                np.testing.assert_array_equal(again, expected)
+                np.testing.assert_array_equal(strided, expected[::7])
+                assert small.tolist() == [index] * 3
+                assert nothing.shape == (0, 4)
+                assert text == b"x" * _LARGE
+                del inside, outside, strided, again
+            release()
+        with pytest.raises(IndexError, match="there are 9 batches, got 9"):
+            workers.fetch(9)
+    finally:
+        workers.close()
+
+
+def test_a_shared_room_knows_what_lies_in_it() -> None:
+    room = SharedRoom(1000)
+    room.clear()
+    first, second = room.empty((10,), np.uint8), room.empty((10, 10), np.float32)
+    assert (room.start_of(first), room.start_of(second)) == (0, 64)
+    assert room.start_of(second.T) is None  # not contiguous
+    assert room.start_of(room.empty((1000,), np.uint8)) is None  # no room left
+    assert room.start_of(np.zeros(10)) is None
+    room.clear()
+    assert room.size > 1000
+
+
+def test_workers_end_when_their_owner_is_killed(pictures: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import sys, multiprocessing\n"
+        "from test_workers import run\n"
+        "from pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        f"    batches = run(Path({str(pictures)!r}), 2, [])\n"
+        "    next(batches)\n"
+        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "    input()\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    owner = subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert owner.stdout is not None
+    pids = [int(pid) for pid in owner.stdout.readline().split()]
+    assert len(pids) == 2
+    owner.kill()
+    owner.wait()
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < until, "a worker outlives its owner"
+        time.sleep(0.1)

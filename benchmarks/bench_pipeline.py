@@ -124,14 +124,14 @@ class Batches(Sequence[list[Pair]]):
 
 @pytest.mark.parametrize("processes", [0, 1, 2])
 def test_preparing_beside_a_loop(benchmark: Any, photographs: list[Path], processes: int) -> None:
-    """Batches sampled, read, planned, traced and packed, not rendered, while a thread holds Python's lock as a loop
-    does that launches a GPU's work; 0 processes: by a thread of this one."""
+    """Batches sampled, read, planned, traced and packed, not rendered, beside a thread that calls small operators of
+    torch without end, as a loop does that launches a GPU's work; 0 processes: by a thread of this one."""
     ahead = 8
     count = ahead + ROUNDS * BATCHES + 1  # one more to find out what it returns
     preparation = PairPreparation(Batches(photographs, count), photographs, 224, _same, MAX_PIXELS, 2, False)
     workers = Workers(preparation, processes, count, Broken(None)) if processes else None
     preparation.start(lambda path, reason: pytest.fail(f"{path}: {reason}"))
-    room, numbers, done = Room(), itertools.count(), threading.Event()
+    room, numbers, launched, done = Room(), itertools.count(), itertools.count(), threading.Event()
 
     def prepare() -> None:
         if workers is None:
@@ -141,15 +141,19 @@ def test_preparing_beside_a_loop(benchmark: Any, photographs: list[Path], proces
             workers.fetch(next(numbers))[1]()
 
     def loop() -> None:
+        small = torch.zeros(8)
         while not done.is_set():
-            sum(range(2000))
+            small.add_(1.0)
+            next(launched)
 
     beside = threading.Thread(target=loop)
     try:
         for _ in range(ahead):
             prepare()
         beside.start()
+        started, before = time.perf_counter(), next(launched)
         benchmark.pedantic(prepare, rounds=ROUNDS, iterations=BATCHES)
+        launches = (next(launched) - before) / (time.perf_counter() - started)
     finally:
         done.set()
         beside.join()
@@ -157,8 +161,8 @@ def test_preparing_beside_a_loop(benchmark: Any, photographs: list[Path], proces
         if workers is not None:
             workers.close()
     rate = BATCH / benchmark.stats["median"]
-    benchmark.extra_info["pairs_per_second"] = round(rate, 1)
-    print(f"{processes} processes: {rate:.0f} pairs/s prepared")
+    benchmark.extra_info |= {"pairs_per_second": round(rate, 1), "launches_per_second": round(launches)}
+    print(f"{processes} processes: {rate:.0f} pairs/s prepared, {launches / 1e3:.0f} thousand operators/s called")
 
 
 def _same(pair: Pair, _: int) -> Pair:

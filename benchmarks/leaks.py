@@ -1,12 +1,13 @@
 """Memory and open file handles of the training pipeline, epoch by epoch: both must stay flat.
 
-    python -m benchmarks.leaks DATA [--epochs 3] [--size 224] [--batch-size 64] [--threads 1] [--json leaks.json]
+    python -m benchmarks.leaks DATA [--epochs 3] [--size 224] [--batch-size 64] [--threads 1] [--processes 0] \
+        [--json leaks.json]
 
 DATA is what ``data.train`` takes: a folder, a CSV or tar shards. One loader runs through all epochs with the full
 descriptor policy, as in training; after each epoch what the C heap has free is handed back to the system and the
-process is measured: its own memory, resident or swapped out, without the pages of program files, which come and go as
-the system needs room. The exit status is 1 if that has grown by more than 2 % from the end of the first epoch to that
-of the last, or if there are more handles.
+process is measured, with its workers: own memory, resident or swapped out, and what they share, without the pages of
+program files, which come and go as the system needs room. The exit status is 1 if that has grown by more than 2 % from
+the end of the first epoch to that of the last, or if there are more handles.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import ctypes
 import gc
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -33,28 +35,41 @@ _AHEAD = 8
 
 
 def own_mib() -> float:
-    """Anonymous memory of this process in MiB, resident or swapped out, without what the C heap holds free."""
+    """Memory of this process and its workers in MiB, resident or swapped out, without what its C heap holds free."""
     gc.collect()
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(int(lines[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 1024
+    owner, *workers = (_status(pid) for pid in _processes())
+    shared = max(owner["RssShmem"], sum(status["RssShmem"] for status in workers))
+    return (shared + sum(status["RssAnon"] + status["VmSwap"] for status in (owner, *workers))) / 1024
 
 
 def open_handles() -> int:
-    """Number of this process' file descriptors that stay open: the least of several looks.
+    """Number of file descriptors of this process and its workers that stay open: the least of several looks.
 
     The loader reads the next pictures meanwhile, and each is open for a moment.
     """
     counts = []
     for _ in range(20):
-        counts.append(len(os.listdir("/proc/self/fd")))
+        counts.append(sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in _processes()))
         time.sleep(0.01)
     return min(counts)
 
 
-def measure(data: str, *, epochs: int, size: int, batch_size: int, threads: int) -> list[dict[str, float]]:
+def _processes() -> list[int]:
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid is not None)]
+
+
+def _status(pid: int) -> dict[str, int]:
+    """Sizes in KiB, by the kernel's names."""
+    lines = (line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {name: int(value.split()[0]) for name, value in lines if value.endswith(" kB")}
+
+
+def measure(
+    data: str, *, epochs: int, size: int, batch_size: int, threads: int, processes: int
+) -> list[dict[str, float]]:
     """One row per epoch: mib, handles, pairs, seconds, broken."""
     manifest = read_manifest(data)
     plan = DescriptorPairs(manifest, "descriptor", seed=0)
@@ -67,6 +82,7 @@ def measure(data: str, *, epochs: int, size: int, batch_size: int, threads: int)
         size=size,
         batch_size=batch_size,
         threads=threads,
+        processes=processes,
         substitute=plan.substitute,
         on_broken=quarantine.add,
     ) as loader:
@@ -88,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224, help="side of a view in pixels (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="pairs per batch (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="DALI's CPU threads (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=0, help="workers that prepare (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args(arguments)
     if options.epochs < 2:
@@ -98,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size=options.size,
         batch_size=options.batch_size,
         threads=options.threads,
+        processes=options.processes,
     )
     for epoch, row in enumerate(rows, start=1):
         print(

@@ -7,6 +7,7 @@ large in a batch (pictures, planes, tables) lies in a block that both sides map,
 from __future__ import annotations
 
 import io
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -27,6 +28,9 @@ from dali_pipelines.sources import Broken, BrokenPicture
 
 #: Batches that a worker prepares ahead of the one that is fetched next.
 _AHEAD = 2
+
+#: Broken files of which a question tells a worker.
+_MOST_TOLD = 64
 
 #: Bytes from which on an array goes through shared memory.
 _LARGE = 2048
@@ -117,7 +121,9 @@ class _Worker:
         theirs.close()
 
     def ask(self, index: int, known: dict[str, str]) -> None:
-        new = {path: reason for path, reason in known.items() if path not in self._told}
+        # Few at a time: a question must fit into the pipe while the worker is busy filling the other direction.
+        unknown = ((path, reason) for path, reason in known.items() if path not in self._told)
+        new = dict(itertools.islice(unknown, _MOST_TOLD))
         self._told |= new.keys()
         free = [self.free.popleft() for _ in range(len(self.free))]
         try:

@@ -54,7 +54,8 @@ class Preparation(Protocol):
 class Workers:
     """``processes`` workers, which prepare the batches 0, 1, ... in turns; :meth:`fetch` gives them in this order.
 
-    Workers are told of the ``broken`` files, which take those that workers find.
+    Workers are told of the ``broken`` files, which take those that workers find. ValueError if ``preparation`` cannot
+    be pickled.
     """
 
     def __init__(self, preparation: Preparation, processes: int, batches: int, broken: Broken) -> None:
@@ -64,7 +65,10 @@ class Workers:
         self._workers: list[_Worker] = []
         try:
             for _ in range(min(processes, batches)):
-                self._workers.append(_Worker(context, preparation))
+                try:
+                    self._workers.append(_Worker(context, preparation))
+                except (pickle.PicklingError, AttributeError, TypeError) as error:
+                    raise ValueError(f"with processes, batches and substitute must be picklable: {error}") from error
             for index in range(min(batches, len(self._workers) * _AHEAD)):
                 self._ask(index)
         except BaseException:
@@ -80,11 +84,11 @@ class Workers:
             raise IndexError(f"there are {self._batches} batches, got {index}")
         worker = self._workers[index % len(self._workers)]
         outcome, block = worker.receive()
+        for path, reason in outcome.broken:
+            self._broken.add(BrokenPicture(path, reason))
         following = index + len(self._workers) * _AHEAD
         if following < self._batches:
             self._ask(following)
-        for path, reason in outcome.broken:
-            self._broken.add(BrokenPicture(path, reason))
         if outcome.error is not None:
             raise outcome.error
         return outcome.batch, lambda: worker.free.append(block)

@@ -133,7 +133,7 @@ def test_wrong_settings_are_named(pictures: Path) -> None:
         PairLoader([], [], processes=-1, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="with processes, batches must be a sequence, got list_iterator"):
         PairLoader(iter([]), [], processes=1, **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batches and substitute must be picklable: .*lambda"):
+    with pytest.raises(ValueError, match=r"batches and substitute must be picklable: .*lambda"):
         list(PairLoader([[]], [], processes=1, **options))  # type: ignore[arg-type]
     assert children() == 0
 

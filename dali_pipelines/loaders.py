@@ -337,6 +337,7 @@ class PairLoader:
                     "uuids": payload["uuids"],
                 }
         finally:
+            handover.finish()
             self._preparation.reader.close()
 
     def _stream_of_batches(self) -> Iterator[tuple[dict[str, Any], tuple[Any, ...]]]:
@@ -412,6 +413,7 @@ class _EvaluationLoader:
                 (pictures,) = handover.tensors((outputs,))
                 yield torch.from_numpy(indices), pictures
         finally:
+            handover.finish()
             self._reader.close()
 
     def _prepare(self, chunk: range) -> Batch[np.ndarray] | None:
@@ -569,3 +571,8 @@ class _Handover:
         while self._copied and self._copied[0][0].query():
             self._copied.popleft()
         return copies
+
+    def finish(self) -> None:
+        """Wait for the last copies; what they copy is held until then."""
+        while self._copied:
+            self._copied.popleft()[0].synchronize()

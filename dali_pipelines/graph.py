@@ -183,7 +183,7 @@ def integer(inputs: Nodes, name: str) -> DataNode:
 def finish(pixels: DataNode, inputs: Nodes, normalize: Statistics | None, size: int, device: str) -> DataNode:
     """The view as the pipeline delivers it: float32 [3, S, S], erased and normalised, or uint8 [S, S, 3]."""
     if device == "cpu" and normalize is not None:  # build time
-        mean, std = (np.array(numbers, np.float32) for numbers in normalize)
+        mean, std = (np.array(row, np.float32) for row in normalize)
         scale = types.Constant(np.stack([1.0 / (255.0 * std), -mean / std]).astype(np.float32))
         finished = finish_operator()(pixels, inputs["numbers"], inputs["planes"], inputs["noises"], scale)
         return fn.reshape(finished, layout="CHW")

@@ -601,22 +601,24 @@ def warp_bilinear(picture, matrix, out):  # type: ignore[no-untyped-def]
 @njit(f"void({_BYTES}, int64, float32[::1], float32[:, :, ::1], {_BYTES})",
       nogil=True, cache=True, error_model="numpy")  # fmt: skip
 def _place(picture, k, numbers, maps, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` [S, S, 3] with a picture of a view at its place: the view's own for ``k`` = 0, or a layer."""
+    """Fill ``out`` [S, S, 3] with a picture of a view at its place: the view's own for ``k`` = 0, or a layer.
+
+    One that is shown as it is has the view's size.
+    """
     size = out.shape[0]
     way = int(numbers[_WAY + k])
+    if way == AS_IS:
+        out[:] = picture
+        return
     height, width = int(numbers[_WORKING + 2 * k]), int(numbers[_WORKING + 2 * k + 1])
-    if picture.shape[0] == height and picture.shape[1] == width:
-        working = picture
-    else:
-        working = out if way == AS_IS else np.empty((height, width, 3), np.uint8)
+    working = picture
+    if picture.shape[0] != height or picture.shape[1] != width:
+        working = np.empty((height, width, 3), np.uint8)
         resize_bicubic(picture, working)
-    if way >= 0:
+    if way == BY_MATRIX:
+        warp_bilinear(working, numbers[_MATRIX + 9 * k : _MATRIX + 9 * k + 9].reshape(3, 3), out)
+    else:
         remap_bilinear(working, maps[way * size : (way + 1) * size], out)
-    elif way == BY_MATRIX:
-        matrix = numbers[_MATRIX + 9 * k : _MATRIX + 9 * k + 9].reshape(3, 3)
-        warp_bilinear(working, matrix, out)
-    elif working.ctypes.data != out.ctypes.data:
-        out[:] = working
 
 
 @njit(f"void({_BYTES}, {_BYTES}, {_BYTES}, float32[::1], {_BYTES}, float32[:, :, ::1], {_BYTES})",
@@ -730,9 +732,15 @@ def _entry(addresses, k):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
+def _shape(shapes, k):  # type: ignore[no-untyped-def]
+    """The ``k``-th shape, int64 [3]."""
+    return carray(_entry(shapes, k), (3,), np.int64)
+
+
+@njit(inline="always")
 def _picture(data, shapes, k, dtype):  # type: ignore[no-untyped-def]
     """The ``k``-th array, of three dimensions."""
-    shape = carray(_entry(shapes, k), (3,), np.int64)
+    shape = _shape(shapes, k)
     return carray(_entry(data, k), (shape[0], shape[1], shape[2]), dtype)
 
 
@@ -746,33 +754,24 @@ def _numbers(data, k):  # type: ignore[no-untyped-def]
 def square_of_planes(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
     """Output shape of ``run_compose``: as high and wide as its planes are wide, three channels."""
     for i in range(samples):
-        out = carray(_entry(out_shapes, i), (3,), np.int64)
-        planes = carray(_entry(in_shapes, 4 * samples + i), (3,), np.int64)
-        out[0] = planes[1]
-        out[1] = planes[1]
-        out[2] = 3
+        out, planes = _shape(out_shapes, i), _shape(in_shapes, 4 * samples + i)
+        out[0], out[1], out[2] = planes[1], planes[1], 3
 
 
 @cfunc(_SHAPE_SIGNATURE, cache=True)
 def shape_of_first(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
     """Output shape of every sample: height and width of the first input, three channels."""
     for i in range(samples):
-        out = carray(_entry(out_shapes, i), (3,), np.int64)
-        first = carray(_entry(in_shapes, i), (3,), np.int64)
-        out[0] = first[0]
-        out[1] = first[1]
-        out[2] = 3
+        out, first = _shape(out_shapes, i), _shape(in_shapes, i)
+        out[0], out[1], out[2] = first[0], first[1], 3
 
 
 @cfunc(_SHAPE_SIGNATURE, cache=True)
 def planes_of_first(out_shapes, _out_dims, _outs, in_shapes, _in_dims, _ins, samples):  # type: ignore[no-untyped-def]
     """As :func:`shape_of_first`, channels first."""
     for i in range(samples):
-        out = carray(_entry(out_shapes, i), (3,), np.int64)
-        first = carray(_entry(in_shapes, i), (3,), np.int64)
-        out[0] = 3
-        out[1] = first[0]
-        out[2] = first[1]
+        out, first = _shape(out_shapes, i), _shape(in_shapes, i)
+        out[0], out[1], out[2] = 3, first[0], first[1]
 
 
 @cfunc(_RUN_SIGNATURE, cache=True)

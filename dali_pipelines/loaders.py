@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
-from dali_pipelines.renderer import MOST_LANES, Batch, Path, Renderer
+from copynce.pixtrace.compose import Empty
+from dali_pipelines.renderer import MOST_LANES, Batch, Renderer
 from dali_pipelines.rooms import Room
-from dali_pipelines.sources import MAX_PIXELS, Broken, BrokenPicture, EncodedPicture, read_picture
+from dali_pipelines.sources import MAX_PIXELS, AnyPath, Broken, BrokenPicture, EncodedPicture, read_picture
 from dali_pipelines.views import Cut, Scene, View, feed
 from dali_pipelines.workers import Workers
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 #: ImageNet statistics on the [0, 1] scale (PROTOCOLS 2).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-Empty = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 
 #: Substitutes tried for one broken pair before giving up.
 _MAX_SUBSTITUTES = 100
@@ -40,9 +40,9 @@ class Pair:
     a negative pair, where none is. A copy that somebody else made is positive but not traced.
     """
 
-    query_path: Path
+    query_path: AnyPath
     query_program: EditProgram
-    reference_path: Path
+    reference_path: AnyPath
     reference_program: EditProgram
     label: bool
     uuid: str
@@ -60,7 +60,7 @@ class _Reader:
     """Reads files for a loader; remembers broken ones, chooses the other pictures of layers."""
 
     def __init__(
-        self, pictures: Sequence[Path], broken: Broken, max_pixels: int, threads: int, apply_exif: bool = False
+        self, pictures: Sequence[AnyPath], broken: Broken, max_pixels: int, threads: int, apply_exif: bool = False
     ) -> None:
         self._pictures = pictures
         self._broken = broken
@@ -68,7 +68,7 @@ class _Reader:
         self._apply_exif = apply_exif
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dali_pipelines reader")
 
-    def read(self, path: Path) -> EncodedPicture:
+    def read(self, path: AnyPath) -> EncodedPicture:
         """Raises :class:`BrokenPicture`, also for a file that failed before."""
         if path in self._broken:
             raise BrokenPicture(path, self._broken.reasons[os.fspath(path)])
@@ -78,21 +78,21 @@ class _Reader:
             self._broken.add(error)
             raise
 
-    def try_all(self, paths: Iterable[Path]) -> list[EncodedPicture | BrokenPicture]:
+    def try_all(self, paths: Iterable[AnyPath]) -> list[EncodedPicture | BrokenPicture]:
         """Read files side by side; the order of the result is that of ``paths``."""
         return list(self._pool.map(self._try, paths))
 
-    def layers(self, plan: RenderPlan) -> list[tuple[Path, EncodedPicture]]:
+    def layers(self, plan: RenderPlan) -> list[tuple[AnyPath, EncodedPicture]]:
         """The other pictures of a plan; a broken one is replaced by the next of the list."""
         return [self._layer(layer) for layer in plan.pictures() if layer.color is None]
 
-    def _try(self, path: Path) -> EncodedPicture | BrokenPicture:
+    def _try(self, path: AnyPath) -> EncodedPicture | BrokenPicture:
         try:
             return self.read(path)
         except BrokenPicture as error:
             return error
 
-    def _layer(self, layer: LayerPlan) -> tuple[Path, EncodedPicture]:
+    def _layer(self, layer: LayerPlan) -> tuple[AnyPath, EncodedPicture]:
         count = len(self._pictures)
         if count == 0:
             raise ValueError("the program shows another picture, but pictures is empty")
@@ -109,11 +109,11 @@ class _Reader:
 
 
 def render_programs(
-    paths: Sequence[Path],
+    paths: Sequence[AnyPath],
     programs: Sequence[EditProgram],
     size: int = 224,
     device: str = "cpu",
-    pictures: Sequence[Path] = (),
+    pictures: Sequence[AnyPath] = (),
     *,
     threads: int = 2,
     batch_size: int = 32,
@@ -131,7 +131,7 @@ def render_programs(
 
     def prepare(at: range) -> Batch[None]:
         scenes: list[Scene] = []
-        files: list[tuple[Path, EncodedPicture]] = []
+        files: list[tuple[AnyPath, EncodedPicture]] = []
         for i in at:
             picture = reader.read(paths[i])
             plan = programs[i].plan(picture.shape, (size, size))
@@ -159,14 +159,14 @@ class PairPreparation:
     """Prepares batches of pairs, in the loader's process or in a worker; what :meth:`start` makes stays where it is."""
 
     batches: Any  # a sequence of batches, or (never in a worker) an iterable of them
-    pictures: Sequence[Path]
+    pictures: Sequence[AnyPath]
     size: int
     substitute: Callable[[Pair, int], Pair]
     max_pixels: int
     threads: int
     apply_exif: bool
 
-    def start(self, report: Callable[[Path, str], None]) -> None:
+    def start(self, report: Callable[[AnyPath, str], None]) -> None:
         self.broken = Broken(report)
         self.reader = _Reader(self.pictures, self.broken, self.max_pixels, self.threads, self.apply_exif)
 
@@ -254,12 +254,12 @@ class PairLoader:
     def __init__(
         self,
         batches: Iterable[Sequence[Pair]],
-        pictures: Sequence[Path],
+        pictures: Sequence[AnyPath],
         *,
         size: int,
         batch_size: int,
         substitute: Callable[[Pair, int], Pair],
-        on_broken: Callable[[Path, str], None],
+        on_broken: Callable[[AnyPath, str], None],
         device: str = "cpu",
         device_id: int | None = None,
         threads: int = 2,
@@ -358,7 +358,8 @@ class PairLoader:
             return np.empty(shape, dtype)
         import torch
 
-        return torch.empty(shape, dtype=torch.int32, pin_memory=True).numpy()
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
 
     def _kept(self, array: np.ndarray) -> torch.Tensor:
         """An array as a tensor that no later batch overwrites."""
@@ -377,9 +378,9 @@ class _EvaluationLoader:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[AnyPath],
         batch_size: int,
-        on_broken: Callable[[Path, str], None],
+        on_broken: Callable[[AnyPath, str], None],
         threads: int,
         max_pixels: int,
         apply_exif: bool,
@@ -440,11 +441,11 @@ class PictureLoader(_EvaluationLoader):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[AnyPath],
         *,
         size: int,
         batch_size: int,
-        on_broken: Callable[[Path, str], None],
+        on_broken: Callable[[AnyPath, str], None],
         device: str = "cpu",
         device_id: int | None = None,
         threads: int = 2,
@@ -486,12 +487,12 @@ class CropLoader(_EvaluationLoader):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[AnyPath],
         cuts: Callable[[int, int], Sequence[Cut]],
         *,
         size: int,
         batch_size: int,
-        on_broken: Callable[[Path, str], None],
+        on_broken: Callable[[AnyPath, str], None],
         threads: int = 2,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,

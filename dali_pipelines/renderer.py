@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from dali_pipelines.rooms import Room
-from dali_pipelines.sources import Broken, BrokenPicture, EncodedPicture
+from dali_pipelines.sources import AnyPath, Broken, BrokenPicture, EncodedPicture
 from dali_pipelines.views import Scene, feed
 from dali_pipelines.workers import Workers
 
-Path = str | os.PathLike[str]
 Item = TypeVar("Item")
 Payload = TypeVar("Payload")
 
@@ -40,7 +39,7 @@ class Batch(Generic[Payload]):
     """A prepared batch: scenes to render, the file behind every encoded picture, and what goes to the consumer."""
 
     scenes: Sequence[Scene]
-    files: Sequence[tuple[Path, EncodedPicture]]
+    files: Sequence[tuple[AnyPath, EncodedPicture]]
     payload: Payload
 
 
@@ -282,7 +281,9 @@ class Renderer(Generic[Item, Payload]):
             except StopIteration:
                 break
             except RuntimeError as error:
-                repaired = self._repair(lane.stop(), error)
+                failed = lane.stop()
+                repaired = self._repair(failed, error)
+                failed.release()
                 if repaired is None:  # nothing is left of this batch: the next one is the next lane's
                     lane = next(turns)
                 else:

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 Size = tuple[int, int]
+AnyPath = str | os.PathLike[str]
 
 #: Decoded pixels above which a file is refused: 100 megapixels are 300 MB of RGB.
 MAX_PIXELS = 100_000_000
@@ -62,7 +63,7 @@ _DAMAGE = (
 class BrokenPicture(ValueError):
     """A file that cannot be used as a picture; ``path`` and ``reason`` say which and why."""
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, path: AnyPath, reason: str) -> None:
         super().__init__(f"{os.fspath(path)}: {reason}")
         self.path = path
         self.reason = reason
@@ -74,12 +75,12 @@ class BrokenPicture(ValueError):
 class Broken:
     """The broken files of one loader: each is reported once, with its reason, and never tried again."""
 
-    def __init__(self, report: Callable[[str | os.PathLike[str], str], None] | None) -> None:
+    def __init__(self, report: Callable[[AnyPath, str], None] | None) -> None:
         self._report = report
         self._lock = threading.Lock()
         self.reasons: dict[str, str] = {}
 
-    def __contains__(self, path: str | os.PathLike[str]) -> bool:
+    def __contains__(self, path: AnyPath) -> bool:
         return os.fspath(path) in self.reasons
 
     def add(self, error: BrokenPicture) -> None:
@@ -123,7 +124,7 @@ class ShardMember:
         return content
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: AnyPath) -> bytes:
     """The content of a file or of a :class:`ShardMember`; raises OSError."""
     return path.read_bytes() if isinstance(path, ShardMember) else Path(path).read_bytes()
 
@@ -136,9 +137,7 @@ class EncodedPicture:
     shape: Size
 
 
-def read_picture(
-    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, apply_exif: bool = False
-) -> EncodedPicture:
+def read_picture(path: AnyPath, *, max_pixels: int = MAX_PIXELS, apply_exif: bool = False) -> EncodedPicture:
     """Read a picture file, or one inside a shard, for the graph.
 
     EXIF orientation is not applied (PROTOCOLS 2) unless ``apply_exif``. Alpha and transparent palette entries are laid

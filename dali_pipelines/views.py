@@ -66,16 +66,17 @@ _DROP = 20
 #: Share of the pixels that ShufflePixels moves.
 _SHUFFLED = 0.1
 
+_EFFECTS = ("mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain")
+
 #: What is on for a sample: of its pictures, and of each of its views. The graph skips what is off.
 SCENE_FLAGS = ("plain_0", "separate", "plain_1")
 FLAGS = (
     *("as_plain", "edited", "layer_0", "layer_1", "effects", "blur", "jpeg"),
-    *("mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain"),
+    *_EFFECTS,
     # Only for a graph that takes several operators for what the CPU does in one; 0 is the view's picture.
     *("shrink_0", "shrink_1", "shrink_2", "warp_0", "warp_1", "warp_2", "remap_0", "remap_1", "remap_2"),
     *("blend", "painted", "colour", "erase"),
 )
-_EFFECTS = ("mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain")
 
 #: Inputs of a view whose shapes differ from sample to sample, and their DALI layouts.
 _LARGE = {
@@ -192,8 +193,9 @@ def feed(scenes: Sequence[Scene], size: int, empty: Empty = np.empty) -> list[ob
         fed.append(_column(seconds, _NO_BYTES))
     for v, samples in enumerate(views):
         fed += [flags[v], numbers[v]]
-        columns = zip(*(sample.large() for sample in samples), strict=True)
-        fed += [_column(list(column), neutral) for column, neutral in zip(columns, _unused(size), strict=True)]
+        large = [sample.large() for sample in samples]
+        unused = _unused(size)
+        fed += [_column([arrays.get(name, unused[name]) for arrays in large], unused[name]) for name in _LARGE]
     return fed
 
 
@@ -264,7 +266,6 @@ class _Sample:
         self.pictures = view.layers
         if plan.plain:
             self.switch("as_plain")
-            self.note("working", (size, size), 0)
         else:
             self.compose(plan, shape)
         if plan.erases():
@@ -399,23 +400,28 @@ class _Sample:
             self.switch("colour")
             self.note("steps", steps.reshape(-1))
 
-    def large(self) -> list[NDArray[Any]]:
-        """The large arrays in the order of ``_LARGE``; those of :func:`_unused` for what the view does not use."""
-        unused = _unused(self.size)
-        pictures = [picture.data for picture in self.pictures]
-        kernel = unused[4] if self.kernel is None else self.kernel
-        stacks = [
-            _stacked(arrays, self.size) if arrays else none
-            for arrays, none in ((self.planes, unused[2]), (self.maps, unused[3]), (self.noises, unused[5]))
-        ]
-        return [*pictures, *unused[len(pictures) : LAYERS], *stacks[:2], kernel, stacks[2]]
+    def large(self) -> dict[str, NDArray[Any]]:
+        """Those of the large arrays (``_LARGE``) that the view uses."""
+        large: dict[str, NDArray[Any]] = {f"layer_picture_{k}": picture.data for k, picture in enumerate(self.pictures)}
+        if self.kernel is not None:
+            large["kernel"] = self.kernel
+        for name, arrays in (("planes", self.planes), ("maps", self.maps), ("noises", self.noises)):
+            if arrays:
+                large[name] = _stacked(arrays, self.size)
+        return large
 
 
 @functools.cache
-def _unused(size: int) -> tuple[NDArray[Any], ...]:
+def _unused(size: int) -> dict[str, NDArray[Any]]:
     """What is fed for each of ``_LARGE`` where a view does not use it; planes are always as wide as the view."""
-    planes, maps = np.zeros((0, size, 1), np.uint8), np.zeros((1, 1, 2), np.float32)
-    return _NO_BYTES, _NO_BYTES, planes, maps, np.ones((1, 1), np.float32), np.zeros((1, 1, 3), np.float32)
+    return {
+        "layer_picture_0": _NO_BYTES,
+        "layer_picture_1": _NO_BYTES,
+        "planes": np.zeros((0, size, 1), np.uint8),
+        "maps": np.zeros((1, 1, 2), np.float32),
+        "kernel": np.ones((1, 1), np.float32),
+        "noises": np.zeros((1, 1, 3), np.float32),
+    }
 
 
 def _stacked(arrays: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:

@@ -21,10 +21,11 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from copynce.pixtrace.compose import Empty
 from dali_pipelines.rooms import Room
-from dali_pipelines.sources import Broken, BrokenPicture
+from dali_pipelines.sources import AnyPath, Broken, BrokenPicture
 
 #: Batches that a worker prepares ahead of the one that is fetched next.
 _AHEAD = 2
@@ -35,19 +36,17 @@ _MOST_TOLD = 64
 #: Bytes from which on an array goes through shared memory.
 _LARGE = 2048
 
-Path = str | os.PathLike[str]
-
 
 class Preparation(Protocol):
     """What a worker does; it is pickled once, when the worker starts."""
 
-    def start(self, report: Callable[[Path, str], None]) -> None:
+    def start(self, report: Callable[[AnyPath, str], None]) -> None:
         """Begin in a worker; ``report(path, reason)`` takes files that turn out to be broken."""
 
     def leave_out(self, broken: dict[str, str]) -> None:
         """Files (and why) that others found broken."""
 
-    def batch(self, index: int, empty: Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]) -> object:
+    def batch(self, index: int, empty: Empty) -> object:
         """Batch ``index``; ``empty(shape, dtype)`` gives the memory of its large arrays."""
 
 
@@ -105,7 +104,7 @@ class Workers:
 class _Outcome:
     """What a worker answers: a batch or an error, and the files that it found broken on the way."""
 
-    def __init__(self, batch: object, error: BaseException | None, broken: Sequence[tuple[Path, str]]) -> None:
+    def __init__(self, batch: object, error: BaseException | None, broken: Sequence[tuple[AnyPath, str]]) -> None:
         self.batch, self.error, self.broken = batch, error, broken
 
 
@@ -252,7 +251,7 @@ def _serve(pipe: Connection, preparation: Preparation) -> None:
     """A worker's life: prepare what is asked for, until the owner hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's; its pipe ends then
     owner = os.getppid()
-    broken: list[tuple[Path, str]] = []
+    broken: list[tuple[AnyPath, str]] = []
     preparation.start(lambda path, reason: broken.append((path, reason)))
     rooms: list[SharedRoom] = []
     free: list[int] = []

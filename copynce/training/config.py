@@ -54,16 +54,16 @@ class DataConfig:
     """Items per process and step: pairs, or two pairs each in the descriptor plan with neighbours."""
     threads: int = 2
     """DALI's CPU threads per process."""
-    processes: int | None = None
+    processes: int = 0
     """Worker processes that sample, read, plan and trace, per process of the training; 0: a thread does, which shares
-    Python's lock with the training loop; none: 2 on a GPU, 0 on the CPU."""
+    Python's lock with the training loop (try 2 where a GPU trains)."""
     max_megapixels: float = 100.0
     """A picture with more million pixels is skipped and listed, as a guard against decompression bombs."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "data.batch_size", "at least 2", self.batch_size)
         _require(self.threads >= 1, "data.threads", "at least 1", self.threads)
-        _require(self.processes is None or self.processes >= 0, "data.processes", "at least 0", self.processes)
+        _require(self.processes >= 0, "data.processes", "at least 0", self.processes)
         _require(self.max_megapixels > 0, "data.max_megapixels", "positive", self.max_megapixels)
         _require(0 <= self.augment_probability <= 1, "data.augment_probability", "in [0, 1]", self.augment_probability)
         columns = self.neighbour_columns

@@ -138,12 +138,8 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
     }
     first_step = _start(config, run, objective, batches, here)
     objective.to(here.device)
-    on_gpu = here.device.type == "cuda"
     optimizer = torch.optim.AdamW(
-        param_groups(objective, config.optim.weight_decay),
-        lr=rate(0),
-        betas=config.optim.betas,
-        fused=on_gpu,  # one kernel instead of several a tensor list
+        param_groups(objective, config.optim.weight_decay), lr=rate(0), betas=config.optim.betas
     )
     if first_step > 0:
         optimizer.load_state_dict(read_state(checkpoints(run)[-1])["optimizer"])
@@ -176,7 +172,7 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
 
     wrapped: nn.Module = objective
     if here.size > 1:
-        devices = [here.device.index] if on_gpu else None
+        devices = [here.device.index] if here.device.type == "cuda" else None
         wrapped = DistributedDataParallel(objective, device_ids=devices)
     precision = config.precision
     bf16 = precision == "bf16" or (precision == "auto" and bf16_in_hardware(here.device))
@@ -188,9 +184,9 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
             plan.pictures.paths,
             size=config.model.img_size,
             batch_size=config.data.batch_size * plan.pairs_per_item,
-            device="gpu" if on_gpu else "cpu",
+            device="gpu" if here.device.type == "cuda" else "cpu",
             threads=config.data.threads,
-            processes=(2 if on_gpu else 0) if config.data.processes is None else config.data.processes,
+            processes=config.data.processes,
             max_pixels=int(config.data.max_megapixels * 1e6),
             # What autocast would make of the views at the model's first product.
             dtype="bfloat16" if bf16 else "float32",

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,13 +47,17 @@ def broken(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> li
     (folder / "cut.jpg").write_bytes(content[: len(content) // 2])
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("hello")
-    tables = content.find(b"\xff\xc4")  # Huffman tables
-    (folder / "tables.jpg").write_bytes(content[: tables + 4] + bytes(range(200, 236)) + content[tables + 40 :])
-    Image.open(pictures[0]).save(folder / "checksum.png")
-    damaged = bytearray((folder / "checksum.png").read_bytes())
-    damaged[len(damaged) // 2] ^= 0xFF
-    (folder / "checksum.png").write_bytes(damaged)
-    return [folder / name for name in ("missing.jpg", "cut.jpg", "empty.jpg", "text.jpg", "tables.jpg", "checksum.png")]
+    tables = content.find(b"\xff\xc4")  # Huffman tables: more codes than there are
+    (folder / "tables.jpg").write_bytes(content[: tables + 5] + b"\xff" * 16 + content[tables + 21 :])
+    Image.open(pictures[0]).save(folder / "stream.png")
+    content = (folder / "stream.png").read_bytes()
+    start = content.find(b"IDAT")
+    end = start + 4 + int.from_bytes(content[start - 4 : start], "big")
+    body = b"IDAT" + bytes(end - start - 4)  # no compressed data, with the right checksum
+    (folder / "stream.png").write_bytes(
+        content[:start] + body + zlib.crc32(body).to_bytes(4, "big") + content[end + 4 :]
+    )
+    return [folder / name for name in ("missing.jpg", "cut.jpg", "empty.jpg", "text.jpg", "tables.jpg", "stream.png")]
 
 
 def positive(path: Path, epoch: int = 0) -> Pair:
@@ -168,8 +173,8 @@ def test_broken_pictures_are_replaced_and_told_once(pictures: list[Path], broken
     assert sorted(name for name, _ in told) == sorted(path.name for path in broken)
     assert ("missing", 2) in asked
     reasons = dict(told)
-    assert "cannot be decoded" in reasons["tables.jpg"]
-    assert "cannot be decoded" in reasons["checksum.png"]
+    for name in ("tables.jpg", "stream.png"):
+        assert reasons[name] == "the header is fine but the picture cannot be decoded"
     # What came is what a clean run over the substitutes gives.
     clean = list(loader([[positive(next(p for p in pictures if p.stem == u)) for u in shown[8:12]]], pictures))
     assert torch.equal(clean[0]["query"], batches[2]["query"])
@@ -185,7 +190,7 @@ def test_broken_layer_pictures_give_way_to_the_next(pictures: list[Path], broken
     )
     np.testing.assert_allclose(to_uint8(batch["query"]).astype(int), only, atol=1)
     assert set(told) <= {path.name for path in broken}
-    assert {"tables.jpg", "checksum.png"} & set(told)
+    assert {"tables.jpg", "stream.png"} & set(told)
 
 
 def test_an_error_that_no_file_is_to_blame_for_comes_at_once(

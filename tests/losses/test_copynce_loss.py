@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from copynce.losses import CopyNCELoss, copynce_loss
+from copynce.losses import CopyNCELoss, copynce_loss, cpu_kernels
 
 BACKENDS = ["reference", "cpu"]
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -196,6 +196,14 @@ SHAPES = [  # query pixels, reference pixels, patch size, channels
 ]
 
 
+@pytest.fixture(params=["tiles", "library"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who makes the CPU path's products: one of the two suits this processor, both must be right."""
+    monkeypatch.setattr(cpu_kernels, "TILES_PAY", request.param == "tiles")
+    return request.param
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("prior", ["released", "paper"])
 @pytest.mark.parametrize("gamma", [0, 0.5, 3, math.inf])
 @pytest.mark.parametrize(("query_shape", "reference_shape", "patch_size", "channels"), SHAPES)
@@ -219,6 +227,29 @@ def test_cpu_equals_the_twin(
             assert relative_error(value, expected) < 2e-6
 
 
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("prior", ["released", "paper"])
+def test_cpu_equals_the_twin_where_few_patches_are_copied(prior: str) -> None:
+    # The corner that the products leave out: of any size, on either side, and with a copy in one direction only.
+    query_shape, reference_shape, patch_size = (72, 80), (56, 64), 8
+    query, reference, *tables = make_batch(query_shape, reference_shape, patch_size, 40)
+    for table, other in zip(tables, (reference_shape, query_shape), strict=True):
+        table.copy_(torch.randint(0, math.prod(other), table.shape))
+    tables[0][0, :32], tables[1][0, 16:] = -1, -1
+    tables[0][1], tables[1][1, :, :56] = -1, -1
+    tables[0][2, 8:], tables[1][2] = -1, -1
+    hidden = torch.rand(9, 10).repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1) < 0.7
+    tables[0][3][hidden], tables[1][3][hidden[:56, :64]] = -1, -1
+    settings = {"patch_size": patch_size, "gamma": 3, "prior": prior}
+    exact = loss_and_gradients((query.double(), reference.double(), *tables), **settings)
+    fused = loss_and_gradients((query, reference, *tables), backend="cpu", **settings)
+    assert float(fused[0]) == pytest.approx(float(exact[0]), rel=2e-6)
+    for value, expected in zip(fused[1:], exact[1:], strict=True):
+        for sample in range(4):
+            assert relative_error(value[sample], expected[sample]) < 2e-6
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("prior", ["released", "paper"])
 def test_cpu_equals_the_twin_under_extreme_downscale(prior: str) -> None:
     batch = make_batch((96, 96), (96, 96), 16, 16, "downscale")
@@ -229,6 +260,7 @@ def test_cpu_equals_the_twin_under_extreme_downscale(prior: str) -> None:
         assert relative_error(value, expected) < 2e-6
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("temperature", [0.025, 0.07, 1.0, 50.0])
 def test_cpu_equals_the_twin_at_any_temperature(temperature: float) -> None:
     batch = make_batch((64, 64), (64, 64), 16, 16)
@@ -241,6 +273,7 @@ def test_cpu_equals_the_twin_at_any_temperature(temperature: float) -> None:
 
 
 # Rounding of the tokens is shared; what differs is one rounding of the gradient to the dtype, half its last place.
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 5e-4), (torch.bfloat16, 4e-3)])
 def test_half_precision_tokens(dtype: torch.dtype, bound: float) -> None:
     batch = make_batch((64, 64), (64, 64), 16, 32)
@@ -295,6 +328,7 @@ def test_nan_reaches_the_loss(backend: str) -> None:
     assert torch.isnan(copynce_loss(*batch, backend=backend))
 
 
+@pytest.mark.usefixtures("products")
 def test_cpu_is_bitwise_repeatable_and_independent_of_threads() -> None:
     batch = make_batch((96, 96), (96, 96), 16, 32)
     first, second = loss_and_gradients(batch, backend="cpu"), loss_and_gradients(batch, backend="cpu")
@@ -338,6 +372,7 @@ def test_non_contiguous_inputs() -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.usefixtures("products")
 def test_cpu_operator_is_well_formed() -> None:
     from copynce.losses.copynce_cpu import copynce_cpu_forward
 

@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copynce.losses import cpu_kernels
-from copynce.losses.cpu_kernels import WIDTH, backward_samples, forward_samples, grid_of
+from copynce.losses.cpu_kernels import TILES_PAY, WIDTH, backward_samples, forward_samples, grid_of
 
 # exp(S - 1/tau) must stay a normal float32 down to cosine -1, that is exp(-2/tau) > 1e-38.
 LARGEST_LOGIT_RANGE = 80.0
@@ -203,7 +202,7 @@ copynce_cpu_forward.register_autograd(_backward, setup_context=_save_for_backwar
 
 def _in_tiles(dtype: torch.dtype) -> bool:
     """Whether products of tokens of this dtype are made in tiles; else PyTorch makes them."""
-    return cpu_kernels.TILES_PAY and not (dtype == torch.bfloat16 and _multiplies_bfloat16())
+    return TILES_PAY and not (dtype == torch.bfloat16 and _multiplies_bfloat16())
 
 
 def _multiplies_bfloat16() -> bool:

@@ -45,7 +45,10 @@ _VECTOR = ir.VectorType(_FLOAT, LANES)
 
 def _tiles_pay() -> bool:
     """Whether tiles of this shape suit this processor: AVX2 with FMA, without wider vectors, which libraries use."""
-    features = binding.get_host_cpu_features()
+    try:
+        features = binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know them on some platforms
+        return False
     return bool(features.get("avx2") and features.get("fma") and not features.get("avx512f"))
 
 

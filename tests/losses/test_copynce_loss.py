@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from copynce.losses import CopyNCELoss, copynce_loss, cpu_kernels
+from copynce.losses import CopyNCELoss, copynce_cpu, copynce_loss
 
 BACKENDS = ["reference", "cpu"]
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -199,7 +199,7 @@ SHAPES = [  # query pixels, reference pixels, patch size, channels
 @pytest.fixture(params=["tiles", "library"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Who makes the CPU path's products: one of the two suits this processor, both must be right."""
-    monkeypatch.setattr(cpu_kernels, "TILES_PAY", request.param == "tiles")
+    monkeypatch.setattr(copynce_cpu, "TILES_PAY", request.param == "tiles")
     return request.param
 
 

@@ -613,7 +613,9 @@ def forward_samples(
                 continue
             i, j = query_rank[entry_query[e]], reference_rank[entry_reference[e]]
             total -= share[e] * matrix[i, j]
-            exponential[i, j] -= share[e] / (row_ratio[i] + column_ratio[j])  # as _gradient_row wants it
+            ratio = row_ratio[i] + column_ratio[j]
+            if ratio > 0:  # as _gradient_row wants it; below the smallest float32 there is no gradient
+                exponential[i, j] -= share[e] / ratio
         loss[b] = weight * total / 2
         if not needs_gradient:
             continue

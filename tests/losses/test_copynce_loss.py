@@ -250,13 +250,13 @@ def test_cpu_equals_the_twin_where_few_patches_are_copied(prior: str) -> None:
 
 
 @pytest.mark.usefixtures("products")
-@pytest.mark.parametrize("gamma", [15.5, 16, 17, 40])
+@pytest.mark.parametrize("gamma", [15, 18, 18.2, 40])
 def test_shares_below_the_smallest_float32(gamma: float) -> None:
     # One pixel of 256 is copied: its share is 256^-gamma, its gradient may not even be a denormal number.
     batch = make_batch((48, 48), (48, 48), 16, 8, "empty")
     for table in batch[2:]:
         table[:, ::16, ::16] = torch.arange(9).view(3, 3).int() * 200
-    loss, *gradients = loss_and_gradients(batch, gamma=gamma, backend="cpu")
+    loss, *gradients = loss_and_gradients(batch, gamma=gamma, temperature=1.0, backend="cpu")
     assert 0 <= loss.item() < 1e-30
     for gradient in gradients:
         assert gradient.abs().max() < 1e-30

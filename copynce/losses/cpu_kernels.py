@@ -1,6 +1,7 @@
 """What the CPU path of CopyNCE compiles: float32 products in register tiles, and the passes between them.
 
 Everything stands in one file because Numba's cache of compiled code only notices changes of a function's own file.
+Loops are written out where slices could stand: they compile in half the time.
 
 **Tiles.** Matrices of a few hundred rows are too small for library calls to reach what the multipliers can do. A
 product of rows with a matrix is made of tiles of ``ROWS`` x ``WIDTH`` numbers, which stay in vector registers while
@@ -210,7 +211,9 @@ def multiply_rows(rows: np.ndarray, step: int, panels: np.ndarray, count: int, d
     how many numbers of a row are summed over, from 0 to K.
     """
     if depth == 0:
-        block[:] = 0
+        for r in range(ROWS):
+            for c in range(count * WIDTH):
+                block[r, c] = 0
         return
     for p in range(count):
         _multiply_tile(
@@ -284,14 +287,15 @@ def _bins_of_line(entries: np.ndarray, grid: np.ndarray, centres: np.ndarray, bi
 
 
 @njit(nogil=True, cache=True)
-def _count_line(line: np.ndarray, times: int, counts: np.ndarray, occupied: np.ndarray, used: int) -> int:
-    """Add a line of a patch, int32 [patch_size] bins, to its counts int32 [bins], ``times`` over.
+def _count_line(
+    line: np.ndarray, start: int, stop: int, times: int, counts: np.ndarray, occupied: np.ndarray, used: int
+) -> int:
+    """Add a line of a patch, ``line[start:stop]``, int32 bins, to its counts int32 [bins], ``times`` over.
 
     The ``used`` bins with a count are listed in ``occupied``; returns how many there are then.
     """
-    start = 0
-    for x in range(1, line.size + 1):
-        if x == line.size or line[x] != line[start]:  # neighbours mostly share their bin
+    for x in range(start + 1, stop + 1):
+        if x == stop or line[x] != line[start]:  # neighbours mostly share their bin
             current = line[start]
             occupied[used] = current
             used += counts[current] == 0
@@ -336,13 +340,14 @@ def _count_strip(
             for x in range(8 * word, min(8 * word + 8, bins.size)):
                 if bins[x] != held[x]:
                     c = x // patch_size
-                    part = slice(c * patch_size, (c + 1) * patch_size)
-                    used[c] = _count_line(held[part], y - since[c], counts[c], occupied[c], used[c])
-                    held[part] = bins[part]
+                    start, stop = c * patch_size, (c + 1) * patch_size
+                    used[c] = _count_line(held, start, stop, y - since[c], counts[c], occupied[c], used[c])
+                    for new in range(start, stop):
+                        held[new] = bins[new]
                     since[c] = y
     for c in range(used.size):
-        part = slice(c * patch_size, (c + 1) * patch_size)
-        used[c] = _count_line(held[part], patch_size - since[c], counts[c], occupied[c], used[c])
+        start, stop = c * patch_size, (c + 1) * patch_size
+        used[c] = _count_line(held, start, stop, patch_size - since[c], counts[c], occupied[c], used[c])
     return True
 
 
@@ -417,9 +422,11 @@ def _append_prior(
                     stored += 1
                 count_of[bin_at[k]] = 0
             mass[i] = inside / total
-    averaged = mass.size if released else max(copied, 1)
-    mass /= np.float32(averaged)
-    shares[first:stored] /= np.float32(averaged)
+    averaged = np.float32(mass.size if released else max(copied, 1))
+    for i in range(mass.size):
+        mass[i] /= averaged
+    for e in range(first, stored):
+        shares[e] /= averaged
     return stored
 
 
@@ -544,6 +551,7 @@ def forward_samples(
     reference_mass, column_ratio = np.empty(reference_patches, np.float32), np.empty(reference_patches, np.float32)
     row_sum, column_sum = np.empty(query_patches, np.float32), np.empty(reference_patches, np.float32)
     query_rank, reference_rank = np.empty(query_patches, np.int32), np.empty(reference_patches, np.int32)
+    nothing: Any = np.int64(0)  # for a plain 0 Numba would compile a variant of its own
     # T, entry by entry: most of it is 0. Memory that no entry reaches is never touched.
     entries = 2 * query_patches * reference_patches
     entry_query, entry_reference = np.empty(entries, np.int32), np.empty(entries, np.int32)
@@ -559,7 +567,7 @@ def forward_samples(
             entry_query,
             entry_reference,
             share,
-            0,
+            nothing,
             query_mass,
         )
         if stored < 0:
@@ -596,7 +604,8 @@ def forward_samples(
                 multiply_rows(rows, 1, panels, panels_for(columns), channels, block)
             for i in range(first, stop):
                 if multiplied:
-                    block[i - first, :columns] = matrix[i, :columns]
+                    for j in range(columns):
+                        block[i - first, j] = matrix[i, j]
                 row_sum[i] = _softmax_row(
                     block[i - first, :columns],
                     query_inverse[i] * scale,
@@ -623,7 +632,8 @@ def forward_samples(
         along_reference[:] = 0
         for i in range(query_patches):
             columns = reference_patches if i < copied[b, 0] else copied[b, 1]
-            matrix[i, columns:] = 0
+            for j in range(columns, matrix.shape[1]):
+                matrix[i, j] = 0
             along_query[i] = _gradient_row(
                 matrix[i, :columns],
                 exponential[i],
@@ -635,8 +645,10 @@ def forward_samples(
                 np.float32(weight / 2),
                 along_reference,
             )
-        along_query *= query_inverse * query_inverse
-        along_reference *= reference_inverse * reference_inverse
+        for i in range(query_patches):
+            along_query[i] *= query_inverse[i] * query_inverse[i]
+        for j in range(reference_patches):
+            along_reference[j] *= reference_inverse[j] * reference_inverse[j]
     return -1
 
 

@@ -242,14 +242,20 @@ def _exp(x: np.float32) -> np.float32:
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def _inverse_lengths(tokens: np.ndarray, order: np.ndarray, inverse: np.ndarray) -> None:
-    """``inverse`` float32 [L] becomes one over the Euclidean lengths of ``tokens`` [L, D], in ``order`` int32 [L]."""
+def _inverse_lengths(tokens: np.ndarray, order: np.ndarray, inverse: np.ndarray) -> float:
+    """``inverse`` float32 [L] becomes one over the Euclidean lengths of ``tokens`` [L, D], in ``order`` int32 [L].
+
+    Returns the sum of the squared lengths: finite where all tokens are.
+    """
+    squares = 0.0
     for i in range(tokens.shape[0]):
         token = tokens[order[i]]
         total = np.float32(0)
         for channel in range(np.uint64(token.size)):
             total += token[channel] * token[channel]
         inverse[i] = np.float32(1) / max(np.sqrt(total), np.float32(_SMALLEST_NORM))
+        squares += float(total)
+    return squares
 
 
 @functools.lru_cache(maxsize=16)
@@ -590,8 +596,8 @@ def forward_samples(
         order, other_order, matrix = query_order[b], reference_order[b], affinity[b]
         copied[b, 0] = _in_order(query_mass, multiplied, order, query_rank)
         copied[b, 1] = _in_order(reference_mass, multiplied, other_order, reference_rank)
-        _inverse_lengths(query_tokens[b], order, query_inverse)
-        _inverse_lengths(reference_tokens[b], other_order, reference_inverse)
+        squares = _inverse_lengths(query_tokens[b], order, query_inverse)
+        squares += _inverse_lengths(reference_tokens[b], other_order, reference_inverse)
         if not multiplied:
             pack_columns(reference_tokens[b], other_order, panels)
         column_sum[:] = 0
@@ -615,7 +621,8 @@ def forward_samples(
                     exponential[i],
                     column_sum,
                 )
-        total = _logarithms(query_mass, order, row_sum, row_ratio)
+        total = 0 * squares  # NaN if a token is not finite, though no product may have met it
+        total += _logarithms(query_mass, order, row_sum, row_ratio)
         total += _logarithms(reference_mass, other_order, column_sum, column_ratio)
         for e in range(stored):
             if share[e] == 0:  # under a large gamma: its patches may not count as copied

@@ -38,6 +38,8 @@ WIDTH = LANES * VECTORS
 _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
 
 # Sums may be reordered and fused so that they vectorise; NaN and infinity keep their meaning.
+# What is compiled so must be inlined: a caller holds its own copy of a function, whose sums may run in another order,
+# and which of the two is called depends on whether the code was just compiled or comes from Numba's cache.
 _FAST = {"reassoc", "contract", "nsz"}
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -241,7 +243,7 @@ def _exp(x: np.float32) -> np.float32:
     return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=_FAST, forceinline=True)
 def _inverse_lengths(tokens: np.ndarray, order: np.ndarray, inverse: np.ndarray) -> float:
     """``inverse`` float32 [L] becomes one over the Euclidean lengths of ``tokens`` [L, D], in ``order`` int32 [L].
 
@@ -270,7 +272,7 @@ def grid_of(shape: tuple[int, int], patch_size: int) -> np.ndarray:
     return np.array(numbers, np.float32 if height * width <= 1 << 22 else np.float64)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=_FAST, forceinline=True)
 def _bins_of_line(entries: np.ndarray, grid: np.ndarray, centres: np.ndarray, bins: np.ndarray) -> np.uint32:
     """``bins`` int32 [W] become 1 + patch of the other picture for ``entries`` int32 [W], and 0 for entry -1.
 
@@ -470,7 +472,7 @@ def _logarithms(mass: np.ndarray, order: np.ndarray, sums: np.ndarray, ratio: np
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=_FAST, forceinline=True)
 def _softmax_row(
     products: np.ndarray,
     factor: np.float32,
@@ -492,7 +494,7 @@ def _softmax_row(
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=_FAST, forceinline=True)
 def _gradient_row(
     shifted: np.ndarray,
     exponential: np.ndarray,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -92,3 +97,29 @@ def test_an_entry_below_minus_one_counts_as_huge(bad: int) -> None:
     entries = np.array([3, bad, -1, 0], np.int32)
     grid = grid_of((4, 4), 2)
     assert _bins_of_line(entries, grid, np.empty(4, grid.dtype), np.empty(4, np.int32)) > 2**31 - 1
+
+
+ONE_STEP = """
+import hashlib
+import torch
+from copynce.losses import copynce_loss
+
+generator = torch.Generator().manual_seed(0)
+query, reference = (torch.randn(4, 49, 100, generator=generator, requires_grad=True) for _ in range(2))
+table = torch.arange(56 * 56, dtype=torch.int32).view(1, 56, 56).repeat(4, 1, 1)
+table[:, :19], table[:, :, 30:] = -1, -1
+loss = copynce_loss(query, reference, table, table, patch_size=8, gamma=3, backend="cpu")
+loss.backward()
+arrays = [tensor.numpy().tobytes() for tensor in (loss.detach(), query.grad, reference.grad)]
+print(hashlib.sha256(b"".join(arrays)).hexdigest())
+"""
+
+
+def test_same_bits_just_compiled_and_from_the_cache(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    bits = [
+        subprocess.run([sys.executable, "-c", ONE_STEP], env=environment, check=True, capture_output=True).stdout
+        for _ in range(2)
+    ]
+    assert list(tmp_path.rglob("*.nbc"))
+    assert bits[0] == bits[1] != b""

@@ -3,11 +3,11 @@
     python -m benchmarks.kernels --aot [--json resources.json]   every kernel for both architectures, against the bars
     python -m benchmarks.kernels --gpu [--json times.json]       times, accuracy and ceilings on this machine's GPU
 
-``--aot`` runs the host code of a training step on meta tensors with ``kernels.launch.launch`` replaced by a recorder:
-launches, buffers and constants are those of training, and each recorded launch is compiled with the divisibility hints
-that the runtime would add. Registers and stack come from cuobjdump, local loads and stores (spills) from nvdisasm,
-both of the triton package, tensor-core, cp.async and vector instructions from the PTX. The exit status is 1 if a bar
-is missed.
+``--aot`` runs the host code of a training step on meta tensors with ``launch`` of ``copynce.kernels.launch`` replaced
+by a recorder: launches, buffers and constants are those of training, and each recorded launch is compiled with the
+divisibility hints that the runtime would add. Registers and stack come from cuobjdump, local loads and stores (spills)
+from nvdisasm, both of the triton package, tensor-core, cp.async and vector instructions from the PTX. The exit status
+is 1 if a bar is missed.
 
 ``--gpu`` checks each provider's results against float64, then times it with CUDA events: whole steps as Python starts
 them, and as a replayed CUDA graph, where nothing but the device's work is left (a graph also proves that nothing waits
@@ -45,12 +45,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import kernels.coordinate_table
-import kernels.copynce
-import kernels.patch_overlap
-from kernels.coordinate_table_reference import fixed_point_matrix
-from kernels.copynce import copynce_bwd, copynce_fwd, copynce_triton, copynce_triton_backward, keeps_cosines
-from kernels.patch_overlap import (
+from copynce import kernels
+from copynce.kernels.coordinate_table_reference import fixed_point_matrix
+from copynce.kernels.copynce import copynce_bwd, copynce_fwd, copynce_triton, copynce_triton_backward, keeps_cosines
+from copynce.kernels.patch_overlap import (
     empty_outputs,
     patch_overlap,
     patch_overlap_fwd,

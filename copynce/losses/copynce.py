@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from copynce.kernels.copynce_reference import copynce_reference
 from copynce.losses.copynce_cpu import LARGEST_LOGIT_RANGE, copynce_cpu_forward
 from copynce.losses.rival_targets import Target, rival_tables
-from kernels.copynce_reference import copynce_reference
 
 try:
-    from kernels.copynce import LARGEST_PATCH_SIZE, LARGEST_PATCHES, copynce_triton, fits, keeps_cosines
-    from kernels.launch import runs_on
-    from kernels.patch_overlap import patch_overlap
+    from copynce.kernels.copynce import LARGEST_PATCH_SIZE, LARGEST_PATCHES, copynce_triton, fits, keeps_cosines
+    from copynce.kernels.launch import runs_on
+    from copynce.kernels.patch_overlap import patch_overlap
 except ImportError:  # no Triton for this platform
     TRITON = False
 else:
@@ -46,7 +46,8 @@ def copynce_loss(
 
     ``loss = sum_b active_b (l(q -> r) + l(r -> q)) / 2 / sum_b active_b`` with
     ``l(q -> r) = -(1/N) sum_ij w_ij log softmax_j(cos_ij / temperature)``;
-    ``kernels.patch_overlap_reference`` defines the prior w, ``kernels.copynce_reference`` the number of patches N.
+    ``copynce.kernels`` defines the prior w (``patch_overlap_reference``) and the number of patches N
+    (``copynce_reference``).
     If no pair is active the loss is 0 and its gradients are 0.
 
     Args:

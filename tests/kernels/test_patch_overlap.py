@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.patch_overlap_reference import overlap_counts_reference, overlap_prior_reference
+from copynce.kernels.patch_overlap_reference import overlap_counts_reference, overlap_prior_reference
 
 
 def random_table(batch: int, shape: tuple[int, int], target_shape: tuple[int, int]) -> Tensor:

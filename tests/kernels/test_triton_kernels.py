@@ -79,7 +79,7 @@ def _running_on(b_product, i_channel):
 
 @pytest.mark.skipif(triton.knobs.runtime.interpret, reason="compiles")
 def test_the_guard_names_a_forward_that_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels.copynce._finished", _running_on)
+    monkeypatch.setattr("copynce.kernels.copynce._finished", _running_on)
     shape = study.Shape()
     launch = next(one for one in study.record_step(shape) if one.stage == "forward")
     fresh = triton.jit(launch.kernel.fn)  # a kernel remembers what it called when it was first compiled

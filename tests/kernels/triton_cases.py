@@ -17,13 +17,13 @@ import torch
 import triton
 from torch import Tensor
 
+from copynce.kernels.coordinate_table import coordinate_table
+from copynce.kernels.coordinate_table_reference import coordinate_table_reference, fixed_point_matrix
+from copynce.kernels.copynce import copynce_triton, copynce_triton_backward, keeps_cosines
+from copynce.kernels.copynce_reference import copynce_reference
+from copynce.kernels.patch_overlap import patch_overlap, patch_overlap_of_matrix
+from copynce.kernels.patch_overlap_reference import overlap_counts_reference, overlap_prior_reference
 from copynce.losses import copynce_loss
-from kernels.coordinate_table import coordinate_table
-from kernels.coordinate_table_reference import coordinate_table_reference, fixed_point_matrix
-from kernels.copynce import copynce_triton, copynce_triton_backward, keeps_cosines
-from kernels.copynce_reference import copynce_reference
-from kernels.patch_overlap import patch_overlap, patch_overlap_of_matrix
-from kernels.patch_overlap_reference import overlap_counts_reference, overlap_prior_reference
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -150,7 +150,7 @@ def test_patch_overlap_of_matrix_is_table_reversal_and_counts(
 ) -> None:
     matrix = torch.tensor(list(MATRICES.values()), dtype=torch.float64, device=DEVICE)
     # Room for two tables at a time: each slice finds the scratch as the one before left it.
-    monkeypatch.setattr("kernels.patch_overlap._SCRATCH_BYTES", 2 * 4 * math.prod(reference))
+    monkeypatch.setattr("copynce.kernels.patch_overlap._SCRATCH_BYTES", 2 * 4 * math.prod(reference))
     query_counts, query_rows, reference_counts, reference_rows = patch_overlap_of_matrix(
         matrix, *query, *reference, 16, 3.0, True
     )

@@ -12,9 +12,9 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import omegaconf
 from rich.console import Console
@@ -22,32 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from copynce import __version__
-from copynce.training.config import ConfigError, TrainConfig, load_config
+from copynce.config import load_config
+from copynce.errors import UserError
+from copynce.evaluation.settings import EvalConfig
+from copynce.training.config import TrainConfig
 
 #: Exit status for an input that the user can mend.
-BAD_INPUT = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Settings of ``copynce eval``."""
-
-    dataset: str = omegaconf.MISSING
-    """Folder in the form of DISC21, or with references.csv, query_NAME.csv and gt_NAME.json."""
-    split: str = "dev"
-    """Which queries: a NAME of the folder; DISC21 has val (dev set I), dev (dev set II), test (phase 2)."""
-    lists: str | None = None
-    """Folder of DISC21's id lists and ground truth; none: the dataset's own folder."""
-    out: str | None = None
-    """Where predictions.csv and metrics.json go; none: RUN/eval-SPLIT, or eval-SPLIT beside a weights file."""
-    score_normalization: bool = False
-    """Also score with the training pictures' similarities subtracted (uap_sn, rp90_sn)."""
-    batch_size: int = 64
-    k: int = 10
-    """Predictions per query."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    threads: int = 2
-    """DALI's CPU threads."""
+BAD_INPUT = UserError.exit_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,20 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; a training continues with the same command", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not _is_expected(error):
-            raise
+    except UserError as error:
+        print(f"copynce {options.command}: {error}", file=sys.stderr)
+        return error.exit_status
+    except OSError as error:
         print(f"copynce {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
     return 0
-
-
-def _is_expected(error: Exception) -> bool:
-    """Errors whose message is for the user: bad data, settings, runs and files. Anything else is ours: a traceback."""
-    from copynce.data import DataError
-    from copynce.training import RunError, TrainingError
-
-    return isinstance(error, (ConfigError, DataError, RunError, TrainingError, OSError))
 
 
 def _parser() -> argparse.ArgumentParser:

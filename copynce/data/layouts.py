@@ -18,8 +18,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from copynce.data.errors import DataError
 from copynce.data.manifest import Manifest, read_manifest, read_rows
+from copynce.errors import DataError
 from dali_pipelines.sources import ShardMember
 
 GroundTruth = dict[str, list[str]]

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from copynce.data.errors import DataError
 from copynce.data.shards import SHARD_SUFFIX, expand_shards, is_pattern, read_shard, sample_key, split_member
+from copynce.errors import DataError
 from dali_pipelines.sources import ShardMember
 
 # File suffixes that count as pictures when a folder is read. A CSV may name any file.

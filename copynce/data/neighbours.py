@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.data.errors import DataError
 from copynce.data.manifest import Manifest
+from copynce.errors import DataError
 
 _ROWS = 65_536  # how many rows of a table are checked at once
 

@@ -16,10 +16,10 @@ from typing import ClassVar, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.data.errors import DataError
 from copynce.data.layouts import GroundTruth
 from copynce.data.manifest import Manifest
 from copynce.data.neighbours import Neighbours
+from copynce.errors import DataError
 from copynce.pixtrace import EditProgram, Policy, sample_program
 from dali_pipelines import Pair
 

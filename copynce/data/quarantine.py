@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from copynce.data.errors import DataError
+from copynce.errors import DataError
 
 
 class Quarantine:

@@ -15,8 +15,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from copynce.data.errors import DataError
 from copynce.data.files import atomic_text
+from copynce.errors import DataError
 from dali_pipelines.sources import ShardMember
 
 SHARD_SUFFIX = ".tar"

@@ -1,9 +1,11 @@
 """Training: settings, the trainer, the process group, checkpoints and the log."""
 
-from copynce.training.checkpoints import RunError, checkpoints, find_model
-from copynce.training.config import ConfigError, DataConfig, LossConfig, OptimConfig, TrainConfig, load_config
+from copynce.config import load_config
+from copynce.errors import ConfigError, RunError, TrainingError
+from copynce.training.checkpoints import checkpoints, find_model
+from copynce.training.config import DataConfig, LossConfig, OptimConfig, TrainConfig
 from copynce.training.log import read_log
-from copynce.training.trainer import DescriptorObjective, TrainingError, train
+from copynce.training.trainer import DescriptorObjective, train
 
 __all__ = [
     "ConfigError",

@@ -14,13 +14,10 @@ from typing import Any
 
 import torch
 
+from copynce.errors import RunError
 from copynce.models import Descriptor, save_checkpoint
 
 _NAME = re.compile(r"step-(\d{8,})$")
-
-
-class RunError(ValueError):
-    """A run folder that is not what the command needs; the message names it."""
 
 
 def checkpoints(run: Path) -> list[Path]:

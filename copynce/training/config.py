@@ -1,28 +1,15 @@
-"""The settings of a training run: typed, checked, read from YAML plus ``key=value`` overrides."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Literal
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
+from copynce.config import require
+from copynce.errors import ConfigError
 from copynce.models import DescriptorConfig
-
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A setting that is unknown, missing or out of its range; the message names it."""
-
-
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"{name} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,25 +48,25 @@ class DataConfig:
     """A picture with more million pixels is skipped and listed, as a guard against decompression bombs."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 2, "data.batch_size", "at least 2", self.batch_size)
-        _require(self.threads >= 1, "data.threads", "at least 1", self.threads)
-        _require(self.processes >= 0, "data.processes", "at least 0", self.processes)
-        _require(self.max_megapixels > 0, "data.max_megapixels", "positive", self.max_megapixels)
-        _require(0 <= self.augment_probability <= 1, "data.augment_probability", "in [0, 1]", self.augment_probability)
+        require(self.batch_size >= 2, "data.batch_size", "at least 2", self.batch_size)
+        require(self.threads >= 1, "data.threads", "at least 1", self.threads)
+        require(self.processes >= 0, "data.processes", "at least 0", self.processes)
+        require(self.max_megapixels > 0, "data.max_megapixels", "positive", self.max_megapixels)
+        require(0 <= self.augment_probability <= 1, "data.augment_probability", "in [0, 1]", self.augment_probability)
         columns = self.neighbour_columns
-        _require(columns is None or columns >= 1, "data.neighbour_columns", "at least 1", columns)
+        require(columns is None or columns >= 1, "data.neighbour_columns", "at least 1", columns)
         if columns is not None and self.neighbours is None:
             raise ConfigError("data.neighbour_columns needs a file of neighbours, data.neighbours=FILE")
         supervised = self.plan == "supervised"
         here = f"with data.plan={self.plan}"
         for name in ("references", "ground_truth"):
             file, expected = getattr(self, name), "given" if supervised else "none"
-            _require((file is not None) == supervised, f"data.{name}", f"{expected} {here}", file)
+            require((file is not None) == supervised, f"data.{name}", f"{expected} {here}", file)
         if supervised:
-            _require(self.neighbours is None, "data.neighbours", f"none {here}", self.neighbours)
+            require(self.neighbours is None, "data.neighbours", f"none {here}", self.neighbours)
         else:
             edited = self.augment_probability
-            _require(edited == 0, "data.augment_probability", f"0 {here}", edited)
+            require(edited == 0, "data.augment_probability", f"0 {here}", edited)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +94,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("copynce_weight", "info_nce_weight", "koleo_weight", "gamma"):
-            _require(getattr(self, name) >= 0, f"loss.{name}", "at least 0", getattr(self, name))
-        _require(self.neighbours >= 1, "loss.neighbours", "at least 1", self.neighbours)
-        _require(self.temperature > 2 / 80, "loss.temperature", "above 0.025", self.temperature)
+            require(getattr(self, name) >= 0, f"loss.{name}", "at least 0", getattr(self, name))
+        require(self.neighbours >= 1, "loss.neighbours", "at least 1", self.neighbours)
+        require(self.temperature > 2 / 80, "loss.temperature", "above 0.025", self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +117,12 @@ class OptimConfig:
     min_lr: float = 2e-6
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", "positive", self.lr)
-        _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
-        _require(self.clip_norm > 0, "optim.clip_norm", "positive", self.clip_norm)
-        _require(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
-        _require(self.steps is None or self.steps >= 0, "optim.steps", "at least 0", self.steps)
-        _require(self.warmup_epochs >= 0, "optim.warmup_epochs", "at least 0", self.warmup_epochs)
+        require(self.lr > 0, "optim.lr", "positive", self.lr)
+        require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+        require(self.clip_norm > 0, "optim.clip_norm", "positive", self.clip_norm)
+        require(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
+        require(self.steps is None or self.steps >= 0, "optim.steps", "at least 0", self.steps)
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", "at least 0", self.warmup_epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,91 +156,5 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
-
-
-def load_config(kind: type[T], path: str | Path | None, overrides: Sequence[str]) -> T:
-    """A config object of dataclass ``kind`` from a YAML file (or None) and ``key=value`` overrides, later ones winning.
-
-    Raises ConfigError naming the key for anything unknown (with the nearest known key), missing or out of range.
-    """
-    settings = OmegaConf.create()
-    if path is not None:
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such file; expected a YAML file of settings")
-        try:
-            loaded = OmegaConf.load(path)
-        except Exception as error:  # yaml raises a family of its own, omegaconf another
-            raise ConfigError(f"{path}: not a YAML file of settings ({error})") from error
-        if not isinstance(loaded, DictConfig):
-            raise ConfigError(f"{path}: expected a YAML mapping of settings, got a list")
-        settings = loaded
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"settings are given as key=value, got {override!r}")
-    merged = OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides)))
-    assert isinstance(merged, DictConfig)
-    return build_config(kind, OmegaConf.to_container(merged, resolve=True))
-
-
-def build_config(kind: type[T], values: Any) -> T:
-    """A config object of dataclass ``kind`` from nested plain values; errors as in :func:`load_config`."""
-    _check_keys(kind, values, "")
-    schema = OmegaConf.structured(kind)
-    _make_writable(schema)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        key = error.full_key or "settings"
-        if "mandatory" in str(error).lower() or "missing" in str(error).lower():
-            raise ConfigError(f"{key} must be given, for example {key}=VALUE") from error
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def save_config(config: Any, path: Path) -> None:
-    """Write the resolved settings as YAML."""
-    temporary = path.with_name(f".{path.name}.part")
-    OmegaConf.save(OmegaConf.structured(config), temporary)
-    temporary.replace(path)
-
-
-def _check_keys(kind: Any, values: Any, prefix: str) -> None:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'settings'} must be a mapping of settings, got {values!r}")
-    known = {f.name: f for f in fields(kind)}
-    for name, value in values.items():
-        if name not in known:
-            everything = _all_keys(kind, prefix)
-            near = difflib.get_close_matches(f"{prefix}{name}", everything, n=3, cutoff=0.5)
-            # A key given without its section, or in the wrong one.
-            near += [key for key in everything if key.split(".")[-1] == str(name) and key not in near]
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(everything)}"
-            raise ConfigError(f"unknown setting {prefix}{name}; {hint}")
-        inner = known[name].default_factory
-        if isinstance(inner, type) and is_dataclass(inner):
-            _check_keys(inner, value, f"{prefix}{name}.")
-
-
-def _all_keys(kind: Any, prefix: str) -> list[str]:
-    keys: list[str] = []
-    for f in fields(kind):
-        inner = f.default_factory
-        if isinstance(inner, type) and is_dataclass(inner):
-            keys += _all_keys(inner, f"{prefix}{f.name}.")
-        else:
-            keys.append(f"{prefix}{f.name}")
-    return keys
-
-
-def _make_writable(node: DictConfig) -> None:
-    """Frozen dataclasses become read-only nodes; a schema must take values."""
-    OmegaConf.set_readonly(node, False)
-    for key in node:
-        if not OmegaConf.is_missing(node, str(key)) and isinstance(node[key], DictConfig):
-            _make_writable(node[key])
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from copynce.training.config import ConfigError
+from copynce.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from copynce.config import save_config
 from copynce.data import Quarantine, read_ground_truth, read_manifest, read_neighbours
 from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairPlan, PairSampler, SupervisedPairs
+from copynce.errors import RunError, TrainingError
 from copynce.losses import copynce_loss, info_nce, koleo
 from copynce.models import Descriptor, load_backbone, load_checkpoint, param_groups
-from copynce.training.checkpoints import RunError, checkpoints, read_state, step_of, write_checkpoint
-from copynce.training.config import DataConfig, LossConfig, TrainConfig, save_config
+from copynce.training.checkpoints import checkpoints, read_state, step_of, write_checkpoint
+from copynce.training.config import DataConfig, LossConfig, TrainConfig
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
 from copynce.training.memory import keep_heap
@@ -26,10 +28,6 @@ from dali_pipelines import PairLoader
 
 #: What a step takes of a batch, in the order of :meth:`DescriptorObjective.forward`.
 _INPUTS = ("query", "reference", "query_to_reference", "reference_to_query", "label", "traced")
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on, such as a loss that is no number; the message names the step."""
 
 
 class DescriptorObjective(nn.Module):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from copynce.training.config import ConfigError, TrainConfig, build_config, load_config, save_config
+from copynce.config import build_config, load_config, save_config
+from copynce.errors import ConfigError
+from copynce.training.config import TrainConfig
 
 REQUIRED = ["out=run", "data.train=list.csv"]
 

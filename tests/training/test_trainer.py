@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from copynce.config import save_config
 from copynce.data import DataError
 from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
 from copynce.training import (
@@ -29,7 +30,6 @@ from copynce.training import (
     read_log,
     train,
 )
-from copynce.training.config import save_config
 
 Tiny = Callable[..., TrainConfig]
 

@@ -7,6 +7,7 @@ computed in float32 (float64 if the features are). Every rank must hold the same
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,10 @@ def info_nce(
     The mean is over the features of positive pairs; those of other pairs are columns only, to be pushed away from.
     Without a positive pair the loss is 0 and its gradients are 0.
 
+    Any finite log scale will do, also where ``s`` itself exceeds float32 (from 88.73 on): loss and gradients follow
+    their float64 twin as far as float32 cosines can tell two columns apart. Where the true value exceeds float32 (a
+    column nearer than the positive, times such an ``s``), it is infinite, and gradients may then be NaN.
+
     Args:
         query: [B, D] floating point, B at least 1.
         reference: [B, D], same dtype and device.
@@ -58,12 +63,13 @@ def info_nce(
     _check(query, reference, positive, gather)
     if not isinstance(log_scale, Tensor) or log_scale.ndim != 0 or not log_scale.is_floating_point():
         raise TypeError(f"log_scale must be a floating scalar tensor, got {_describe(log_scale)}")
+    dtype = _working_dtype(query)
+    query, reference = (_TimesExponential.apply(side.to(dtype), log_scale) for side in (query, reference))
     cosines, own, partner = _cosines(query, reference, gather)
-    logits = cosines.scatter(1, own[:, None], _OWN_COSINE) * log_scale.to(cosines.dtype).exp()
+    losses = _RowLosses.apply(cosines.scatter(1, own[:, None], _OWN_COSINE), partner, log_scale)
     if positive is None:
-        return F.cross_entropy(logits, partner)
+        return losses.mean()
     rows = positive.repeat(2)
-    losses = F.cross_entropy(logits, partner, reduction="none")
     return losses.where(rows, 0).sum() / _mean_count(rows, gather)
 
 
@@ -91,9 +97,8 @@ def koleo(
 
 def _cosines(query: Tensor, reference: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines [2B, 2BW] of this rank's features to all, and the columns of each row and its pair, int64 [2B]."""
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     with torch.autocast(query.device.type, enabled=False):
-        local = F.normalize(torch.cat((query, reference)).to(dtype), dim=-1)
+        local = F.normalize(torch.cat((query, reference)).to(_working_dtype(query)), dim=-1)
         rows = len(local)
         columns, rank = local, 0
         if gather != "none" and dist.is_available() and dist.is_initialized():
@@ -102,6 +107,69 @@ def _cosines(query: Tensor, reference: Tensor, gather: Gather) -> tuple[Tensor, 
         cosines = local @ columns.T
     own = torch.arange(rows, device=local.device)
     return cosines, own + rank * rows, (own + rows // 2) % rows + rank * rows
+
+
+def _working_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _times_exponential(values: Tensor, log_scale: Tensor) -> Tensor:
+    """``values * exp(log_scale)``, rounded twice, wherever the product is in range: the factor need not be.
+
+    The factor is m * 2^(4 q), 1 <= m < 16: 2^q four times over neither overflows nor underflows before the product.
+    """
+    largest = -4 * round(math.log2(torch.finfo(values.dtype).tiny))  # beyond, all but 0 overflows or vanishes
+    exact = log_scale.detach().double().clamp(-largest * math.log(2), largest * math.log(2))
+    quarter = (exact / (4 * math.log(2))).floor().clamp(-largest / 4, largest / 4)
+    mantissa = (exact - 4 * math.log(2) * quarter).exp().to(values.dtype)
+    power = quarter.exp2().to(values.dtype)
+    return values * mantissa * power * power * power * power
+
+
+class _TimesExponential(torch.autograd.Function):
+    """Identity whose gradient is multiplied by ``exp(log_scale)``.
+
+    InfoNCE's gradient to a feature is that factor times a number in range, or 0 where columns are equal. So the factor
+    comes last, when these have cancelled.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, log_scale: Tensor) -> Tensor:
+        ctx.save_for_backward(log_scale)
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _times_exponential(gradient, *ctx.saved_tensors), None
+
+
+class _RowLosses(torch.autograd.Function):
+    """Cross-entropies [N] of cosines [N, M] times ``s = exp(log_scale)`` with the column ``positive`` [N] of each row.
+
+    The gradient to the cosines lacks the factor s, see ``_TimesExponential``. With y = s (c - max c), at most 0, and
+    rest = the sum of exp(y) over all columns but the largest, the loss is log(1 + rest) - y of the positive: nothing
+    overflows and no digits cancel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cosines: Tensor, positive: Tensor, log_scale: Tensor) -> Tensor:
+        largest, nearest = cosines.max(1, keepdim=True)
+        logits = _times_exponential(cosines - largest, log_scale)
+        exponentials = logits.exp()
+        rest = exponentials.scatter(1, nearest, 0).sum(1, keepdim=True)
+        column = positive[:, None]
+        ctx.save_for_backward(logits, exponentials / (1 + rest), column, log_scale)
+        return (rest.log1p() - logits.gather(1, column)).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, Tensor]:
+        logits, shares, column, log_scale = ctx.saved_tensors
+        others = shares.scatter(1, column, 0)
+        gradient = others.scatter(1, column, -others.sum(1, keepdim=True))  # share - 1 without its rounding
+        differences = logits - logits.gather(1, column)
+        along = torch.where(others == 0, 0, others * differences).sum(1)  # 0 * inf is 0 here
+        along = torch.where(upstream == 0, 0, along * upstream).sum()
+        return gradient * upstream[:, None], None, along.to(log_scale.dtype)
 
 
 def _mean_count(rows: Tensor, gather: Gather) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,87 @@ def test_koleo_of_orthogonal_pairs_and_of_duplicates() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(-math.log(1e-6) / 2, rel=1e-6)  # clamped: a finite loss without a gradient
     assert torch.equal(duplicates.grad, torch.zeros_like(duplicates))
+
+
+def plain_info_nce(query: Tensor, reference: Tensor, log_scale: Tensor) -> Tensor:
+    """The equation as it is written, in the features' dtype."""
+    features = F.normalize(torch.cat((query, reference)), dim=-1)
+    count = len(features)
+    cosines = (features @ features.T).masked_fill(torch.eye(count, dtype=torch.bool), -1)
+    return F.cross_entropy(cosines * log_scale.exp(), torch.arange(count).roll(count // 2))
+
+
+def value_and_gradients(loss_of: Callable[..., Tensor], *arguments: Tensor) -> tuple[Tensor, ...]:
+    arguments = tuple(argument.clone().requires_grad_() for argument in arguments)
+    loss = loss_of(*arguments)
+    loss.backward()
+    return loss.detach(), *(argument.grad for argument in arguments)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Relative to the expected tensor's length."""
+    return float((found.double() - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+def signs(*rows: str) -> Tensor:
+    """Features of 16 numbers +1 or -1: any machine multiplies them exactly, however it orders its sums."""
+    return torch.tensor([[1.0 if sign == "+" else -1.0 for sign in row] for row in rows])
+
+
+# Nearest to each is its positive, or an equal column: the first pair and the second are the same picture.
+EXACT_QUERIES = signs("++++++++++++++++", "++++++++++++++++", "+-+-+-+-+-+-+-+-", "++--++--++--++--")
+EXACT_REFERENCES = signs("++++++++++++++++", "++++++++++++++++", "+-+-+-+-+-+-+-++", "++--++--++--++--")
+
+
+@pytest.mark.parametrize("log_scale", [-1000.0, -100.0, -30.0, 0.0, 3.2, 4.6, 80.0, 88.0])
+def test_info_nce_follows_its_float64_twin_at_any_scale(log_scale: float) -> None:
+    query = torch.randn(12, 32)
+    reference = query + 0.8 * torch.randn(12, 32)
+    reference[3] = query[5]  # a wrong column is nearest
+    arguments = query, reference, torch.tensor(log_scale)
+    exact = value_and_gradients(plain_info_nce, *(argument.double() for argument in arguments))
+    plain = value_and_gradients(plain_info_nce, *arguments)
+    for found, expected, usual in zip(value_and_gradients(info_nce, *arguments), exact, plain, strict=True):
+        assert found.isfinite().all()
+        usual_error = distance(usual, expected) if usual.isfinite().all() else 0.0
+        smallest = 1e-44 * expected.numel() ** 0.5 / float(expected.norm().clamp_min(1e-300))
+        assert distance(found, expected) <= max(2 * usual_error, 2e-6) + smallest
+
+
+@pytest.mark.parametrize("log_scale", [-1000.0, 20.0, 80.0, 89.0, 100.0, 200.0, 1000.0, 3e38])
+def test_equal_columns_share_whatever_the_scale(log_scale: float) -> None:
+    """By hand; float64 would drown in the digits that cancel. Large: four rows choose between three equal columns and
+    four have theirs alone, and equal columns pull in equal ways. Small: each row chooses between all eight."""
+    loss, *gradients = value_and_gradients(info_nce, EXACT_QUERIES, EXACT_REFERENCES, torch.tensor(log_scale))
+    assert loss.item() == pytest.approx(math.log(3) / 2 if log_scale > 0 else math.log(8), rel=1e-6)
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_a_loss_below_float32s_rounding_of_1_keeps_its_digits() -> None:
+    arguments = torch.eye(3, 8) * 2, torch.eye(3, 8), torch.tensor(math.log(60.0))
+    exact = value_and_gradients(plain_info_nce, *(argument.double() for argument in arguments))
+    exact_loss = 4 * math.exp(-60)  # where float64 itself rounds 1 + x to 1
+    loss, *gradients = value_and_gradients(info_nce, *arguments)
+    assert loss.item() == pytest.approx(exact_loss, rel=1e-5)
+    assert gradients[2].item() == pytest.approx(-60 * exact_loss, rel=1e-5)
+    for found, expected in zip(gradients[:2], exact[1:3], strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-30)
+        assert found.abs().max() > 1e-26
+
+
+def test_a_wrong_nearest_column_beyond_float32_is_an_infinite_loss() -> None:
+    swapped = EXACT_REFERENCES[[0, 1, 3, 2]]
+    positive = torch.tensor([True, True, False, False])
+    assert info_nce(EXACT_QUERIES, swapped, torch.tensor(100.0)) == math.inf
+    # Only of rows that count.
+    loss, *gradients = value_and_gradients(
+        lambda query, reference, scale: info_nce(query, reference, scale, positive=positive),
+        EXACT_QUERIES,
+        swapped,
+        torch.tensor(100.0),
+    )
+    assert loss.item() == pytest.approx(math.log(3), rel=1e-6)
+    assert not any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("positive", [None, [True, False, True, False]])

@@ -26,6 +26,10 @@ class RunError(UserError, ValueError):
     """A run folder that is not what the command needs; the message names it."""
 
 
+class WriteError(UserError, OSError):
+    """A file that cannot be written; the message names it and what the system said."""
+
+
 class TrainingError(UserError, RuntimeError):
     """A run that cannot go on because a loss or gradient is no number; the message names the step."""
 

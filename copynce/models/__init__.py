@@ -6,6 +6,7 @@ from copynce.models.build import build_descriptor
 from copynce.models.checkpoints import (
     load_backbone,
     load_checkpoint,
+    load_start,
     read_checkpoint_metadata,
     save_checkpoint,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "build_descriptor",
     "load_backbone",
     "load_checkpoint",
+    "load_start",
     "param_groups",
     "read_checkpoint_metadata",
     "save_checkpoint",

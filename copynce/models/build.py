@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from copynce.models.checkpoints import load_backbone
+from copynce.models.checkpoints import load_start
 from copynce.models.descriptor import Descriptor, DescriptorConfig
 
 
@@ -23,7 +23,8 @@ def build_descriptor(
     drop_path: float = 0.0,
     weights: str | Path | None = None,
 ) -> Descriptor:
-    """A `Descriptor` with random weights, or its encoder's from `weights` (see `load_backbone`).
+    """A `Descriptor` with random weights, or those of a file, as far as they fit (see `load_start`,
+    which also tells what was taken).
 
     The arguments are the fields of `DescriptorConfig`. Raises ValueError on a value that does not fit.
 
@@ -47,5 +48,5 @@ def build_descriptor(
         )
     )
     if weights is not None:
-        load_backbone(model, weights)
+        load_start(model, weights)
     return model

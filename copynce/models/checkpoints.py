@@ -1,40 +1,46 @@
-"""Weights in files: our checkpoints, timm-named backbones, and the method's released `.pth.tar`.
+"""Weights in files: our checkpoints, the method's released `.pth.tar`, and backbones to start from.
 
 Ours are safetensors files whose metadata holds two JSON texts: `copynce.config`, from which the model is rebuilt, and
-`copynce.metadata`, whatever the writer noted (epoch, commit, scores). The tensors have the released names. Every load
-is strict: names that are missing, unexpected or of another shape end it with an error that lists them.
+`copynce.metadata`, whatever the writer noted (epoch, commit, scores). The tensors have the released names. A file is
+taken whole (`load_checkpoint`) or as a start (`load_start`); what does not fit ends it with an error that names it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from copynce.data import DataError
+from copynce.errors import ConfigError, DataError
+from copynce.files import whole_file
+from copynce.models.convert import Model, find_encoder, shape_facts, square_root
 from copynce.models.descriptor import Descriptor, DescriptorConfig
+from copynce.models.weight_files import WeightFile, file_of, read_texts, read_weights
 
 _CONFIG = "copynce.config"
 _METADATA = "copynce.metadata"
-_RELEASED_HEAD_WIDTH = 64  # channels of one attention head in every released model; a state dict does not tell
+_LOG_SCALE = "infonce_log_scale"  # the loss's own parameter in released files
+
+#: Attention heads by width in all known models, for a state dict does not tell: 64 channels each.
+_KNOWN_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
+
+#: Parts of others' models that do not change what the encoder does: what comes after it or only serves their training.
+_LEFT = re.compile(r"encoder\.((norm|fc_norm|pre_logits|mask_token)\b|\w*(head|decoder)\w*\.|decoder\w*$)")
 
 
 def save_checkpoint(path: str | Path, model: Descriptor, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a descriptor as safetensors; the file appears whole or not at all.
 
-    metadata: anything JSON can hold; `read_checkpoint_metadata` returns it. Raises TypeError if JSON cannot.
+    metadata: anything JSON can hold; `read_checkpoint_metadata` returns it. Raises TypeError if JSON cannot,
+    WriteError if the disk takes no file.
     """
     path = Path(path)
     texts = {
@@ -44,173 +50,295 @@ def save_checkpoint(path: str | Path, model: Descriptor, metadata: Mapping[str, 
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(save(tensors, metadata=texts))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(save(tensors, metadata=texts))
 
 
 def read_checkpoint_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata that `save_checkpoint` stored. Raises DataError if the file is none of ours."""
-    return json.loads(_header(Path(path)).get(_METADATA, "{}"))
+    return _json_object(read_texts(path).get(_METADATA, "{}"), file_of(path))
 
 
-def load_checkpoint(path: str | Path, config: DescriptorConfig | None = None) -> Descriptor:
+def load_checkpoint(
+    path: str | Path, config: DescriptorConfig | None = None, *, num_heads: int | None = None
+) -> Descriptor:
     """A descriptor rebuilt from a file, in evaluation mode on the CPU.
 
-    path: a file of `save_checkpoint`, or a released `.pth.tar` (`{"model": state dict, "epoch": int}`; a `module.`
-    prefix and the loss's `infonce_log_scale` are dropped). config: only for released files, which hold none; without
-    it width, depth, patch and picture size are read off the tensors, and heads of 64 channels are assumed, as in every
-    released model. Raises DataError if the file is unreadable or does not fit, FileNotFoundError if it is absent.
+    path: a file of `save_checkpoint`, a checkpoint folder or a run of ours (its newest), or a released `.pth.tar`
+    (`{"model": state dict, "epoch": int}`; any prefix and the loss's `infonce_log_scale` are dropped).
+    config, num_heads: only for released files, which hold no config. Without config, width, depth, patch and picture
+    size are read off the tensors; the number of attention heads is not in them: it is `num_heads`, or 64 channels a
+    head for the widths of known models (192, 384, 768, 1024).
+    Raises DataError if the file is unreadable, does not fit, does not tell its heads, or holds values that are no
+    finite floats; RunError if a folder holds no checkpoint.
     """
-    path = Path(path)
-    if _is_safetensors(path):
-        texts = _header(path)
-        if _CONFIG not in texts:
-            raise DataError(
-                f"{path} holds no model config: it is a bare backbone, to be given as weights of build_descriptor"
-            )
-        settings = json.loads(texts[_CONFIG])
-        kind = settings.pop("model", "descriptor")
-        if kind != "descriptor":
-            raise DataError(f"{path} holds a {kind}, expected a descriptor")
-        unknown = settings.keys() - {field.name for field in dataclasses.fields(DescriptorConfig)}
-        if unknown:
-            raise DataError(f"{path} was written by a newer version: its config has {', '.join(sorted(unknown))}")
-        config = DescriptorConfig(**settings)
-    tensors = _read_tensors(path)
-    tensors.pop("infonce_log_scale", None)
-    if config is None:
-        config = _released_config(tensors, path)
-    model = Descriptor(config)
-    _load_strictly(model, tensors, path)
+    file = read_weights(path)
+    found = find_encoder(file)
+    found.tensors.pop(_LOG_SCALE, None)
+    own = _own_config(file)
+    model = _build(own, file.path) if own else Descriptor(config or _released_config(found, file.path, num_heads))
+    _load_strictly(model, found.tensors, file.path)
     return model.eval()
 
 
-def load_backbone(model: Descriptor, path: str | Path) -> list[str]:
-    """Put a backbone's weights into `model.encoder`; returns the names in the file that the encoder has no place for.
+def load_start(model: Descriptor, path: str | Path) -> list[str]:
+    """Start a descriptor from a file: encoder and head, as far as they fit; returns sentences about what was taken.
 
-    path: safetensors (or a torch file of a plain state dict) with timm's names, `patch_embed.*`, `blocks.*`,
-    `cls_token`, `pos_embed`, also under the prefix `encoder.` of a descriptor's own checkpoint. The position embedding
-    is resampled bicubically to the model's grid, class position kept: antialiased where the grid shrinks, plain where
-    it grows, as the released models were. Classifier (`head.*`), `mask_token`, and, for heads other than `cls`,
-    the final norm (`norm.*`) are left aside and returned; anything else missing, unexpected or of another shape
-    raises DataError.
+    path: as for `load_checkpoint`, or a backbone: safetensors or torch files with timm's names `patch_embed.*`,
+    `blocks.*`, `cls_token`, `pos_embed`, under whatever prefix, such as the training checkpoints of DINO, DINOv2
+    and Lightning; of student and teacher the teacher is taken. The position embedding is resampled bicubically to the
+    model's grid, class position kept: antialiased where the grid shrinks, plain where it grows, as the released models
+    were. A head of another length, or none, leaves the model's as it is. Classifiers, decoders, `mask_token` and, for
+    heads other than `cls`, the final norm are left aside.
+    Raises DataError if the file is unreadable, if its encoder has another shape, or parts that the model lacks or the
+    other way round, or holds values that are no finite floats; ConfigError if neither file nor config tells the number
+    of attention heads. The model is then as it was.
     """
-    path = Path(path)
-    tensors = _read_tensors(path)
-    if any(name.startswith("encoder.") for name in tensors):
-        tensors = {name.removeprefix("encoder."): value for name, value in tensors.items() if "encoder." in name}
-    encoder = model.encoder
-    expected = encoder.state_dict()
-    left = [
-        name
-        for name in tensors
-        if name not in expected and re.match(r"(norm|fc_norm|head|head_dist)\.|mask_token$", name)
-    ]
-    tensors = {name: value for name, value in tensors.items() if name not in left}
-    position = tensors.get("pos_embed")
-    if position is not None and encoder.pos_embed is not None:
-        prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
-        tensors["pos_embed"] = _resample_position(position, model.grid, prefix, path)
-    _load_strictly(encoder, tensors, path)
-    return sorted(left)
+    return _start(model, path, head=True)[0]
 
 
-def _resample_position(position: Tensor, grid: int, prefix: int, path: Path) -> Tensor:
-    """Position embedding [1, prefix + g * g, C] on another square grid, [1, prefix + grid * grid, C]."""
-    count = position.shape[1] - prefix if position.ndim == 3 else -1
-    old = math.isqrt(max(count, 0))
-    if count < 1 or old * old != count:
-        raise DataError(f"{path}: pos_embed {list(position.shape)} is no square grid after {prefix} prefix tokens")
+def load_backbone(model: Descriptor, path: str | Path) -> list[str]:
+    """As `load_start`, but the encoder alone; returns the names in the file that the model has no place for."""
+    return _start(model, path, head=False)[1]
+
+
+def _start(model: Descriptor, path: str | Path, *, head: bool) -> tuple[list[str], list[str]]:
+    """(sentences, names left aside) of a start."""
+    file = read_weights(path)
+    found = find_encoder(file)
+    state = model.state_dict()
+    whose = f" of {found.place}" if found.place not in ("", "encoder") else ""
+    instead = f", not of {', '.join(found.others)}" if found.others else ""
+    said = [f"{file.path}: the encoder{whose} is taken{instead}"]
+
+    ours, theirs = shape_facts(state), shape_facts(found.tensors)
+    differ = [f"{name} {value} instead of {ours[name]}" for name, value in theirs.items() if ours.get(name) != value]
+    if differ:
+        raise DataError(
+            f"{file.path} does not fit the model: its encoder has {', '.join(differ)}; choose model.backbone and "
+            "model.backbone_options by the file, or another file"
+        )
+    said += _compare_attention(model, _own_config(file), file.path)
+
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name.startswith("encoder.")}
+    left = [name for name in tensors if name not in state and _LEFT.match(name)]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left}
+    said += _fit_position(model, tensors, file.path)
+    beside = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("encoder.")}
+    taken: dict[str, Tensor] = {}
+    if head:
+        taken, sentence = _fit_head(state, beside)
+        said += [sentence] if sentence else []
+    left += [name for name in beside if name not in taken]
+    new = {} if taken else {name: tensor for name, tensor in state.items() if name.startswith("heads.")}
+    said += _load_strictly(model, tensors | taken | new, file.path)
+    left = sorted(name.removeprefix("encoder.") for name in left)
+    if left:
+        said.append(f"left aside: {_listed(left)}" + ("; loss.log_scale sets it" if _LOG_SCALE in left else ""))
+    return said, left
+
+
+def _fit_head(state: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors of the file's head if it is the model's, and a sentence."""
+    ours = {name: tensor for name, tensor in state.items() if name.startswith("heads.")}
+    theirs = {name: tensor for name, tensor in beside.items() if name.startswith("heads.")}
+    linear = "heads.linear_head.fc1.weight"
+    if not ours:
+        return {}, ""
+    if linear not in theirs:
+        return {}, "the head is new: the file holds none"
+    if theirs[linear].shape != ours[linear].shape:
+        lengths = f"{theirs[linear].shape[0]}, the model's of {ours[linear].shape[0]}"
+        return {}, f"the head is new: the file's makes descriptors of {lengths}"
+    return theirs, "the head is taken"
+
+
+def _fit_position(model: Descriptor, tensors: dict[str, Tensor], path: Path) -> list[str]:
+    """Bring the position embedding among the tensors to the model's grid and prefix tokens; says what was done."""
+    encoder, name, cls_token = model.encoder, "encoder.pos_embed", "encoder.cls_token"
+    if name not in tensors or encoder.pos_embed is None or tensors[name].shape == encoder.pos_embed.shape:
+        return []
+    position = tensors[name].float()
+    count = position.shape[1] if position.ndim == 3 else 0
+    prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
+    said = []
+    if prefix == 0 and square_root(count) is None and square_root(count - 1) is not None and cls_token in tensors:
+        # What the blocks see is the sum of both, so the class token can hold its own position.
+        tensors[cls_token] = tensors[cls_token].float() + position[:, :1]
+        position, count = position[:, 1:], count - 1
+        said.append("the position of the class token is added to it, as this backbone has it")
+    side = square_root(count - prefix)
+    if side is None:
+        raise DataError(
+            f"{path}: pos_embed {list(position.shape)} is no square grid of patches after the {prefix} prefix tokens "
+            f"of {model.config.backbone!r}; choose model.backbone by the file"
+        )
+    if side != model.grid:
+        said.append(f"the position embedding is resized from {side} x {side} to {model.grid} x {model.grid} patches")
+    tensors[name] = resample_position(position, side, model.grid, prefix)
+    return said
+
+
+def resample_position(position: Tensor, old: int, new: int, prefix: int) -> Tensor:
+    """Position embedding [1, prefix + old * old, C] on another square grid, [1, prefix + new * new, C]."""
     return resample_abs_pos_embed(
-        position, new_size=[grid, grid], old_size=[old, old], num_prefix_tokens=prefix, antialias=grid < old
+        position, new_size=[new, new], old_size=[old, old], num_prefix_tokens=prefix, antialias=new < old
     )
 
 
-def _released_config(tensors: Mapping[str, Tensor], path: Path) -> DescriptorConfig:
+def _compare_attention(model: Descriptor, own: DescriptorConfig | None, path: Path) -> list[str]:
+    """What no tensor's shape tells: heads, activation and epsilon. Says what to know, raises where it differs."""
+    heads, activation, epsilon = _unseen(model)
+    if own is not None:
+        with torch.device("meta"):
+            their_heads, their_activation, their_epsilon = _unseen(_build(own, path))
+        for name, theirs, ours in (
+            ("num_heads", their_heads, heads),
+            ("the activation", their_activation, activation),
+        ):
+            if theirs != ours:
+                raise DataError(
+                    f"{path} was trained with {name} {theirs}, the model has {ours}; choose model.backbone and "
+                    "model.backbone_options by the file"
+                )
+        if their_epsilon != epsilon:
+            return [f"it was trained with norm_eps {their_epsilon}, the model has {epsilon}"]
+        return []
+    options, known = model.config.backbone_options, _KNOWN_HEADS.get(model.channels)
+    if heads == known:
+        return []
+    if "embed_dim" in options and "num_heads" not in options:
+        raise ConfigError(
+            f"model.backbone_options sets embed_dim {model.channels} without num_heads, and {path} does not tell how "
+            f"many attention heads it was trained with; set num_heads"
+            + (f" ({known} in known models)" if known else "")
+        )
+    usual = f"; known models of this width have {known}" if known else ""
+    return [f"the file does not tell its attention heads: the model's {heads} are taken{usual}"]
+
+
+def _unseen(model: Descriptor) -> tuple[int, str, float]:
+    block: Any = model.encoder.blocks[0]
+    return block.attn.num_heads, type(block.mlp.act).__name__, block.norm1.eps
+
+
+def _build(config: DescriptorConfig, path: Path) -> Descriptor:
+    """The model of a config that came out of a file, and so may hold anything."""
+    try:
+        return Descriptor(config)
+    except Exception as error:
+        raise DataError(f"{path}: its model cannot be built here: {error}") from error
+
+
+def _own_config(file: WeightFile) -> DescriptorConfig | None:
+    """The config in a file of `save_checkpoint`; None if it holds none."""
+    if _CONFIG not in file.texts:
+        return None
+    settings = _json_object(file.texts[_CONFIG], file.path)
+    kind = settings.pop("model", "descriptor")
+    if kind != "descriptor":
+        raise DataError(f"{file.path} holds a {kind}, expected a descriptor")
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(DescriptorConfig)}
+    if unknown:
+        raise DataError(f"{file.path} was written by a newer version: its config has {', '.join(sorted(unknown))}")
+    try:
+        return DescriptorConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file.path}: the model config that it holds is wrong: {error}") from error
+
+
+def _released_config(found: Model, path: Path, num_heads: int | None) -> DescriptorConfig:
     """The config of a released descriptor, read off the shapes of its tensors."""
+    tensors = found.tensors
     if any(name.startswith("fusion.") for name in tensors):
         raise DataError(f"{path} holds a matcher (it has fusion blocks), expected a descriptor")
-    needed = ("encoder.patch_embed.proj.weight", "encoder.pos_embed", "heads.linear_head.fc1.weight")
-    absent = [name for name in needed if name not in tensors]
-    if absent:
-        raise DataError(f"{path} is no descriptor checkpoint: it lacks {', '.join(absent)}")
-    projection, position, linear = (tensors[name] for name in needed)
-    width, patch = projection.shape[0], projection.shape[-1]
-    blocks = {int(match[1]) for name in tensors if (match := re.match(r"encoder\.blocks\.(\d+)\.", name))}
-    options = {
-        "patch_size": patch,
-        "embed_dim": width,
-        "depth": max(blocks, default=-1) + 1,
-        "num_heads": max(width // _RELEASED_HEAD_WIDTH, 1),
-    }
+    linear = tensors.get("heads.linear_head.fc1.weight")
+    if linear is None:
+        raise DataError(
+            f"{path} holds an encoder but no descriptor's head and no config of ours: it is a bare backbone, to start "
+            "a training from (weights=FILE), or to be read with the config of a descriptor with head='cls'"
+        )
+    facts: dict[str, Any] = shape_facts(tensors)
+    width, patch = facts["embed_dim"], facts["patch_size"]
+    position = tensors.get("encoder.pos_embed")
+    grid = square_root(position.shape[1] - 1) if position is not None and position.ndim == 3 else None
+    if grid is None:
+        raise DataError(
+            f"{path} is no descriptor's: encoder.pos_embed must be a class position and a square of patches"
+        )
+    heads = num_heads or _KNOWN_HEADS.get(width)
+    if heads is None:
+        raise DataError(
+            f"{path} does not tell how many attention heads its encoder has, and its width {width} is that of no known "
+            f"model ({', '.join(map(str, _KNOWN_HEADS))}); give num_heads or a config"
+        )
     return DescriptorConfig(
         backbone="vit_small_patch16_224",
-        backbone_options=options,
-        img_size=math.isqrt(position.shape[1] - 1) * patch,
+        backbone_options={**facts, "num_heads": heads},
+        img_size=grid * patch,
         dim=linear.shape[0],
     )
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether the content looks like safetensors: a little-endian length, then a JSON object."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{"
-
-
-def _header(path: Path) -> dict[str, str]:
-    if not _is_safetensors(path):
-        raise DataError(f"{path} is not a safetensors file")
+def _json_object(text: str, path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise DataError(f"{path} is not a readable safetensors file: {error}") from error
+        found = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}: what copynce stored beside the tensors is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: what copynce stored beside the tensors is no JSON object: {text[:40]}")
+    return found
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors or torch file on the CPU, a `module.` prefix removed."""
-    if _is_safetensors(path):
-        _header(path)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    else:
-        try:
-            with path.open("rb") as file:
-                content = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = str(error).split("\n", 1)[0]
-            raise DataError(f"{path} is neither safetensors nor a torch file of tensors: {reason}") from error
-        if isinstance(content, dict) and isinstance(content.get("model"), dict):
-            content = content["model"]
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise DataError(f"{path} must hold a state dict, or one under the key 'model'")
-        tensors = dict(content)
-    return {str(name).removeprefix("module."): value for name, value in tensors.items()}
-
-
-def _load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """`load_state_dict`, with one sentence that names every difference."""
+def _load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> list[str]:
+    """`load_state_dict`, with one sentence that names every difference; says which values were converted."""
     expected = module.state_dict()
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
     shapes = [
         f"{name} {list(tensors[name].shape)} instead of {list(value.shape)}"
         for name, value in expected.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
-    faults = [
-        f"{title}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if names
+    _refuse(
+        path,
+        "does not fit the model",
+        {
+            "missing": [name for name in expected if name not in tensors],
+            "unexpected": [name for name in tensors if name not in expected],
+            "of another shape": shapes,
+        },
+    )
+    types = {
+        name: str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+        for name, tensor in tensors.items()
+    }
+    # Counters (BatchNorm's num_batches_tracked) may be of any type, weights must be floats.
+    odd = [
+        f"{name} {types[name]}"
+        for name, tensor in tensors.items()
+        if tensor.layout != torch.strided
+        or tensor.is_meta
+        or tensor.is_complex()
+        or (expected[name].is_floating_point() and not tensor.is_floating_point())
     ]
-    if faults:
-        raise DataError(f"{path} does not fit the model; {'; '.join(faults)}")
-    module.load_state_dict(dict(tensors), strict=True)
+    _refuse(path, "holds weights that are no floats", {"": odd})
+    values = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    bad = {name: int((~value.isfinite()).sum()) for name, value in values.items()}
+    _refuse(
+        path,
+        "holds weights that are not finite (NaN, infinity)",
+        {"": [f"{name} ({count} of {values[name].numel()})" for name, count in bad.items() if count]},
+    )
+    module.load_state_dict(values, strict=True)
+    converted = sorted({types[name] for name in tensors if expected[name].is_floating_point()} - {"float32"})
+    return [f"its {' and '.join(converted)} weights are converted to float32"] if converted else []
+
+
+def _refuse(path: Path, what: str, faults: Mapping[str, list[str]]) -> None:
+    """Raise a DataError if any of the lists holds something."""
+    parts = [f"{title}: {_listed(names)}" if title else _listed(names) for title, names in faults.items() if names]
+    if parts:
+        raise DataError(f"{path} {what}{';' if list(faults) != [''] else ':'} {'; '.join(parts)}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -9,6 +9,7 @@ from copynce.models.checkpoints import (
     load_start,
     read_checkpoint_metadata,
     save_checkpoint,
+    start_card,
 )
 from copynce.models.descriptor import Descriptor, DescriptorConfig, param_groups
 
@@ -22,4 +23,5 @@ __all__ = [
     "param_groups",
     "read_checkpoint_metadata",
     "save_checkpoint",
+    "start_card",
 ]

@@ -20,7 +20,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from copynce.errors import ConfigError, DataError
-from copynce.files import whole_file
+from copynce.files import file_sha256, whole_file
 from copynce.models.convert import Model, find_encoder, shape_facts, square_root
 from copynce.models.descriptor import Descriptor, DescriptorConfig
 from copynce.models.weight_files import WeightFile, file_of, read_texts, read_weights
@@ -39,8 +39,9 @@ _LEFT = re.compile(r"encoder\.((norm|fc_norm|pre_logits|mask_token)\b|\w*(head|d
 def save_checkpoint(path: str | Path, model: Descriptor, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a descriptor as safetensors; the file appears whole or not at all.
 
-    metadata: anything JSON can hold; `read_checkpoint_metadata` returns it. Raises TypeError if JSON cannot,
-    WriteError if the disk takes no file.
+    metadata: the model's card, anything JSON can hold, such as `step`, `commit`, `trained_on`, and `start` as
+    `start_card` tells it; `read_checkpoint_metadata` returns it. Raises TypeError if JSON cannot, WriteError if the
+    disk takes no file.
     """
     path = Path(path)
     texts = {
@@ -56,7 +57,22 @@ def save_checkpoint(path: str | Path, model: Descriptor, metadata: Mapping[str, 
 
 def read_checkpoint_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata that `save_checkpoint` stored. Raises DataError if the file is none of ours."""
-    return _json_object(read_texts(path).get(_METADATA, "{}"), file_of(path))
+    texts = read_texts(path)
+    if _METADATA not in texts:
+        raise DataError(f"{path} holds no metadata of copynce")
+    return _json_object(texts[_METADATA], file_of(path))
+
+
+def start_card(path: str | Path) -> dict[str, Any]:
+    """What a model's card tells of the file that it started from: its `file` name, `sha256`, and, if the file is one
+    of ours, its own `card`, which tells what that started from. Raises DataError or RunError if there is no such file.
+    """
+    path = file_of(path)
+    card: dict[str, Any] = {"file": path.name, "sha256": file_sha256(path)}
+    texts = read_texts(path)
+    if _METADATA in texts:
+        card["card"] = _json_object(texts[_METADATA], path)
+    return card
 
 
 def load_checkpoint(
@@ -328,6 +344,10 @@ def _load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path)
         "holds weights that are not finite (NaN, infinity)",
         {"": [f"{name} ({count} of {values[name].numel()})" for name, count in bad.items() if count]},
     )
+    empty = [name for name, value in values.items() if name.endswith(".weight") and value.ndim > 1 and not value.any()]
+    _refuse(path, "holds weights that are all zero, as a file that was made but never filled", {"": empty})
+    negative = [name for name, value in values.items() if name.endswith("running_var") and (value < 0).any()]
+    _refuse(path, "holds negative variances", {"": negative})
     module.load_state_dict(values, strict=True)
     converted = sorted({types[name] for name in tensors if expected[name].is_floating_point()} - {"float32"})
     return [f"its {' and '.join(converted)} weights are converted to float32"] if converted else []

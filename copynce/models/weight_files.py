@@ -88,25 +88,32 @@ def file_of(path: str | Path) -> Path:
     Raises DataError if nothing is there, RunError if a folder holds no checkpoint.
     """
     path = Path(path)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        steps = [folder for folder in (path / "checkpoints").glob("step-*") if folder.name[5:].isdecimal()]
-        folders = [path, *sorted(steps, key=lambda folder: int(folder.name[5:]), reverse=True)]
-        for folder in folders:
-            if (folder / "model.safetensors").is_file():
-                return folder / "model.safetensors"
-        held = sorted(file.name for file in path.iterdir() if _WEIGHTS_NAME.search(file.name))
-        raise RunError(
-            f"{path}: expected a run folder, a checkpoint folder or a weights file; no checkpoint is there "
-            "(no model.safetensors, no checkpoints/step-NUMBER)"
-            + (f"; name one of its files: {', '.join(held[:4])}" if held else "")
-        )
-    if path.exists():
-        raise DataError(f"{path} is no regular file; {_EXPECTED}")
-    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            return _newest(path)
+        if path.exists():
+            raise DataError(f"{path} is no regular file; {_EXPECTED}")
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     near = difflib.get_close_matches(path.name, names, n=3)
     raise DataError(f"{path}: there is no such file or folder" + (f"; near names: {', '.join(near)}" if near else ""))
+
+
+def _newest(folder: Path) -> Path:
+    """The newest weights file in a folder of ours."""
+    steps = [step for step in (folder / "checkpoints").glob("step-*") if step.name[5:].isdecimal()]
+    for place in [folder, *sorted(steps, key=lambda step: int(step.name[5:]), reverse=True)]:
+        if (place / "model.safetensors").is_file():
+            return place / "model.safetensors"
+    held = sorted(file.name for file in folder.iterdir() if _WEIGHTS_NAME.search(file.name))
+    raise RunError(
+        f"{folder}: expected a run folder, a checkpoint folder or a weights file; no checkpoint is there "
+        "(no model.safetensors, no checkpoints/step-NUMBER)"
+        + (f"; name one of its files: {', '.join(held[:4])}" if held else "")
+    )
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -115,11 +122,7 @@ def read_weights(path: str | Path) -> WeightFile:
     Raises DataError, with what the file is instead, if it holds none.
     """
     path = file_of(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    start = _start_of(path)
     if not start:
         raise DataError(f"{path} is empty; {_EXPECTED}: copy or download it again")
     texts: dict[str, str] = {}
@@ -138,13 +141,17 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file. Raises DataError if it is none."""
+    """The metadata of a safetensors file, its tensors unread; empty for files of another kind."""
     path = file_of(path)
-    with path.open("rb") as file:
-        start = file.read(512)
-    if not _is_safetensors(start):
-        raise DataError(f"{path} is not a safetensors file")
-    return _read_safetensors(path, tensors=False)[0]
+    return _read_safetensors(path, tensors=False)[0] if _is_safetensors(_start_of(path)) else {}
+
+
+def _start_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _is_safetensors(start: bytes) -> bool:

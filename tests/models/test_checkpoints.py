@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import resource
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from copynce.models import (
     load_start,
     read_checkpoint_metadata,
     save_checkpoint,
+    start_card,
 )
 from copynce.models.checkpoints import resample_position
 
@@ -119,7 +121,7 @@ def test_the_released_models_file_gives_its_own_outputs(oracle: Path, tmp_path: 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     text = tmp_path / "notes.safetensors"
     text.write_text("not a model")
-    with pytest.raises(DataError, match="is not a safetensors file"):
+    with pytest.raises(DataError, match=r"notes\.safetensors holds no metadata of copynce"):
         read_checkpoint_metadata(text)
     whole = tmp_path / "model.safetensors"
     save_checkpoint(whole, tiny())
@@ -194,6 +196,37 @@ def test_weights_that_are_no_finite_floats_are_refused(
         with pytest.raises(DataError, match=rf"model\.pth holds weights that are {sentence}"):
             load()
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("encoder.blocks.1.attn.qkv.weight", torch.zeros(192, 64), "weights that are all zero, .*: encoder.blocks.1"),
+        ("heads.linear_head.bn.running_var", torch.full((8,), -1.0), "negative variances: heads.linear_head.bn"),
+    ],
+)
+def test_values_that_no_training_leaves_are_refused(
+    tmp_path: Path, name: str, value: torch.Tensor, sentence: str
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"model": spoiled(name, value)}, path)
+    for load in (lambda: load_checkpoint(path, num_heads=1), lambda: load_start(tiny(), path)):
+        with pytest.raises(DataError, match=rf"model\.pth holds {sentence}"):
+            load()
+
+
+def test_a_card_tells_the_whole_line_of_starts(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    torch.save(tiny().encoder.state_dict(), tmp_path / "backbone.pth")
+    save_checkpoint(first, tiny(), {"step": 3, "start": start_card(tmp_path / "backbone.pth")})
+    save_checkpoint(second, tiny(), {"step": 5, "trained_on": "pictures.csv", "start": start_card(first)})
+    card = read_checkpoint_metadata(second)
+    assert (card["step"], card["trained_on"]) == (5, "pictures.csv")
+    assert card["start"]["file"] == "first.safetensors"
+    assert card["start"]["sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
+    assert card["start"]["card"]["step"] == 3
+    digest = hashlib.sha256((tmp_path / "backbone.pth").read_bytes()).hexdigest()
+    assert card["start"]["card"]["start"] == {"file": "backbone.pth", "sha256": digest}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -135,6 +135,9 @@ def test_folders_and_absent_files(tmp_path: Path) -> None:
         read_weights(tmp_path / "model.pth")
     with pytest.raises(RunError, match=r"expected a run folder.*; name one of its files: modell\.pth"):
         read_weights(tmp_path)
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(DataError, match=r"cannot be read: File name too long|there is no such file"):
+            read_weights(tmp_path / name)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="is no regular file"):
         read_weights(tmp_path / "pipe")

@@ -16,7 +16,7 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing import reduction
+from multiprocessing import reduction, resource_tracker, util
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -32,6 +32,10 @@ _AHEAD = 2
 
 #: Broken files of which a question tells a worker.
 _MOST_TOLD = 64
+
+#: Signals that reach the owner's whole group and ask it to end: it may want to finish its work first, and needs its
+#: workers for that. Blocked in a worker from its first instruction on; it ends with its pipe.
+_OWNERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: Bytes from which on an array goes through shared memory.
 _LARGE = 2048
@@ -120,7 +124,14 @@ class _Worker:
         self._process = context.Process(
             target=_serve, args=(theirs, preparation), name="dali_pipelines worker", daemon=True
         )  # fmt: skip
-        self._process.start()
+        resource_tracker.ensure_running()  # else started below, where it would let the signals through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OWNERS_SIGNALS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # At exit multiprocessing would send a signal that is blocked, and wait.
+        util.Finalize(self, self._process.kill, exitpriority=0)
         theirs.close()
 
     def ask(self, index: int, known: dict[str, str]) -> None:
@@ -151,7 +162,7 @@ class _Worker:
 
     def end(self) -> None:
         # The pipe stays open: a thread may be waiting at it, and sees its end.
-        self._process.terminate()
+        self._process.kill()
         self._process.join()
 
     def _death(self) -> RuntimeError:
@@ -249,7 +260,6 @@ def _portable(error: Exception) -> Exception:
 
 def _serve(pipe: Connection, preparation: Preparation) -> None:
     """A worker's life: prepare what is asked for, until the owner hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's; its pipe ends then
     owner = os.getppid()
     broken: list[tuple[AnyPath, str]] = []
     preparation.start(lambda path, reason: broken.append((path, reason)))

@@ -1,71 +1,212 @@
 """Checkpoints of a run: one folder per step, whole or absent.
 
-``RUN/checkpoints/step-00000500/`` holds ``model.safetensors`` (the descriptor, ready for evaluation) and ``state.pt``
-(optimiser, the loss's own parameters, counters). It is written under a temporary name and renamed, so a killed run
-leaves either the old newest one or the new one.
+``RUN/checkpoints/step-00000500/`` holds ``model.safetensors`` (the descriptor, ready for evaluation), ``state.pt``
+(optimiser, the loss's own parameters, counters) and ``checksums.json``, the size and SHA-256 of both. It is written
+under a temporary name, flushed to the disk and renamed, so a killed run or a power cut leaves either the old newest one
+or the new one. What a disk spoils later is found by the checksums, and the one before is taken.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import os
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from copynce.data.files import atomic_text, sync_folder
 from copynce.errors import RunError
-from copynce.models import Descriptor, save_checkpoint
+from copynce.models import Descriptor, load_checkpoint, save_checkpoint
+from copynce.training.signals import tell
+
+MODEL, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
 
 _NAME = re.compile(r"step-(\d{8,})$")
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
-    folders = [folder for folder in (run / "checkpoints").glob("step-*") if _NAME.search(folder.name)]
+    folders = [folder for folder in (run / "checkpoints").glob("step-*") if _NAME.match(folder.name)]
     return sorted(folders, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
     """The number of optimiser steps behind a checkpoint folder."""
-    match = _NAME.search(checkpoint.name)
+    match = _NAME.match(checkpoint.name)
     if match is None:
         raise RunError(f"{checkpoint}: expected a checkpoint folder named step-NUMBER")
     return int(match.group(1))
 
 
-def find_model(path: str | Path) -> Path:
-    """The weights file that ``path`` means: a file itself, a checkpoint folder, or a run (its newest checkpoint)."""
+def damage(checkpoint: Path, names: Sequence[str] = (MODEL, STATE)) -> str | None:
+    """What is wrong with the files ``names`` of a checkpoint, as a phrase; None if they are as they were written.
+
+    A checkpoint of before there were checksums is judged by whether it can be read.
+    """
+    if not checkpoint.is_dir():
+        return "it is no folder"
+    try:
+        for name in names:
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+        if not (checkpoint / CHECKSUMS).exists():
+            return _unreadable(checkpoint, names)
+        try:
+            sums = json.loads((checkpoint / CHECKSUMS).read_bytes())
+            expected = {name: (sums[name]["bytes"], sums[name]["sha256"]) for name in names}
+        except (ValueError, KeyError, TypeError):
+            return f"{CHECKSUMS} cannot be read"
+        for name, (size, digest) in expected.items():
+            found = (checkpoint / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if sha256(checkpoint / name) != digest:
+                return f"{name} is not what was written: its checksum differs"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    return None
+
+
+def newest_whole(run: Path, names: Sequence[str] = (MODEL, STATE)) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint whose files ``names`` are whole (None: there is none), and the damaged newer ones, each
+    with what is wrong."""
+    damaged: list[tuple[Path, str]] = []
+    for folder in reversed(checkpoints(run)):
+        reason = damage(folder, names)
+        if reason is None:
+            return folder, damaged
+        damaged.append((folder, reason))
+    return None, damaged
+
+
+def find_model(path: str | Path, *, say: Callable[[str], None] = tell) -> Path:
+    """The weights file that ``path`` means: a file itself, a checkpoint folder, or a run (its newest checkpoint).
+
+    A damaged newest checkpoint of a run is told to ``say``, and the one before is taken. Raises RunError if a
+    checkpoint that was named is damaged, or if there is none.
+    """
     path = Path(path)
     if path.is_file():
+        if path.name == MODEL and (path.parent / CHECKSUMS).exists():
+            _require_whole(path.parent)
         return path
-    if (path / "model.safetensors").is_file():
-        return path / "model.safetensors"
-    found = checkpoints(path)
-    if not found:
+    if _NAME.match(path.name) or (path / MODEL).is_file():
+        _require_whole(path)
+        return path / MODEL
+    found, damaged = newest_whole(path, [MODEL])
+    if found is None and damaged:
+        raise RunError(f"{path}: none of its checkpoints is whole; {_listed(damaged)}")
+    if found is None:
         raise RunError(f"{path}: expected a run folder, a checkpoint folder or a weights file; no checkpoint is there")
-    return found[-1] / "model.safetensors"
+    if damaged:
+        say(f"{_listed(damaged)}; {found.name} is taken instead")
+    return found / MODEL
 
 
 def write_checkpoint(run: Path, step: int, model: Descriptor, state: dict[str, Any], *, keep: int) -> Path:
-    """Write the checkpoint of ``step`` and remove all but the ``keep`` newest; step 0 stays, it is the "before"."""
+    """Write the checkpoint of ``step`` and remove all but the ``keep`` newest; step 0 stays, it is the "before".
+
+    When this returns it is on the disk. Raises RunError if it cannot be written; those that are there stay as they are.
+    """
     final = run / "checkpoints" / f"step-{step:08d}"
     temporary = final.with_name(f".{final.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_checkpoint(temporary / "model.safetensors", model, {"step": step})
-    torch.save(state, temporary / "state.pt")
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_checkpoint(temporary / MODEL, model, {"step": step})
+        # Made in memory first: torch's own error for a full disk tells neither the file nor the reason.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with (temporary / STATE).open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        sums = {
+            name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)}
+            for name in (MODEL, STATE)
+        }
+        with atomic_text(temporary / CHECKSUMS) as text:
+            json.dump(sums, text, indent=1)
+        sync_folder(temporary)
+        if final.exists():
+            _remove(final)
+        temporary.rename(final)
+        sync_folder(final.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        found = checkpoints(run)
+        stands = f"the last checkpoint is {found[-1].name}, as it was" if found else "there is no other checkpoint"
+        raise RunError(
+            f"{final} cannot be written ({error.strerror or error}); {stands}. Make room; the same command continues"
+        ) from error
     for old in [folder for folder in checkpoints(run) if step_of(folder) > 0][:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The training state beside a checkpoint's weights; tensors and plain values only, nothing is unpickled."""
-    path = checkpoint / "state.pt"
+    path = checkpoint / STATE
     if not path.is_file():
-        raise RunError(f"{checkpoint}: no state.pt, so training cannot continue from it")
+        raise RunError(f"{checkpoint}: no {STATE}, so training cannot continue from it")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint so that it counts as none; returns its new place."""
+    place = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    number = 2
+    while place.exists():
+        place = checkpoint.with_name(f"damaged-{checkpoint.name}-{number}")
+        number += 1
+    checkpoint.rename(place)
+    return place
+
+
+def remove_parts(run: Path) -> None:
+    """Remove what a kill left half written."""
+    for part in (run / "checkpoints").glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_whole(checkpoint: Path) -> None:
+    reason = damage(checkpoint, [MODEL])
+    if reason is not None:
+        raise RunError(f"{checkpoint} is damaged: {reason}; take another checkpoint of the run")
+
+
+def _listed(damaged: Sequence[tuple[Path, str]]) -> str:
+    return "; ".join(f"{folder} is damaged: {reason}" for folder, reason in damaged)
+
+
+def _unreadable(checkpoint: Path, names: Sequence[str]) -> str | None:
+    readers: dict[str, Callable[[], object]] = {
+        MODEL: lambda: load_checkpoint(checkpoint / MODEL),
+        STATE: lambda: read_state(checkpoint),
+    }
+    for name in names:
+        try:
+            readers[name]()
+        except Exception as error:  # torch raises whatever the damage leads to
+            return f"{name} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    return None
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint under a name that counts as none, lest a kill leave half of it."""
+    part = checkpoint.with_name(f".{checkpoint.name}.removed.part")
+    shutil.rmtree(part, ignore_errors=True)
+    checkpoint.rename(part)
+    shutil.rmtree(part, ignore_errors=True)

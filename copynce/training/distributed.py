@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,42 @@ class World:
         total = values.clone()
         dist.all_reduce(total)
         return total / self.size
+
+    def any(self, flag: bool) -> torch.Tensor:
+        """1 where ``flag`` is true on at least one process, else 0, as a float on the device: nobody waits for it."""
+        found = torch.full((), float(flag), device=self.device)
+        if self.size > 1:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that fails on every process if it fails on one, so that none waits for another that is gone.
+
+        No collective may stand in it. The error is that of the lowest rank that has one.
+        """
+        mine: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1:
+                raise
+            mine = error
+        if self.size > 1:
+            errors: list[Exception | None] = [None] * self.size
+            dist.all_gather_object(errors, None if mine is None else _portable(mine))
+            first = next((error for error in errors if error is not None), None)
+            if first is not None:
+                raise first from mine
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as something that another process can unpickle."""
+    try:
+        pickle.loads(pickle.dumps(error))  # what this process has just written
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def choose_device(device: str) -> torch.device:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from copynce.data.files import atomic_text
+from copynce.errors import RunError
+from copynce.training.signals import drop_lost_outputs, tell
+
 
 class RunLog:
     """The log of one run, on the main process only (``enabled=False`` elsewhere: every call does nothing).
 
-    ``first_step``: where the run continues; lines of later steps, written before a kill, are taken back. On a terminal
-    a live bar with pictures per second and time left; elsewhere a line whenever something is logged.
+    ``first_step``: where the run continues; lines of later steps, written before a kill, are taken back, events stay.
+    Lines that are none (a power cut leaves zeros) are left out, with a sentence. On a terminal a live bar with pictures
+    per second and time left; elsewhere a line whenever something is logged.
     """
 
     def __init__(
@@ -28,13 +36,19 @@ class RunLog:
         if not enabled:
             return
         self._path = run / "log.jsonl"
-        kept = [line for line in read_log(self._path) if line["step"] <= first_step] if self._path.exists() else []
-        temporary = self._path.with_name(".log.jsonl.part")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
-        self._file = self._path.open("a", buffering=1)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1) if tensorboard else None
-        self._console = Console(stderr=True)
+        self._board: SummaryWriter | None = None
+        content = self._path.read_bytes() if self._path.exists() else b""
+        lines, spoiled = _parse(content)
+        kept = [line for line in lines if "event" in line or line["step"] <= first_step]
+        with atomic_text(self._path) as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        # Unbuffered: after a write that failed nothing is left that closing would try again.
+        self._file = self._path.open("ab", buffering=0)
+        if spoiled:
+            listed = ", ".join(map(str, spoiled[:5])) + (", ..." if len(spoiled) > 5 else "")
+            self.event(first_step, "log repaired", f"{self._path}: line {listed} could not be read and was left out")
+        if tensorboard:
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self._live = sys.stderr.isatty()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -42,7 +56,7 @@ class RunLog:
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
-            console=self._console,
+            console=Console(stderr=True),
             disable=not self._live,
         )
         self._task = self._bar.add_task("training", total=total_steps, completed=first_step, status="")
@@ -56,10 +70,12 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.enabled:
+            drop_lost_outputs()
             self._bar.stop()
             self._file.close()
             if self._board is not None:
-                self._board.close()
+                with contextlib.suppress(OSError):  # curves; the numbers stand in log.jsonl
+                    self._board.close()
 
     def step(self, step: int, pictures_per_second: float) -> None:
         """Move the bar."""
@@ -70,26 +86,70 @@ class RunLog:
         """One line of log.jsonl, the same to TensorBoard."""
         if not self.enabled:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        self._append({"step": step, **values})
         if not self._live:
             left = f"{values['eta_seconds'] / 60:.1f} min left"
-            self._console.print(
+            tell(  # not rich, which ends the process where nobody reads what it prints
                 f"step {step}/{self._last}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-                f"{values['pictures_per_second']:.1f} pictures/s  {left}",
-                highlight=False,
-                soft_wrap=True,
+                f"{values['pictures_per_second']:.1f} pictures/s  {left}"
             )
+        if self._board is not None:
+            try:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+            except OSError as error:
+                raise _unwritable(self._path.parent / "tensorboard", error) from error
+
+    def event(self, step: int, kind: str, text: str, **values: Any) -> None:
+        """Something that happened to the run after ``step`` steps: a line ``{"step", "event": kind, "text", ...}`` of
+        log.jsonl, and ``text`` on stderr."""
+        if self.enabled:
+            self._append({"step": step, "event": kind, "text": text, **values})
+            tell(text)
+
+    def sync(self) -> None:
+        """Flush log.jsonl to the disk."""
+        if self.enabled:
+            os.fsync(self._file.fileno())
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        left = (json.dumps(line) + "\n").encode()
+        try:
+            while left:  # a disk that is nearly full takes a part, and fails at the next
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a log.jsonl; a last line that a kill cut short is left out."""
-    lines = []
-    for line in path.read_text().splitlines():
+    """The numbers of a log.jsonl, a dict a line; events, and lines that a kill or a power cut spoiled, are left out."""
+    return [line for line in _parse(path.read_bytes())[0] if "event" not in line]
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a log.jsonl: what was changed, repaired or stopped, and after which step."""
+    return [line for line in _parse(path.read_bytes())[0] if "event" in line]
+
+
+def _parse(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines of a log, and the numbers (from 1) of those that are none; a last one that was cut short is neither."""
+    lines, spoiled = [], []
+    texts = content.split(b"\n")
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+            line = json.loads(text)
+            if type(line["step"]) is not int:
+                raise ValueError("no number of a step")
+            lines.append(line)
+        except (ValueError, KeyError, TypeError):
+            cut = number == len(texts) and b"\0" not in text
+            if text and not cut:
+                spoiled.append(number)
+    return lines, spoiled
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path} cannot be written ({error.strerror or error}). Make room, and the same command continues the run from "
+        "its last checkpoint"
+    )

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from copynce.config import save_config
 from copynce.data import Quarantine, read_ground_truth, read_manifest, read_neighbours
 from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairPlan, PairSampler, SupervisedPairs
-from copynce.errors import RunError, TrainingError
+from copynce.errors import RunError, Stopped, TrainingError
 from copynce.losses import copynce_loss, info_nce, koleo
 from copynce.models import Descriptor, load_backbone, load_checkpoint, param_groups
-from copynce.training.checkpoints import checkpoints, read_state, step_of, write_checkpoint
+from copynce.training.checkpoints import MODEL, checkpoints, find_model, read_state, write_checkpoint
 from copynce.training.config import DataConfig, LossConfig, TrainConfig
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
 from copynce.training.memory import keep_heap
+from copynce.training.run import Event, RunFolder, running_commit
 from copynce.training.schedule import cosine_schedule, scaled_lr
+from copynce.training.signals import StopRequest
 from dali_pipelines import PairLoader
 
 #: What a step takes of a batch, in the order of :meth:`DescriptorObjective.forward`.
@@ -102,20 +104,25 @@ def train(config: TrainConfig, *, on_step: Callable[[int], None] | None = None) 
     """Run or continue a training; returns the newest checkpoint's folder.
 
     ``on_step`` is called with the number of finished steps after each. Raises DataError, ConfigError or RunError for a
-    wrong input, TrainingError if the loss is no number.
+    wrong input, before anything is written; TrainingError if the loss is no number; Stopped after Ctrl-C, SIGTERM or
+    SIGHUP, when the step is finished and saved.
     """
-    with world(config.device) as here:
-        return _train(config, here, on_step)
+    with world(config.device) as here, StopRequest() as stop:
+        return _train(config, here, stop, on_step)
 
 
-def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | None) -> Path:
+def _train(config: TrainConfig, here: World, stop: StopRequest, on_step: Callable[[int], None] | None) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if here.device.type == "cpu":
         keep_heap()
     run = Path(config.out)
-    plan = _pair_plan(config.data, config.seed)
-    sampler = PairSampler(plan, config.data.batch_size, config.seed, rank=here.rank, world_size=here.size)
+    with here.together():
+        plan = _pair_plan(config.data, config.seed)
+        sampler = PairSampler(plan, config.data.batch_size, config.seed, rank=here.rank, world_size=here.size)
+        torch.manual_seed(config.seed)  # the same initial weights on every rank
+        objective = DescriptorObjective(Descriptor(config.model), config.loss)
+    model = objective.model
     total = config.optim.steps
     if total is None:
         total = config.optim.epochs * sampler.steps_per_epoch
@@ -124,84 +131,112 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
     rate = cosine_schedule(
         scaled_lr(config.optim.lr, items), total=max(total, 1), warmup=warmup, min_lr=config.optim.min_lr
     )
-
-    torch.manual_seed(config.seed)  # the same initial weights on every rank
-    objective = DescriptorObjective(Descriptor(config.model), config.loss)
-    model = objective.model
-    # What makes the batches: a run continues only as it began.
+    precision = config.precision
+    bf16 = precision == "bf16" or (precision == "auto" and bf16_in_hardware(here.device))
     batches: dict[str, int | str] = {
         "items": items,
         "seed": config.seed,
         "plan": f"{config.data.plan}, {len(plan)} items of {plan.pairs_per_item}",
+        "pictures": _fingerprint(plan),
     }
-    first_step = _start(config, run, objective, batches, here)
-    objective.to(here.device)
-    optimizer = torch.optim.AdamW(
-        param_groups(objective, config.optim.weight_decay), lr=rate(0), betas=config.optim.betas
-    )
-    if first_step > 0:
-        optimizer.load_state_dict(read_state(checkpoints(run)[-1])["optimizer"])
+    place = {
+        "device type": here.device.type,
+        "encoder": "bf16" if bf16 else "fp32",
+        "processes": str(here.size),
+        "commit": running_commit(),
+    }
 
-    def save(step: int) -> None:
-        if here.is_main:
-            state = {
-                "step": step,
-                "optimizer": optimizer.state_dict(),
-                "log_scale": objective.log_scale.detach().cpu(),
-                **batches,
-            }
-            write_checkpoint(run, step, model, state, keep=config.keep_checkpoints)
-        here.barrier()
-
-    def check(outcome: _Outcome) -> None:
-        """Raise TrainingError if a step's loss or gradients are no numbers, by the gradient's norm: it covers those of
-        every rank, DDP having averaged them."""
-        if not math.isfinite(outcome.read()["norm"]):
-            listed = ", ".join(f"{name} {value:g}" for name, value in outcome.read().items())
-            raise TrainingError(
-                f"step {outcome.step}: the gradient is not finite ({listed}); the last checkpoint is "
-                f"{checkpoints(run)[-1]}, a lower optim.lr or optim.clip_norm may help"
+    with RunFolder(run, here) as folder, ExitStack() as opened:
+        start = folder.examine(config, batches, place)
+        if start.step > total:
+            raise RunError(f"{run} has {start.step} steps already, more than the {total} that are to be made in all")
+        events: list[Event] = []
+        with here.together():
+            if start.checkpoint is None and config.weights is not None:
+                events.append(Event("weights", _begin_with(objective, config.weights)))
+            elif start.checkpoint is not None:
+                _restore(objective, start.checkpoint)
+            objective.to(here.device)
+            optimizer = torch.optim.AdamW(
+                param_groups(objective, config.optim.weight_decay), lr=rate(0), betas=config.optim.betas
             )
+            if start.checkpoint is not None:
+                optimizer.load_state_dict(read_state(start.checkpoint)["optimizer"])
+            quarantine = Quarantine(run / ("broken.jsonl" if here.is_main else f"broken-rank{here.rank}.jsonl"))
+            loader = opened.enter_context(
+                PairLoader(
+                    sampler.batches(start.step, total),
+                    plan.pictures.paths,
+                    size=config.model.img_size,
+                    batch_size=config.data.batch_size * plan.pairs_per_item,
+                    device="gpu" if here.device.type == "cuda" else "cpu",
+                    threads=config.data.threads,
+                    processes=config.data.processes,
+                    max_pixels=int(config.data.max_megapixels * 1e6),
+                    # What autocast would make of the views at the model's first product.
+                    dtype="bfloat16" if bf16 else "float32",
+                    substitute=plan.substitute,
+                    on_broken=quarantine.add,
+                )
+            )
+        if start.checkpoint is not None and start.step == total and not start.damaged:
+            return start.checkpoint
+        events += folder.begin(config, start, place["commit"])
 
-    if first_step == 0:
-        save(0)
-    if first_step >= total:
-        return checkpoints(run)[-1]
+        def save(step: int) -> Path:
+            with here.together():
+                if here.is_main:
+                    state = {
+                        "step": step,
+                        "optimizer": optimizer.state_dict(),
+                        "log_scale": objective.log_scale.detach().cpu(),
+                        "weights": start.weights,
+                        "place": place,
+                        **batches,
+                    }
+                    log.sync()
+                    write_checkpoint(run, step, model, state, keep=config.keep_checkpoints)
+            return checkpoints(run)[-1]
 
-    wrapped: nn.Module = objective
-    if here.size > 1:
-        devices = [here.device.index] if here.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(objective, device_ids=devices)
-    precision = config.precision
-    bf16 = precision == "bf16" or (precision == "auto" and bf16_in_hardware(here.device))
-    quarantine = Quarantine(run / ("broken.jsonl" if here.is_main else f"broken-rank{here.rank}.jsonl"))
+        def check(outcome: _Outcome) -> None:
+            """Raise TrainingError if a step's loss or gradients are no numbers, by the gradient's norm: it covers those
+            of every rank, DDP having averaged them."""
+            if not math.isfinite(outcome.read()["norm"]):
+                listed = ", ".join(f"{name} {value:g}" for name, value in outcome.read().items() if name != "stop")
+                last = checkpoints(run)[-1]
+                raise TrainingError(
+                    f"step {outcome.step}: the gradient is not finite ({listed}); the last checkpoint is {last}. A "
+                    f"lower optim.lr or optim.clip_norm may help, in a new run (another out, weights={last})"
+                )
 
-    with (
-        PairLoader(
-            sampler.batches(first_step, total),
-            plan.pictures.paths,
-            size=config.model.img_size,
-            batch_size=config.data.batch_size * plan.pairs_per_item,
-            device="gpu" if here.device.type == "cuda" else "cpu",
-            threads=config.data.threads,
-            processes=config.data.processes,
-            max_pixels=int(config.data.max_megapixels * 1e6),
-            # What autocast would make of the views at the model's first product.
-            dtype="bfloat16" if bf16 else "float32",
-            substitute=plan.substitute,
-            on_broken=quarantine.add,
-        ) as loader,
-        RunLog(
-            run, first_step=first_step, total_steps=total, tensorboard=config.tensorboard, enabled=here.is_main
-        ) as log,
-    ):
+        log = opened.enter_context(
+            RunLog(
+                run,
+                first_step=start.step,
+                total_steps=total,
+                tensorboard=config.tensorboard,
+                enabled=here.is_main,
+            )
+        )
+        for event in events:
+            log.event(start.step, event.kind, event.text, **event.values)
+        if start.checkpoint is None:
+            save(0)
+        if start.step >= total:
+            return checkpoints(run)[-1]
+
+        wrapped: nn.Module = objective
+        if here.size > 1:
+            devices = [here.device.index] if here.device.type == "cuda" else None
+            wrapped = DistributedDataParallel(objective, device_ids=devices)
         objective.train()
         pace = _Pace(2 * items * plan.pairs_per_item)
+        stop.defer()
         unchecked: _Outcome | None = None
-        for step, batch in enumerate(loader, start=first_step):
+        for step, batch in enumerate(loader, start=start.step):
             pace.data_ready()
             # Seeded by step: whatever draws (stochastic depth) does so equally in a run that was resumed.
-            torch.manual_seed(hash((config.seed, step, here.rank)) % 2**63)
+            torch.manual_seed(_step_seed(config.seed, step, here.rank))
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             with torch.autocast(here.device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -211,9 +246,11 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
             norm = nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip_norm)
             optimizer.step()
             # Read a step late, so that the device has work while the next step is launched; nothing is saved before.
-            if unchecked is not None:
-                check(unchecked)
-            unchecked = _Outcome(step, {"norm": norm, "loss": loss, **parts})
+            previous = unchecked
+            if previous is not None:
+                check(previous)
+            wish = here.any(stop.name is not None)
+            unchecked = _Outcome(step, {"norm": norm, "loss": loss, **parts, "stop": wish})
             done = step + 1
             pace.step_done()
             log.step(done, pace.pictures_per_second)
@@ -241,7 +278,15 @@ def _train(config: TrainConfig, here: World, on_step: Callable[[int], None] | No
                 pace.skip()
             if on_step is not None:
                 on_step(done)
-    return checkpoints(run)[-1]
+            # Several processes must end after the same step: the one at which all have read the same wish.
+            stopping = stop.name is not None if here.size == 1 else previous is not None and previous.read()["stop"] > 0
+            if stopping and done < total:
+                check(unchecked)
+                saved = save(done) if done % config.checkpoint_every else checkpoints(run)[-1]
+                what = f"stopped by {stop.name or 'a signal to another process'} after step {done} of {total}"
+                log.event(done, "stopped", what)
+                raise Stopped(f"{what}, saved as {saved}; the same command continues the run")
+        return checkpoints(run)[-1]
 
 
 def _pair_plan(data: DataConfig, seed: int) -> PairPlan:
@@ -261,52 +306,44 @@ def _pair_plan(data: DataConfig, seed: int) -> PairPlan:
     return kind(manifest, data.policy, seed, neighbours)
 
 
-def _start(
-    config: TrainConfig, run: Path, objective: DescriptorObjective, batches: dict[str, int | str], here: World
-) -> int:
-    """Load what the run begins with; returns the number of steps already done.
+def _fingerprint(plan: PairPlan) -> str:
+    """A hash of which pictures a plan deals out, and in which order: of their names, not of where they lie."""
+    digest = hashlib.sha256()
 
-    Raises RunError if a run is already there whose ``batches`` (what they are made of) were others.
-    """
-    found = checkpoints(run)
-    if found and config.resume == "never":
-        raise RunError(f"{run} already holds {found[-1].name}; choose another out, or resume=auto to continue it")
-    if here.is_main:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / "config.yaml")
-        (run / "commit.txt").write_text(_commit() + "\n")
-    here.barrier()
-    if not found:
-        if config.weights is not None:
-            load_backbone(objective.model, config.weights)
-        return 0
-    state = read_state(found[-1])
-    for name, value in batches.items():
-        found_value = state.get(name, value)  # older checkpoints have no plan
-        if found_value != value:
-            raise RunError(
-                f"{run} was trained with {name}={found_value}, got {value}; a run continues only as it began "
-                "(items = those of one step over all processes)"
-            )
-    objective.model.load_state_dict(load_checkpoint(found[-1] / "model.safetensors").state_dict())
+    def add(*names: object) -> None:
+        digest.update("\0".join(map(str, names)).encode(errors="surrogateescape") + b"\1")
+
+    add(*plan.pictures.uuids)
+    if isinstance(plan, SupervisedPairs):
+        add(*plan.queries.uuids)
+        add(*plan.copies)
+    elif isinstance(plan, DescriptorPairs | MatcherPairs) and plan.neighbours is not None:
+        for i in range(0, len(plan), max(1, len(plan) // 4096)):  # a table can be larger than memory
+            add(*plan.neighbours.of(i).tolist())
+    return digest.hexdigest()[:16]
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """What torch draws a step from: the same in every process and version, another for every step and rank."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _begin_with(objective: DescriptorObjective, weights: str) -> str:
+    """Put the weights of a file, a checkpoint or a run into a new model; returns a sentence on what came of it."""
+    path = find_model(weights)
+    left = load_backbone(objective.model, path)
+    return f"{path}: the encoder's weights were taken" + (f", {', '.join(left)} left aside" if left else "")
+
+
+def _restore(objective: DescriptorObjective, checkpoint: Path) -> None:
+    """Put a checkpoint's model and the loss's own parameters into an objective."""
+    found = load_checkpoint(checkpoint / MODEL)
+    if found.config != objective.model.config:
+        raise RunError(f"{checkpoint} holds another model ({found.config}) than the settings say; choose another out")
+    objective.model.load_state_dict(found.state_dict())
     with torch.no_grad():
-        objective.log_scale.copy_(state["log_scale"])
-    return step_of(found[-1])
-
-
-def _commit() -> str:
-    """The commit of the running code, "unknown" outside of a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() or "unknown"
+        objective.log_scale.copy_(read_state(checkpoint)["log_scale"])
 
 
 class _Outcome:

@@ -231,3 +231,25 @@ def test_workers_end_when_their_owner_is_killed(pictures: Path, tmp_path: Path) 
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < until, "a worker outlives its owner"
         time.sleep(0.1)
+
+
+def test_signals_for_the_owner_do_not_end_its_workers(pictures: Path) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole group; the owner decides, from its workers' first moment on."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    batches = run(pictures, 2, [])
+    next(batches)
+    for child in multiprocessing.active_children():
+        for number in signals:
+            os.kill(child.pid or 0, number)
+    assert len(list(batches)) == STEPS - 1
+
+    from dali_pipelines.sources import Broken
+
+    workers = Workers(Numbers(), 1, 2, Broken(None))
+    try:
+        (child,) = multiprocessing.active_children()
+        for number in signals:
+            os.kill(child.pid or 0, number)  # it has hardly begun to import
+        assert workers.fetch(0)[0] is not None
+    finally:
+        workers.close()

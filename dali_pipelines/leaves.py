@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from copynce.compiled_cache import cfunc, njit
 
 #: Pillow's fixed point: 32 bits less 8 of the pixel and 2 of head room for the kernel's negative lobes.
 _BITS = 22
@@ -44,7 +46,7 @@ COLOUR_STEPS = 5
 #: picture and of two layers: how each comes to its place (``AS_IS``, ``BY_MATRIX``, or the number of its dense map),
 #: height and width to which it is shrunk before, its matrix (output points to its pixels), and the plane of its
 #: weights. Numbers of planes, maps and noises are -1 where there is none. The table stands here, not where it is
-#: filled, for the leaves have it compiled in and Numba notices changes of this file only.
+#: filled, for the leaves have it compiled in.
 NUMBERS: dict[str, tuple[int, ...]] = {
     "way": (3,),
     "working": (3, 2),

@@ -1,6 +1,5 @@
 """What the CPU path of CopyNCE compiles: float32 products in register tiles, and the passes between them.
 
-Everything stands in one file because Numba's cache of compiled code only notices changes of a function's own file.
 Loops are written out where slices could stand: they compile in half the time.
 
 **Tiles.** Matrices of a few hundred rows are too small for library calls to reach what the multipliers can do. A
@@ -25,8 +24,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import extending, njit, types
+from numba import extending, types
 from numba.core import cgutils
+
+from copynce.compiled_cache import njit
 
 intrinsic: Any = extending.intrinsic  # its own type asks callers for the typing context, which Numba passes
 

@@ -25,7 +25,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+
+from copynce.compiled_cache import njit
 
 #: Up to this distance in pixels a point counts as lying on an edge. Above the rounding of composed matrices, below
 #: sight.

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from copynce.evaluation import micro_average_precision, read_predictions, score_predictions, search, write_predictions
+from copynce.evaluation import (
+    mean_average_precision,
+    micro_average_precision,
+    read_predictions,
+    recall_at_precision,
+    score_predictions,
+    search,
+    write_predictions,
+)
 
 Triples = list[tuple[str, str, float]]
 GroundTruth = dict[str, list[str]]
@@ -54,6 +62,26 @@ def test_micro_average_precision(
     expected = plain_micro_average_precision(*disc21_scale)
     assert micro_average_precision(*disc21_scale) == pytest.approx(expected, rel=1e-9)
     benchmark(plain_micro_average_precision if provider == "reference" else micro_average_precision, *disc21_scale)
+
+
+@pytest.mark.parametrize("metric", ["one call", "uap rp90 map"])
+def test_loaded_predictions(
+    benchmark: BenchmarkFixture, disc21_scale: tuple[Triples, GroundTruth], tmp_path: Path, metric: str
+) -> None:
+    """All metrics in one call, or uAP, RP90 and mAP one after the other, of predictions that were read from a file."""
+    write_predictions(tmp_path / "predictions.csv", disc21_scale[0])
+    loaded, truth = read_predictions(tmp_path / "predictions.csv"), disc21_scale[1]
+
+    def three() -> dict[str, float | int | str | None]:
+        return {
+            "uap": micro_average_precision(loaded, truth),
+            "rp90": recall_at_precision(loaded, truth)[0],
+            "map": mean_average_precision(loaded, truth),
+        }
+
+    whole = score_predictions(loaded, truth)
+    assert three().items() <= whole.items()
+    assert benchmark(three if metric == "uap rp90 map" else lambda: score_predictions(loaded, truth))["uap"]
 
 
 def test_score_predictions(benchmark: BenchmarkFixture, disc21_scale: tuple[Triples, GroundTruth]) -> None:

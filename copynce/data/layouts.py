@@ -12,17 +12,20 @@ DISC21: the folders `query_images`, `reference_images` and maybe `training_image
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from copynce.data.manifest import Manifest, read_manifest, read_rows
+from copynce.data.columns import read_columns
+from copynce.data.manifest import Manifest, read_manifest
 from copynce.errors import DataError
 from dali_pipelines.sources import ShardMember
 
 GroundTruth = dict[str, list[str]]
+_NOTHING = ("nan", "none", "null")  # how programs write a field that is empty
 
 
 @dataclass(frozen=True)
@@ -167,9 +170,11 @@ def _checked_split(split: EvaluationSplit) -> EvaluationSplit:
         )
     absent = [r for found in split.ground_truth.values() for r in found if r not in references]
     if absent:
+        several = any(references.issuperset(absent[0].split(separator)) for separator in (" ", ",", ", ", ";", "|"))
         raise DataError(
             f"split {split.name!r}: {len(absent)} references of the ground truth are not among the "
             f"{len(references)} reference pictures, the first is {absent[0]!r}"
+            + ("; give each reference a line of its own" if several else "")
         )
     # A list of positives only is complete as well: the other queries copy nothing.
     complete = {query: split.ground_truth.get(query, []) for query in split.queries.uuids}
@@ -179,16 +184,25 @@ def _checked_split(split: EvaluationSplit) -> EvaluationSplit:
 def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
     """{query: [references]} of a JSON object of that form, or of a CSV `query_id,reference_id`.
 
-    In the CSV the header is optional, the second field is empty for a distractor, and a query with several references
-    has a line for each. Raises DataError where the file has another form.
+    In the CSV the header is optional (where there is one, other columns are left out), the second field is empty for a
+    distractor, and a query with several references has a line for each. Whatever is not called .csv and begins with a
+    brace is JSON. Raises DataError where the file has another form.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a ground truth in JSON or CSV")
-    return _read_ground_truth_json(path) if path.suffix.lower() == ".json" else _read_ground_truth_csv(path)
+    if path.suffix.lower() == ".csv":
+        return _read_ground_truth_csv(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if path.suffix.lower() == ".json" or content.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        return _ground_truth_of_json(path, content)
+    return _read_ground_truth_csv(path)
 
 
-def _read_ground_truth_json(path: Path) -> GroundTruth:
+def _ground_truth_of_json(path: Path, text: bytes) -> GroundTruth:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         content = dict(pairs)
         if len(content) < len(pairs):
@@ -197,28 +211,38 @@ def _read_ground_truth_json(path: Path) -> GroundTruth:
         return content
 
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=unique)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
+        content = json.loads(text, object_pairs_hook=unique)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); expected one object {{query: [references]}}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object {{query: [references]}}, got a {type(content).__name__}")
     for query, references in content.items():
         if not isinstance(references, list) or not all(isinstance(r, str) for r in references):
-            raise DataError(f"{path}: query {query!r} must have a list of reference uuids, got {references!r}")
+            raise DataError(
+                f"{path}: query {query!r} must have a list of reference uuids, got {references!r}; uuids are text in "
+                'quotes, as in {"Q1": ["R1"], "Q2": []}'
+            )
     return content
 
 
 def _read_ground_truth_csv(path: Path) -> GroundTruth:
     ground_truth: GroundTruth = {}
-    for line, row in read_rows(path):
-        fields = [field.strip() for field in row]
-        if line == 1 and fields == ["query_id", "reference_id"]:
-            continue
-        if len(fields) != 2 or not fields[0]:
-            raise DataError(f"{path}, line {line}: expected query_id,reference_id, got {row}")
-        references = ground_truth.setdefault(fields[0], [])
-        if fields[1]:
-            references.append(fields[1])
+    for line, (query, reference) in read_columns(path, ("query_id", "reference_id")):
+        if not query:
+            raise DataError(f"{path}, line {line}: expected query_id,reference_id, got {[query, reference]}")
+        if reference.casefold() in _NOTHING:
+            raise DataError(
+                f"{path}, line {line}: reference {reference!r}; leave the field empty where a query copies nothing (or "
+                "use JSON, if a picture is called so)"
+            )
+        if any(separator in reference for separator in ",;|"):
+            raise DataError(
+                f"{path}, line {line}: reference {reference!r}; give each reference a line of its own (or use JSON, if "
+                "a picture is called so)"
+            )
+        references = ground_truth.setdefault(query, [])
+        if reference:
+            references.append(reference)
     if not ground_truth:
-        raise DataError(f"{path}: the file is empty; expected lines query_id,reference_id")
+        raise DataError(f"{path}: the file is empty, or only a header; expected lines query_id,reference_id")
     return ground_truth

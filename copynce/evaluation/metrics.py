@@ -15,42 +15,135 @@ with its highest score.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import repeat
+from numbers import Number
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from copynce.errors import DataError
 
-class Predictions(NamedTuple):
-    """Predictions in columns: entry i says that query `queries[i]` copies `references[i]`, with `scores[i]`."""
 
+class _Columns(NamedTuple):
     queries: NDArray[Any]
     references: NDArray[Any]
     scores: NDArray[np.float64]
 
 
+class _Distinct(NamedTuple):
+    """What the metrics need of predictions, whatever the ground truth is."""
+
+    names: list[Any]  # the queries, each once
+    query: NDArray[np.int64]  # [N] place in `names`, of every prediction
+    references: list[Any]  # [N]
+    kinds: set[str]  # of the references
+    kept: NDArray[np.int64]  # [M] the predictions that count: of a repeated pair the one with the highest score
+    ascending: NDArray[np.float64]  # [M] their scores, sorted
+
+
+class Predictions(_Columns):
+    """Predictions in columns: entry i says that query `queries[i]` copies `references[i]`, with `scores[i]`.
+
+    The arrays are copied and cannot be written to: what all metrics need of them is made here, once. Scores become
+    float64 (exact for float32). Raises TypeError for columns that are no arrays, ids that are not hashable or scores
+    that are no numbers, ValueError for columns of unequal length, DataError for scores that are not finite.
+    """
+
+    _distinct: _Distinct
+
+    def __new__(cls, queries: NDArray[Any], references: NDArray[Any], scores: NDArray[Any]) -> Predictions:
+        for name, column in zip(cls._fields, (queries, references, scores), strict=True):
+            if not isinstance(column, np.ndarray):
+                raise TypeError(f"{name} must be a NumPy array, got {type(column).__name__}")
+        try:
+            numbers = np.array(scores, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"scores must be numbers: {error}; three arrays are taken for the columns queries, references, scores, "
+                "anything else for rows (query, reference, score)"
+            ) from error
+        shapes = [column.shape for column in (queries, references, numbers)]
+        if any(len(shape) != 1 for shape in shapes) or len(set(shapes)) != 1:
+            raise ValueError(f"queries, references and scores must be one-dimensional and equally long, got {shapes}")
+        broken = np.flatnonzero(~np.isfinite(numbers))
+        if len(broken):
+            i = int(broken[0])
+            raise DataError(
+                f"scores must be finite, got {numbers[i]} for query {queries[i]!r}, reference {references[i]!r} "
+                f"({len(broken)} of {len(numbers)} are not); leave out what was not found"
+            )
+        columns = np.array(queries), np.array(references), numbers
+        for column in columns:
+            column.setflags(write=False)
+        made = super().__new__(cls, *columns)
+        made._distinct = _distinct(*columns)
+        return made
+
+    def __reduce__(self) -> tuple[type[Predictions], tuple[NDArray[Any], ...]]:
+        return Predictions, tuple(self)
+
+
+def _distinct(queries: NDArray[Any], references: NDArray[Any], scores: NDArray[np.float64]) -> _Distinct:
+    query_ids, reference_ids = queries.tolist(), references.tolist()
+    try:
+        place = {query: i for i, query in enumerate(dict.fromkeys(query_ids))}
+        hashes = np.fromiter(map(hash, reference_ids), np.int64, len(reference_ids))
+    except TypeError as error:
+        raise TypeError(f"ids must be hashable, such as str or int: {error}") from error
+    query = np.fromiter(map(place.__getitem__, query_ids), np.int64, len(query_ids))
+    # Pairs with different hashes differ; the few others are compared.
+    pair = hashes.view(np.uint64) + query.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    order = np.argsort(pair)
+    equal = np.flatnonzero(pair[order[1:]] == pair[order[:-1]])
+    suspects = np.unique(order[np.r_[equal, equal + 1]])
+    best: dict[tuple[int, Any], int] = {}
+    for row in suspects.tolist():
+        key = int(query[row]), reference_ids[row]
+        if scores[row] > scores[best.setdefault(key, row)]:
+            best[key] = row
+    counts = np.ones(len(query_ids), bool)
+    counts[suspects] = False
+    counts[list(best.values())] = True
+    kept = np.flatnonzero(counts)
+    return _Distinct(list(place), query, reference_ids, _kinds(reference_ids), kept, np.sort(scores[kept]))
+
+
 Columns = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 PredictionsLike = Predictions | Columns | Iterable[tuple[Hashable, Hashable, float]]
-GroundTruthLike = Mapping[Any, Sequence[Any]]
+GroundTruthLike = Mapping[Any, Iterable[Any]]
 
 
 class _Judged(NamedTuple):
-    """Distinct predictions by decreasing score (equal scores as given), each told true or false."""
+    """The predictions that are true, and the counts.
 
-    query: NDArray[np.int64]  # [N] number of the query; those of the ground truth come first
-    score: NDArray[np.float64]  # [N]
-    true: NDArray[np.bool_]  # [N]
-    positives: NDArray[np.int64]  # [Q] references of each query of the ground truth, sum N+
+    Queries that copy something are numbered in the order of the ground truth. The true ones are grouped by query, by
+    decreasing score, equal scores as given.
+    """
+
+    query: NDArray[np.int64]  # [T] number of the query
+    score: NDArray[np.float64]  # [T]
+    rank: NDArray[np.int64]  # [T] from 1, within the query
+    worst: NDArray[np.int64]  # [T] the same, behind all that have its score
+    ascending: NDArray[np.float64]  # [M] scores of all distinct predictions, sorted
+    references: NDArray[np.int64]  # [Q] of each query that copies something, sum N+
+    positives: int  # N+
+    warning: str | None  # what looks wrong with the ids
 
 
 def micro_average_precision(predictions: PredictionsLike, ground_truth: GroundTruthLike) -> float:
     """uAP: average precision of all predictions in one list, in [0, 1].
 
     predictions: (query, reference, score) triples, or three arrays (queries, references, scores) of one length.
+    Higher scores are better. `Predictions` are the fastest form where several metrics follow.
     ground_truth: {query: [references]}; queries that are no key of it, or have an empty list, copy nothing.
-    Raises TypeError for arguments of another form, ValueError for scores that are not finite or if the ground truth
-    has no pair at all (recall is then undefined).
+    Raises TypeError for arguments of another form, ValueError for columns that do not fit together, DataError (a
+    ValueError) for scores that are not finite, a ground truth without any pair (recall is then undefined), or ids none
+    of which is in the ground truth because they have another type or form there. Other ids that meet in part, or not
+    at all, are judged as they are, with a Python warning.
 
     >>> micro_average_precision([("q1", "r1", 0.9), ("q2", "r9", 0.8), ("q2", "r2", 0.7)], {"q1": ["r1"], "q2": ["r2"]})
     0.8333333333333333
@@ -110,30 +203,21 @@ def recall_at_rank(predictions: PredictionsLike, ground_truth: GroundTruthLike, 
     """
     _check_rank("rank", rank)
     judged = _judge(predictions, ground_truth)
-    order, ranks = _ranks(judged)
-    query, score = judged.query[order], judged.score[order]
-    # The last entry of each run of one query and one score gives its rank to the whole run.
-    last = np.r_[(query[1:] != query[:-1]) | (score[1:] != score[:-1]), True][: len(query)]
-    run = np.cumsum(np.r_[0, last[:-1]])[: len(query)]
-    worst = ranks[last][run] if len(query) else ranks
-    return int(np.count_nonzero(judged.true[order] & (worst <= rank))) / int(judged.positives.sum())
+    return int(np.count_nonzero(judged.worst <= rank)) / judged.positives
 
 
-def score_predictions(predictions: PredictionsLike, ground_truth: GroundTruthLike) -> dict[str, float | int | None]:
+def score_predictions(
+    predictions: PredictionsLike, ground_truth: GroundTruthLike
+) -> dict[str, float | int | str | None]:
     """All metrics of an evaluation, ready for a `metrics.json`.
 
     Keys: uap, rp90, rp90_threshold (None if precision 0.9 is never reached; rp90 is then 0.0), map, recall_at_1,
-    recall_at_10; counts: queries, positive_queries, positives (N+), predictions (distinct pairs).
-    Arguments and errors as in `micro_average_precision`; also ValueError if not one predicted query is a key of the
-    ground truth, as happens with the ground truth of another split.
+    recall_at_10; counts: queries, positive_queries, positives (N+), predictions (distinct pairs); warning: what looks
+    wrong with the ids, in a sentence for people, or None (this function gives no Python warning).
+    Arguments and errors as in `micro_average_precision`; also DataError if no predicted query is a key of the ground
+    truth, as happens with that of another split.
     """
-    columns = as_predictions(predictions)
-    if len(columns.scores) and not any(query in ground_truth for query in columns.queries.tolist()):
-        raise ValueError(
-            f"no predicted query is in the ground truth (predicted: {columns.queries[0]!r}, ...; ground truth: "
-            f"{next(iter(ground_truth), None)!r}, ...); give the ground truth of the same split"
-        )
-    judged = _judge(columns, ground_truth)
+    judged = _judge(predictions, ground_truth, whole=True)
     rp90, threshold = _recall_at_precision(judged, 0.9)
     return {
         "uap": _micro_average_precision(judged),
@@ -142,141 +226,220 @@ def score_predictions(predictions: PredictionsLike, ground_truth: GroundTruthLik
         "map": _mean_average_precision(judged),
         "recall_at_1": _recall_at_k(judged, 1),
         "recall_at_10": _recall_at_k(judged, 10),
-        "queries": len(judged.positives),
-        "positive_queries": int(np.count_nonzero(judged.positives)),
-        "positives": int(judged.positives.sum()),
-        "predictions": len(judged.score),
+        "queries": len(ground_truth),
+        "positive_queries": len(judged.references),
+        "positives": judged.positives,
+        "predictions": len(judged.ascending),
+        "warning": judged.warning,
     }
 
 
 def as_predictions(predictions: PredictionsLike) -> Predictions:
-    """`predictions` in columns, checked; scores become float64 (exact for float32).
+    """`predictions` in columns, checked; errors as of `Predictions`, TypeError for anything else.
 
     Three NumPy arrays are columns, anything else is taken for rows.
     """
+    if isinstance(predictions, Predictions):
+        return predictions
     if isinstance(predictions, (str, bytes, Mapping)) or not isinstance(predictions, Iterable):
         raise TypeError(
             "predictions must be (query, reference, score) triples or three arrays (queries, references, scores), "
             f"got {type(predictions).__name__}"
         )
-    columns: Sequence[Any]
-    rows: Sequence[Any] = predictions if isinstance(predictions, Sequence) else list(predictions)
+    rows: Any = predictions if isinstance(predictions, Sequence) else list(predictions)
     one_array = isinstance(predictions, np.ndarray)  # its rows are arrays, but no columns
     if len(rows) == 3 and not one_array and all(isinstance(column, np.ndarray) for column in rows):
-        columns = rows
-        shapes = [column.shape for column in columns]
-        if any(len(shape) != 1 for shape in shapes) or len(set(shapes)) != 1:
-            raise ValueError(f"queries, references and scores must be one-dimensional and equally long, got {shapes}")
-    else:
-        if not all(map(_is_triple, rows)):
-            i, row = next((i, row) for i, row in enumerate(rows) if not _is_triple(row))
-            raise TypeError(f"predictions[{i}] must be a triple (query, reference, score), got {row!r}")
-        columns = tuple([row[i] for row in rows] for i in range(3))
-    try:
-        scores = np.asarray(columns[2], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"scores must be numbers: {error}") from error
-    broken = np.flatnonzero(~np.isfinite(scores))
-    if len(broken):
-        i = int(broken[0])
-        raise ValueError(
-            f"scores must be finite, got {scores[i]} for query {columns[0][i]!r}, reference {columns[1][i]!r} "
-            f"({len(broken)} of {len(scores)} are not)"
+        return Predictions(*rows)
+    if not all(map(_is_triple, rows)):
+        i, row = next((i, row) for i, row in enumerate(rows) if not _is_triple(row))
+        raise TypeError(
+            f"predictions[{i}] must be a triple (query, reference, score), got {row!r}; columns must be NumPy arrays"
         )
-    return Predictions(_ids(columns[0]), _ids(columns[1]), scores)
+    columns = [np.empty(len(rows), dtype=object) for _ in range(3)]  # np.array would turn mixed ids into strings
+    for i, column in enumerate(columns):
+        column[:] = [row[i] for row in rows]
+    return Predictions(*columns)
 
 
 def _is_triple(row: object) -> bool:
+    if isinstance(row, np.void):  # of a record array
+        return len(row.dtype.names or ()) == 3
     return isinstance(row, (tuple, list, np.ndarray)) and len(row) == 3
 
 
-def _ids(column: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
-    if isinstance(column, np.ndarray):
-        return column
-    ids = np.empty(len(column), dtype=object)  # np.array would turn mixed ids into strings
-    ids[:] = column
-    return ids
+def _judge(predictions: PredictionsLike, ground_truth: GroundTruthLike, *, whole: bool = False) -> _Judged:
+    given = as_predictions(predictions)
+    truth = _copies(ground_truth)
+    distinct = given._distinct
+    warning = _check_ids(distinct, ground_truth, truth, whole)
+    if warning is not None and not whole:
+        warnings.warn(warning, stacklevel=3)
 
+    number = dict(zip(truth, range(len(truth)), strict=True))
+    copies = np.fromiter(map(number.get, distinct.names, repeat(-1)), np.int64, len(distinct.names))
+    query = copies[distinct.query[distinct.kept]]
+    copying = query >= 0  # nothing else can be true
+    rows, query = distinct.kept[copying], query[copying]
+    found = map(list(truth.values()).__getitem__, query.tolist())
+    references = map(distinct.references.__getitem__, rows.tolist())
+    true = np.fromiter((r in those for r, those in zip(references, found, strict=True)), bool, len(rows))
 
-def _judge(predictions: PredictionsLike, ground_truth: GroundTruthLike) -> _Judged:
-    queries, references, scores = as_predictions(predictions)
-    if not isinstance(ground_truth, Mapping):
-        raise TypeError(f"ground_truth must be {{query: [references]}}, got {type(ground_truth).__name__}")
-
-    query_number = {query: i for i, query in enumerate(ground_truth)}
-    reference_number: dict[Any, int] = {}
-    true_query: list[int] = []
-    true_reference: list[int] = []
-    for query, found in ground_truth.items():
-        if isinstance(found, (str, bytes)) or not isinstance(found, Iterable):
-            raise TypeError(f"ground_truth[{query!r}] must be a list of references, got {found!r}")
-        for reference in found:
-            true_query.append(query_number[query])
-            true_reference.append(reference_number.setdefault(reference, len(reference_number)))
-    if not true_query:
-        raise ValueError("ground_truth has no pair, so no recall can be computed; every list of references is empty")
-
-    query_count = len(ground_truth)
-    query = np.array([query_number.setdefault(q, len(query_number)) for q in queries.tolist()], np.int64)
-    reference = np.array([reference_number.setdefault(r, len(reference_number)) for r in references.tolist()], np.int64)
-    pair = query * len(reference_number) + reference
-    true_pair = np.unique(np.array(true_query) * len(reference_number) + np.array(true_reference))
-
-    order = np.argsort(-scores, kind="stable")
-    _, first = np.unique(pair[order], return_index=True)  # the highest score of each pair
-    order = order[np.sort(first)]
+    score = given.scores[rows]
+    order = np.lexsort((-score, query))  # stable
+    query, score, true = query[order], score[order], np.flatnonzero(true[order])
+    start = np.searchsorted(query, query[true])
+    end = np.flatnonzero(np.r_[(query[1:] != query[:-1]) | (score[1:] != score[:-1]), True])  # of runs of one score
+    counts = np.fromiter(map(len, truth.values()), np.int64, len(truth))
     return _Judged(
-        query=query[order],
-        score=scores[order],
-        true=np.isin(pair[order], true_pair),
-        positives=np.bincount(true_pair // len(reference_number), minlength=query_count),
+        query=query[true],
+        score=score[true],
+        rank=true - start + 1,
+        worst=end[np.searchsorted(end, true)] - start + 1,
+        ascending=distinct.ascending,
+        references=counts,
+        positives=int(counts.sum()),
+        warning=warning,
     )
 
 
-def _curve(judged: _Judged) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Precision, recall and score at every position of the flat list."""
-    order = np.lexsort((judged.true, -judged.score))  # the tie rule: equal scores, false before true
-    found = np.cumsum(judged.true[order])
-    return found / np.arange(1, len(found) + 1), found / judged.positives.sum(), judged.score[order]
+def _copies(ground_truth: GroundTruthLike) -> dict[Any, frozenset[Any]]:
+    """The queries of the ground truth that copy something, each with its distinct references."""
+    if not isinstance(ground_truth, Mapping):
+        raise TypeError(f"ground_truth must be {{query: [references]}}, got {type(ground_truth).__name__}")
+    truth = {}
+    for query, found in ground_truth.items():
+        if not isinstance(found, list) and (isinstance(found, (str, bytes)) or not isinstance(found, Iterable)):
+            raise TypeError(f"ground_truth[{query!r}] must be a list of references, got {found!r}")
+        try:
+            references = frozenset(found)
+        except TypeError as error:
+            raise TypeError(f"ground_truth[{query!r}] holds an id that is none: {error}") from error
+        if references:
+            truth[query] = references
+    if not truth:
+        raise DataError(
+            "ground_truth has no pair, so no recall can be computed; every list of references is empty. Is it hidden? "
+            "Then keep the predictions and have them judged where it is known"
+        )
+    return truth
+
+
+def _check_ids(
+    distinct: _Distinct, ground_truth: GroundTruthLike, truth: dict[Any, frozenset[Any]], whole: bool
+) -> str | None:
+    """A sentence where ids of predictions and ground truth meet in part or not, DataError where they cannot meet.
+
+    whole: this is an evaluation, where some query must be known.
+    """
+    if not distinct.names:
+        return "there are no predictions, so every copy counts as missed"
+    sentences = []
+    unknown = [query for query in distinct.names if query not in ground_truth]
+    references = frozenset().union(*truth.values())
+    if len(unknown) == len(distinct.names):
+        sentence = (
+            f"no predicted query is in the ground truth (predicted: {unknown[0]!r}, ...; ground truth: "
+            f"{next(iter(ground_truth))!r}, ...)"
+        )
+        if why := _difference(unknown, ground_truth):
+            raise DataError(f"{sentence}; {why}")
+        swapped = not references.isdisjoint(distinct.names)
+        way = "are the columns swapped?" if swapped else "give the ground truth of the same split"
+        if whole:
+            raise DataError(f"{sentence}; {way}")
+        return f"{sentence}; {way}"
+    if unknown:
+        why = _difference(unknown, ground_truth)
+        sentences.append(
+            f"{len(unknown)} of {len(distinct.names)} predicted queries are not in the ground truth and count as "
+            f"copies of nothing, the first is {unknown[0]!r}" + (f"; {why}" if why else "")
+        )
+    if references.isdisjoint(distinct.references):
+        why = _difference(distinct.references, references)
+        sentence = (
+            f"no predicted reference is in the ground truth (predicted: {distinct.references[0]!r}, ...; ground truth: "
+            f"{next(iter(next(iter(truth.values()))))!r}, ...)"
+        )
+        if why:
+            raise DataError(f"{sentence}; {why}")
+        sentences.append(sentence)
+    elif strange := distinct.kinds - _kinds(references):
+        sentences.append(
+            f"predicted references are of type {' and '.join(sorted(strange))} too, none in the ground truth is"
+        )
+    return "; ".join(sentences) or None
+
+
+def _difference(ids: Iterable[Any], known: Iterable[Any]) -> str:
+    """In which form the `ids`, none of which is `known`, are known; empty if in none."""
+    forms = {_form(other): other for other in known}
+    for one in ids:
+        if (other := forms.get(_form(one))) is not None:
+            return (
+                f"{one!r} ({type(one).__name__}) is {other!r} ({type(other).__name__}) there: write ids alike in both"
+            )
+    kinds = [" and ".join(sorted(_kinds(side))) for side in (ids, known)]
+    return f"ids are of type {kinds[0]} here and {kinds[1]} there" if kinds[0] != kinds[1] else ""
+
+
+def _form(one: Any) -> str:
+    """An id without what its writers add or lose: type, spaces, case, folder, suffix, zeros in front."""
+    if isinstance(one, bytes):
+        one = one.decode("utf-8", "surrogateescape")
+    if isinstance(one, float) and one.is_integer():
+        one = int(one)
+    text = PurePath(str(one).strip().casefold().replace("\\", "/")).name
+    stem = PurePath(text).stem
+    return stem.lstrip("0") or stem
+
+
+def _kinds(ids: Iterable[Any]) -> set[str]:
+    """Types of ids, those that can be equal under one name."""
+    return {
+        "str" if issubclass(kind, str) else "number" if issubclass(kind, (Number, np.number)) else kind.__name__
+        for kind in set(map(type, ids))
+    }
+
+
+def _positions(judged: _Judged) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Scores of the true predictions by decreasing score, and their positions from 1 in the list of all predictions.
+
+    The tie rule: among equal scores false ones come first.
+    """
+    score = np.sort(judged.score)
+    false = (len(judged.ascending) - np.searchsorted(judged.ascending, score)) - (
+        len(score) - np.searchsorted(score, score)
+    )
+    return score[::-1], false[::-1] + np.arange(1, len(score) + 1)
 
 
 def _micro_average_precision(judged: _Judged) -> float:
-    precision, recall, _ = _curve(judged)
+    _, position = _positions(judged)
+    found = np.arange(1, len(position) + 1)
     # One NumPy sum over all positions, also those that add 0: the challenge's own digits depend on this order.
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    terms = np.zeros(len(judged.ascending))
+    terms[position - 1] = np.diff(found / judged.positives, prepend=0.0) * (found / position)
+    return float(np.sum(terms))
 
 
 def _recall_at_precision(judged: _Judged, required: float) -> tuple[float, float | None]:
-    precision, recall, score = _curve(judged)
-    enough = precision >= required
-    if not enough.any():
+    score, position = _positions(judged)
+    found = np.arange(1, len(position) + 1)
+    enough = np.flatnonzero(found / position >= required)  # recall and precision rise at true predictions only
+    if not len(enough):
         return 0.0, None
-    best = np.flatnonzero(enough)[np.argmax(recall[enough])]  # argmax: the first of the positions with this recall
-    return float(recall[best]), float(score[best])
-
-
-def _ranks(judged: _Judged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The order that groups the predictions by query, and the rank from 1 that each then has in its query."""
-    order = np.argsort(judged.query, kind="stable")
-    query = judged.query[order]
-    start = np.searchsorted(query, query, side="left")
-    return order, np.arange(1, len(query) + 1) - start
+    return float(found[enough[-1]] / judged.positives), float(score[enough[-1]])
 
 
 def _mean_average_precision(judged: _Judged) -> float:
-    order, ranks = _ranks(judged)
-    true = judged.true[order]
-    query, ranks = judged.query[order][true], ranks[true]
-    found = np.arange(1, len(query) + 1) - np.searchsorted(query, query, side="left")  # TP(k) of the query's own list
-    precision = np.bincount(query, weights=found / ranks, minlength=len(judged.positives))
-    positive = judged.positives > 0
-    return float(np.mean(precision[positive] / judged.positives[positive]))
+    query = judged.query
+    found = np.arange(1, len(query) + 1) - np.searchsorted(query, query)  # TP(k) of the query's own list
+    precision = np.bincount(query, weights=found / judged.rank, minlength=len(judged.references))
+    return float(np.mean(precision / judged.references))
 
 
 def _recall_at_k(judged: _Judged, k: int) -> float:
-    order, ranks = _ranks(judged)
-    hit = judged.query[order][judged.true[order] & (ranks <= k)]
-    return len(np.unique(hit)) / int(np.count_nonzero(judged.positives))
+    return len(np.unique(judged.query[judged.rank <= k])) / len(judged.references)
 
 
 def _check_rank(name: str, value: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copynce.data import DataError, atomic_text
-from copynce.data.manifest import read_rows
+from copynce.data.columns import read_columns
 from copynce.evaluation.metrics import Predictions, PredictionsLike, as_predictions
 
 _HEADER = ["query_id", "reference_id", "score"]
@@ -46,22 +46,30 @@ def write_predictions(path: str | os.PathLike[str], predictions: PredictionsLike
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:
-    """The predictions of the CSV `path`; the header is optional. Raises DataError naming the line that is malformed."""
+    """The predictions of the CSV `path`; higher scores are better.
+
+    The header is optional; where there is one, columns may stand in any order, and others beside them. Raises DataError
+    naming the line that is malformed, or an empty file (a file of the header alone holds no predictions).
+    """
     path = Path(path)
     queries: list[str] = []
     references: list[str] = []
     scores: list[float] = []
-    for line, row in read_rows(path):
-        if line == 1 and [field.strip() for field in row] == _HEADER:
-            continue
+    for line, (query, reference, text) in read_columns(path, _HEADER):
         try:
-            query, reference, text = row
             score = float(text)
         except ValueError as error:
-            raise DataError(f"{path}, line {line}: expected query_id,reference_id,score, got {row}") from error
+            raise DataError(
+                f"{path}, line {line}: expected query_id,reference_id,score with a score such as 0.9, got "
+                f"{[query, reference, text]}"
+            ) from error
         if not math.isfinite(score):
-            raise DataError(f"{path}, line {line}: the score must be finite, got {text}")
+            raise DataError(f"{path}, line {line}: the score must be finite, got {text}; leave out what was not found")
+        if not query or not reference:
+            raise DataError(f"{path}, line {line}: the {'reference' if query else 'query'}'s id is empty")
         queries.append(query)
         references.append(reference)
         scores.append(score)
+    if not queries and not path.stat().st_size:
+        raise DataError(f"{path}: the file is empty; expected lines query_id,reference_id,score")
     return Predictions(np.array(queries, object), np.array(references, object), np.array(scores, np.float64))

@@ -186,17 +186,47 @@ def test_ground_truth_csv_without_header(tmp_path: Path) -> None:
         ("gt.json", "{", "gt.json: not JSON"),
         ("gt.json", "[]", "expected an object .* got a list"),
         ("gt.json", '{"Q0": "R1"}', "query 'Q0' must have a list of reference uuids, got 'R1'"),
-        ("gt.json", '{"Q0": [1]}', "query 'Q0' must have a list"),
+        ("gt.json", '{"Q0": [1]}', r"query 'Q0' must have a list .* got \[1\]; uuids are text in quotes"),
+        ("gt.json", '{"Q0": null}', r"got None; .* as in {\"Q1\": \[\"R1\"\], \"Q2\": \[\]}"),
+        ("gt.json", '{"Q0": [NaN]}', "query 'Q0' must have a list"),
+        ("gt.json", '{"Q0": ["R1"]}\n{"Q1": []}\n', "not JSON .* expected one object"),
+        ("gt.json", "[" * 100_000, "not JSON"),
         ("gt.json", '{"Q0": [], "Q1": [], "Q0": ["R1"]}', "query 'Q0' is given twice"),
         ("gt.csv", "", "gt.csv: the file is empty"),
         ("gt.csv", "query_id,reference_id\nQ0\n", "gt.csv, line 2: expected query_id,reference_id"),
         ("gt.csv", ",R0\n", "gt.csv, line 1: expected query_id,reference_id"),
+        ("gt.csv", "query_id,reference_id\n", "only a header"),
+        ("gt.csv", "query_id,reference_id\nQ0,nan\n", "line 2: reference 'nan'; leave the field empty where"),
+        ("gt.csv", 'query_id,reference_id\nQ0,"R1,R2"\n', "line 2: reference 'R1,R2'; give each reference a line"),
+        ("gt.csv", "query_id;reference_id\nQ0;R1\n", "line 1: expected .* separated by commas here, not by ';'"),
+        ("gt.csv", "query_id,reference\nQ0,R1\n", "line 1: the header must name query_id,reference_id once each"),
     ],
 )
 def test_bad_ground_truth(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         read_ground_truth(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("gt.csv", b"Usage,Reference_ID,query_id\r\nPublic,R1,Q0\r\nPublic,,Q1\r\n"),
+        ("gt.csv", b"\xef\xbb\xbfquery_id,reference_id\nQ0,R1\nQ1,\n"),
+        ("gt.json", b'\xef\xbb\xbf{"Q0": ["R1"], "Q1": []}'),
+        ("gt.txt", b'\xef\xbb\xbf {"Q0": ["R1"], "Q1": []}'),
+        ("gt.txt", b"Q0,R1\nQ1,\n"),
+    ],
+)
+def test_forms_of_a_ground_truth_that_mean_the_same(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read_ground_truth(tmp_path / name) == {"Q0": ["R1"], "Q1": []}
+
+
+def test_several_references_in_one_field_are_named(lists: Path) -> None:
+    (lists / "gt_part1.json").write_text('{"Q1": ["R0 R1"]}')
+    with pytest.raises(DataError, match="the first is 'R0 R1'; give each reference a line of its own"):
+        open_dataset(lists, "part1")
 
 
 def test_minidisc(minidisc: Path) -> None:

@@ -37,6 +37,35 @@ def test_header_is_optional(tmp_path: Path) -> None:
     assert read_predictions(tmp_path / "p.csv").scores.tolist() == [0.5, 0.001]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "score,reference_id,query_id\n0.5,R1,Q0\n",
+        ",query_id,reference_id,score\n7,Q0,R1,0.5\n",
+        "Query_ID, Reference_ID, Score\nQ0,R1,0.5\n",
+        "\ufeffquery_id,reference_id,score\r\nQ0,R1,.5\r\n\r\n",
+    ],
+    ids=["another order", "an index column", "capitals", "byte order mark"],
+)
+def test_a_header_chooses_the_columns(tmp_path: Path, content: str) -> None:
+    (tmp_path / "p.csv").write_bytes(content.encode())
+    assert [column.tolist() for column in read_predictions(tmp_path / "p.csv")] == [["Q0"], ["R1"], [0.5]]
+
+
+def test_a_header_alone_is_no_prediction_and_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.csv", [])
+    assert len(read_predictions(tmp_path / "p.csv").scores) == 0
+    (tmp_path / "p.csv").write_text("")
+    with pytest.raises(DataError, match=r"p\.csv: the file is empty; expected lines query_id,reference_id,score"):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_utf_16_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("query_id,reference_id,score\nQ0,R1,0.5\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"line 1: a NUL character; .* UTF-16\? Save it as UTF-8"):
+        read_predictions(tmp_path / "p.csv")
+
+
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     write_predictions(tmp_path / "p.csv", [(name, "R", 1.0)])
@@ -59,6 +88,16 @@ def test_a_refused_write_leaves_the_old_file(tmp_path: Path) -> None:
         ("query_id,reference_id,score\nQ0,R1,high\n", "line 2: expected query_id,reference_id,score"),
         ("Q0,R1,nan\n", "line 1: the score must be finite, got nan"),
         ("uuid,path\n", "line 1: expected"),
+        ("query_id,reference_id\nQ0,R1\n", "line 1: the header must name query_id,reference_id,score once each"),
+        ("score,query_id,reference_id,score\n", "line 1: the header must name"),
+        ("query_id;reference_id;score\nQ0;R1;0,5\n", "line 1: expected .* separated by commas here, not by ';'"),
+        ("Q0;R1;0,5\n", "line 1: expected .* not by ';'"),
+        ("Q0\tR1\t0.5\n", r"line 1: expected .* not by '\\t'"),
+        ('Q0,R1,"0,5"\n', r"line 1: expected .* with a score such as 0.9, got \['Q0', 'R1', '0,5'\]"),
+        ("# of a run\nQ0,R1,0.5\n", r"line 1: expected .* got \['# of a run'\]"),
+        ("Q0,R1,0.5\nQ1,R2\0,0.4\n", "line 2: a NUL character"),
+        ("Q0,R1,1e400\n", "line 1: the score must be finite, got 1e400"),
+        ("Q0,R1,0.5\n,R2,0.4\n", "line 2: the query's id is empty"),
     ],
 )
 def test_malformed(tmp_path: Path, content: str, message: str) -> None:

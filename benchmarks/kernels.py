@@ -130,6 +130,7 @@ class Resources:
     vector_loads: int  # 128-bit global loads
     warps: int
     stages: int
+    instructions: int  # all of the machine's
     overwritten: int  # products that still run when their loop fills the buffer they read (Hopper)
 
 
@@ -291,6 +292,7 @@ def resources_of(launch: Launch, arch: int, shape: Shape) -> Resources:
         vector_loads=len(re.findall(r"\bld\.global\S*\.v4\.", ptx)),
         warps=launch.warps,
         stages=launch.stages,
+        instructions=len(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/", machine, re.MULTILINE)),
         overwritten=overwritten_products(program),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from copynce.data import DataError, EvaluationSplit, Manifest, Quarantine, atomic_text, read_manifest
+from copynce.data.rows import write_rows
 from copynce.data.synthetic import make_pictures
 from copynce.evaluation import evaluate_descriptor, read_predictions
 from copynce.inspect import (
@@ -193,15 +195,11 @@ def _raise_broken(path: str | os.PathLike[str], reason: str) -> None:
 
 
 def _write_list(path: Path, manifest: Manifest) -> None:
-    import csv
-
-    with atomic_text(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["uuid", "path"])
-        writer.writerows(
-            (uuid, os.path.relpath(picture, manifest.root))
-            for uuid, picture in zip(manifest.uuids, manifest.paths, strict=True)
-        )
+    lines = (
+        (uuid, os.path.relpath(picture, manifest.root))
+        for uuid, picture in zip(manifest.uuids, manifest.paths, strict=True)
+    )
+    write_rows(path, itertools.chain([("uuid", "path")], lines))
 
 
 # ------------------------------------------------------------------------------------------------ report

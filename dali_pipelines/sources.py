@@ -14,6 +14,8 @@ import errno
 import io
 import logging
 import os
+import re
+import stat
 import struct
 import threading
 import warnings
@@ -23,13 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 Size = tuple[int, int]
 AnyPath = str | os.PathLike[str]
 
 #: Decoded pixels above which a file is refused: 100 megapixels are 300 MB of RGB.
 MAX_PIXELS = 100_000_000
+
+#: Bytes; in a tar, headers and contents begin at multiples of it.
+TAR_BLOCK = 512
 
 #: Bytes at a JPEG's end in which its end marker must stand; some cameras and servers append padding.
 _JPEG_TAIL = 4096
@@ -100,14 +105,16 @@ class Broken:
 class ShardMember:
     """A file inside an uncompressed tar, read where it lies; as a path (``os.fspath``) it is SHARD/NAME.
 
-    offset, size: of its content in the tar, in bytes. The tar is opened for each reading, as a file would be: a member
-    holds no handle, and many threads and processes can read it.
+    offset, size: of its content in the tar, in bytes. header: CRC-32 of the block before it, the member's header, by
+    which a reading sees that the tar is another than it was; -1 if it is not known. The tar is opened for each reading,
+    as a file would be: a member holds no handle, and many threads and processes can read it.
     """
 
     shard: str
     name: str
     offset: int
     size: int
+    header: int = -1
 
     def __fspath__(self) -> str:
         return f"{self.shard}/{self.name}"
@@ -115,18 +122,129 @@ class ShardMember:
     __str__ = __fspath__
 
     def read_bytes(self) -> bytes:
-        """The content; OSError if the tar cannot be read or is too short."""
+        """The content; OSError if the tar cannot be read, is too short, or has another file there by now."""
+        before = TAR_BLOCK if self.header >= 0 else 0
+        _require_file(self.shard)
         with open(self.shard, "rb") as file:
-            file.seek(self.offset)
-            content = file.read(self.size)
-        if len(content) < self.size:
-            raise OSError(errno.EIO, f"the shard ends {self.size - len(content)} bytes too early", self.shard)
-        return content
+            file.seek(self.offset - before)
+            content = file.read(before + self.size)
+        missing = before + self.size - len(content)
+        if missing > 0:
+            raise OSError(errno.EIO, f"the shard ends {missing} bytes too early", self.shard)
+        if before and zlib.crc32(memoryview(content)[:before]) != self.header:
+            raise OSError(errno.ESTALE, "the shard has changed since its files were listed", self.shard)
+        return content[before:]
 
 
 def read_bytes(path: AnyPath) -> bytes:
-    """The content of a file or of a :class:`ShardMember`; raises OSError."""
-    return path.read_bytes() if isinstance(path, ShardMember) else Path(path).read_bytes()
+    """The content of a file or of a :class:`ShardMember`; raises OSError, also for what is no regular file."""
+    if isinstance(path, ShardMember):
+        return path.read_bytes()
+    _require_file(path)
+    return Path(path).read_bytes()
+
+
+def _require_file(path: AnyPath) -> None:
+    """OSError for what must not even be opened: a pipe waits for a writer, a device may do anything."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"{kind_of_entry(mode)}, no file", os.fspath(path))
+
+
+def kind_of_entry(mode: int) -> str:
+    """What something in a folder is, by its ``st_mode``: "a named pipe", "a folder", ..."""
+    return _ENTRIES.get(stat.S_IFMT(mode), "something unknown")
+
+
+_ENTRIES = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link to nothing",  # one that leads somewhere is what it leads to
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+#: Bytes at the beginning of a file, and at its end, that tell what it is.
+HEAD, TAIL = 64, 18
+
+
+def picture_format(head: bytes, tail: bytes = b"") -> str | None:
+    """The format of a picture by the first HEAD bytes of its file, None for what is no picture.
+
+    tail: the last TAIL bytes, which alone tell a TGA. Formats are named whether they can be decoded here or not.
+    """
+    for name, start in _SIGNATURES:
+        if head.startswith(start):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
+        return "BMP"
+    if _PNM.match(head):
+        return "PNM"
+    if head[4:8] == b"ftyp":
+        # The brands that the file fits; a HEIC may begin with a general one.
+        brands = {head[i : i + 4] for i in (8, *range(16, min(int.from_bytes(head[:4], "big"), len(head)) - 3, 4))}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
+            return "HEIC"
+        if brands & {b"crx "}:
+            return "CR3"
+    return "TGA" if tail == b"TRUEVISION-XFILE.\0" else None
+
+
+def can_decode(format: str) -> bool:
+    """Whether pictures of a format that :func:`picture_format` names can be read here."""
+    if format == "AVIF":
+        return bool(features.check("avif"))
+    return format not in _PLUGINS or _PLUGINS[format] in Image.OPEN
+
+
+#: Formats that Pillow reads once a package has registered itself, under this name.
+_PLUGINS = {"HEIC": "HEIF", "JPEG XL": "JXL", "CR3": "CR3"}
+
+_SIGNATURES = (
+    ("JPEG", b"\xff\xd8\xff"),
+    ("PNG", b"\x89PNG\r\n\x1a\n"),
+    ("GIF", b"GIF87a"),
+    ("GIF", b"GIF89a"),
+    ("TIFF", b"II*\0"),
+    ("TIFF", b"MM\0*"),
+    ("TIFF", b"II+\0"),
+    ("TIFF", b"MM\0+"),
+    ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
+    ("JPEG 2000", b"\xff\x4f\xff\x51"),
+    ("JPEG XL", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    ("JPEG XL", b"\xff\x0a"),
+)
+_PNM = re.compile(rb"P[1-6]\s+(#|\d+\s)")
+
+
+def _no_picture(content: bytes) -> str:
+    """Why a file that no decoder knows is no picture, where its beginning says what it is."""
+    format = picture_format(content[:HEAD])
+    if format is not None and not can_decode(format):
+        return f"a {format} picture, which cannot be decoded here"
+    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for what, signatures in _OTHERS.items():
+        if start.startswith(signatures):
+            return what
+    return "no picture format that can be read"
+
+
+#: What stands under pictures' names, by the first bytes in small letters.
+_OTHERS = {
+    "a Git LFS pointer, not the picture; 'git lfs pull' fetches it": (b"version https://git-lfs",),
+    "a git-annex pointer, not the picture; 'git annex get' fetches it": (b"/annex/objects/", b"../.git/annex/"),
+    "an HTML page, not a picture": (b"<!doctype html", b"<html", b"<head", b"<body"),
+    "an SVG or XML text, not a picture of pixels": (b"<?xml", b"<svg"),
+    "a JSON text, not a picture": (b"{", b"["),
+    "an AppleDouble file of macOS, not the picture": (b"\x00\x05\x16\x07",),
+    "a compressed file, not a picture": (b"\x1f\x8b", b"bzh", b"\xfd7zxz\0", b"\x28\xb5\x2f\xfd", b"pk\x03\x04"),
+}
 
 
 @dataclass(frozen=True)
@@ -167,7 +285,7 @@ def read_picture(path: AnyPath, *, max_pixels: int = MAX_PIXELS, apply_exif: boo
     except BrokenPicture:
         raise
     except UnidentifiedImageError:
-        raise BrokenPicture(path, "no picture format that can be read") from None
+        raise BrokenPicture(path, _no_picture(content)) from None
     except _DAMAGE as error:
         raise BrokenPicture(path, f"cannot be decoded: {error}") from error
     except Image.DecompressionBombError as error:

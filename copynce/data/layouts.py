@@ -19,8 +19,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from copynce.data.columns import read_columns
 from copynce.data.manifest import Manifest, read_manifest
+from copynce.data.rows import read_columns
 from copynce.errors import DataError
 from dali_pipelines.sources import ShardMember
 

@@ -7,41 +7,82 @@ out through ``..``, is refused.
 
 from __future__ import annotations
 
-import csv
 import os
 import posixpath
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from copynce.data.shards import SHARD_SUFFIX, expand_shards, is_pattern, read_shard, sample_key, split_member
-from copynce.errors import DataError
-from dali_pipelines.sources import ShardMember
-
-# File suffixes that count as pictures when a folder is read. A CSV may name any file.
-PICTURE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
+from copynce.data.rows import read_rows
+from copynce.data.shards import (
+    SHARD_SUFFIX,
+    compression,
+    expand_shards,
+    is_pattern,
+    is_shard,
+    open_shard,
+    read_shard,
+    sample_key,
+    split_member,
 )
+from copynce.data.tables import Paths, Strings
+from copynce.errors import DataError
+from dali_pipelines.sources import HEAD, TAIL, AnyPath, ShardMember, can_decode, kind_of_entry, picture_format
+
+# File suffixes that count as pictures when a folder is read, without a look inside. A CSV may name any file.
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".tga"}
+)
+# Those that never do. Files of any other suffix, or of none, are pictures if they begin like one.
+_OTHER_SUFFIXES = frozenset(
+    {".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".htm", ".md", ".log", ".toml"}
+    | {".npy", ".npz", ".parquet", ".arrow", ".h5", ".hdf5", ".pkl", ".pt", ".pth", ".safetensors", ".lmdb", ".db"}
+    | {".py", ".pyc", ".ipynb", ".sh", ".c", ".h", ".cpp", ".js", ".css", ".svg", ".pdf", ".doc", ".docx", ".xlsx"}
+    | {".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"}
+    | {".mp4", ".mov", ".avi", ".mkv", ".webm", ".mp3", ".wav", ".flac", ".m4a"}
+)
+_ARCHIVES = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"})
+# Folders that programs put beside pictures: resource forks, headers of archives, thumbnails.
+_EXTRAS = re.compile(r"__MACOSX|PaxHeaders?(\.\d+)?|@eaDir")
+_ADDRESS = re.compile(r"[a-z0-9+.-]+://|pipe:")
 _SHOWN = 5  # how many of the missing files an error message lists
+_SUFFIXES_SHOWN = 8  # how many kinds of files the line about those left out names
+_THREADS, _AT_ONCE = 16, 256  # files of unknown suffixes are opened so: on a network file system most is waiting
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Pictures in a fixed order.
 
-    uuids: unique names. paths: the files, or their places in shards, same length. root: the folder that `paths` lie
-    in. ignored: files of the folder or shards that are no pictures (or hidden) and were left out; 0 for a CSV.
+    uuids: unique names. paths: the files, or their places in shards, same length. Both are kept as tables that worker
+    processes share, and read as lists. root: the folder that `paths` lie in. left_out: files of the folder or shards
+    that are no pictures, counted by suffix, or by what they are; empty for a CSV. no_files: {path: what it is} of those
+    that are named as pictures and are no files (a pipe, a link to nothing, a folder).
     """
 
-    uuids: list[str]
+    uuids: Sequence[str]
     paths: Sequence[Path | ShardMember]
     root: Path
-    ignored: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    no_files: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.uuids, Strings):
+            object.__setattr__(self, "uuids", Strings(self.uuids))
+        if not isinstance(self.paths, Paths):
+            object.__setattr__(self, "paths", Paths(self.paths))
 
     def __len__(self) -> int:
         return len(self.uuids)
+
+    @property
+    def ignored(self) -> int:
+        """How many files were left out."""
+        return self.left_out.total()
 
     def select(self, indices: Iterable[int]) -> Manifest:
         """The pictures at `indices` of this manifest, in the order of `indices`.
@@ -52,6 +93,13 @@ class Manifest:
         """
         chosen = list(indices)
         return Manifest([self.uuids[i] for i in chosen], [self.paths[i] for i in chosen], self.root)
+
+    def report(self, say: Callable[[str], None], on_broken: Callable[[AnyPath, str], None]) -> None:
+        """Tell what was left out: one line to `say`, and each of `no_files` to `on_broken(path, reason)`."""
+        if self.left_out:
+            say(f"{self.root}: {len(self)} pictures; {self.ignored} files left out: {_counts(self.left_out)}")
+        for path, reason in self.no_files.items():
+            on_broken(path, reason)
 
 
 def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
@@ -69,21 +117,41 @@ def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     """
     text, path = os.fspath(path), Path(path)
     folder = path.is_dir()
-    if not folder and not path.is_file() and not is_pattern(text):
+    if not folder and not path.is_file() and (not is_pattern(text) or _ADDRESS.match(text)):
         raise DataError(
-            f"{path}: no such file or folder; expected a CSV with the columns uuid,path, a folder, or shards (.tar)"
+            f"{text}: {_what_it_is(text)}; expected a CSV with the columns uuid,path, a folder, or shards (.tar)"
         )
-    if path.is_file() and path.suffix.lower() != SHARD_SUFFIX:
+    if path.is_file() and not is_shard(path):
         return _read_csv(path, path.parent if root is None else Path(root))
     if root is not None:
         raise DataError(f"root is for CSV manifests, but {path} is {'a folder' if folder else 'not one'}")
     if folder:
         return _read_folder(path)
     shards = [path] if path.is_file() else expand_shards(text)
-    return _read_shards(shards, Path(os.path.commonpath([shard.parent for shard in shards])))
+    parents = [shard.parent for shard in shards]
+    if len({parent.is_absolute() for parent in parents}) > 1:
+        shards = [shard.absolute() for shard in shards]
+        parents = [shard.parent for shard in shards]
+    return _read_shards(shards, Path(os.path.commonpath(parents)))
+
+
+def _what_it_is(path: str) -> str:
+    """A path that is neither a file nor a folder."""
+    if _ADDRESS.match(path):
+        return "an address, and pictures are read from files: copy or mount them"
+    try:
+        return kind_of_entry(os.stat(path).st_mode)
+    except OSError:
+        return "a link to nothing" if os.path.islink(path) else "no such file or folder"
 
 
 def _read_csv(path: Path, root: Path) -> Manifest:
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if (program := compression(head)) is not None:
+        raise DataError(f"{path}: a compressed file; unpack it with {program}, what it leaves can be read")
+    if (format := picture_format(head)) is not None:
+        raise DataError(f"{path}: a {format} picture; expected a CSV with the columns uuid,path, a folder, or shards")
     rows = read_rows(path)
     header_line, header = next(rows, (1, []))
     if not header:
@@ -102,7 +170,7 @@ def _read_csv(path: Path, root: Path) -> Manifest:
     for line, row in rows:
         if len(row) != len(columns):
             raise DataError(f"{path}, line {line}: expected {len(columns)} fields ({','.join(columns)}), got {row}")
-        uuid, relative = row[uuid_column].strip(), row[path_column].strip()
+        uuid, relative = row[uuid_column], row[path_column]
         if not uuid or not relative:
             raise DataError(f"{path}, line {line}: {'path' if uuid else 'uuid'} is empty")
         if uuid in first_line:
@@ -116,25 +184,19 @@ def _read_csv(path: Path, root: Path) -> Manifest:
     missing = [i for i, file in enumerate(found) if file is None]
     if missing:
         lines = list(first_line.values())
-        shown = ", ".join(f"{relative_paths[i]} (line {lines[i]})" for i in missing[:_SHOWN])
+        shown = ", ".join(f"{_shown(root, relative_paths[i])} (line {lines[i]})" for i in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise DataError(f"{path}: {len(missing)} of {len(relative_paths)} files not found in {root}: {shown}{more}")
-    return Manifest(list(first_line), [file for file in found if file is not None], root)
+    return Manifest(Strings(first_line), Paths(file for file in found if file is not None), root)
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number from 1, fields) of every CSV row that is not blank; DataError where the file is no readable CSV."""
+def _shown(root: Path, relative: str) -> str:
+    """A path that is not that of a file, for an error message; what is there if something is."""
+    shown = repr(relative) if relative != relative.strip() or not relative.isprintable() else relative
     try:
-        # utf-8-sig: spreadsheets put a byte order mark before the header; surrogateescape: names need not be UTF-8.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file)
-            for row in reader:
-                if row:
-                    yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not a CSV line ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        return f"{shown}, {kind_of_entry(os.stat(root / relative).st_mode)}"
+    except OSError:
+        return f"{shown}, a link to nothing" if (root / relative).is_symlink() else shown
 
 
 def _inside_root(relative: str, path: Path, line: int) -> str:
@@ -147,27 +209,28 @@ def _inside_root(relative: str, path: Path, line: int) -> str:
     return clean
 
 
-def _find(root: Path, relative_paths: Sequence[str]) -> list[Path | ShardMember | None]:
+def _find(root: Path, relative_paths: Sequence[str]) -> list[str | ShardMember | None]:
     """The files below `root`, None for those that are not there.
 
     Every folder is listed once: a million single look-ups take minutes on a network file system.
     """
     files: dict[str, set[str]] = {}  # folder -> names of its files
     shards: dict[str, dict[str, ShardMember]] = {}
+    base = os.fspath(root)
 
     def is_file(relative: str) -> bool:
         folder, name = posixpath.split(relative)
         if folder not in files:
             try:
                 with os.scandir(root / folder) as entries:
-                    files[folder] = {entry.name for entry in entries if entry.is_file()}
+                    files[folder] = {entry.name for entry in entries if _is_file(entry)}
             except (FileNotFoundError, NotADirectoryError):
                 files[folder] = set()
             except OSError as error:
                 raise DataError(f"{root / folder}: cannot be read ({error.strerror})") from error
         return name in files[folder]
 
-    found: list[Path | ShardMember | None] = []
+    found: list[str | ShardMember | None] = []
     for relative in relative_paths:
         inside = split_member(relative)
         if inside is not None and is_file(inside[0]):
@@ -176,68 +239,181 @@ def _find(root: Path, relative_paths: Sequence[str]) -> list[Path | ShardMember 
                 shards[shard] = read_shard(root / shard)
             found.append(shards[shard].get(name))
         else:
-            found.append(root / relative if is_file(relative) else None)
+            found.append(posixpath.join(base, relative) if is_file(relative) else None)
     return found
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # links in a circle
+        return False
 
 
 def _read_folder(root: Path) -> Manifest:
     pictures: list[str] = []
+    unknown: list[str] = []
     shards: list[Path] = []
-    ignored = 0
-    seen: set[tuple[int, int]] = set()  # (device, inode) of the folders read: links are followed, but never in a circle
-
-    def cannot_list(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
-
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=cannot_list):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(folder).relative_to(root).as_posix()
-        for name in files:
-            if _is_picture(name):
-                pictures.append(posixpath.normpath(posixpath.join(inside, name)))
-                continue
-            ignored += 1
-            if name.lower().endswith(SHARD_SUFFIX) and not name.startswith("."):
-                shards.append(Path(folder, name))
+    left_out: Counter[str] = Counter()
+    no_files: dict[str, str] = {}
+    for inside, entry in _walk(root):
+        name = posixpath.join(inside, entry.name)
+        suffix = posixpath.splitext(name)[1].lower()
+        if entry.is_dir():
+            if _EXTRAS.fullmatch(entry.name):
+                left_out[f"folder {entry.name}"] += 1
+            elif suffix in PICTURE_SUFFIXES:
+                no_files[entry.path] = "a folder, no file"
+        elif not _is_file(entry):
+            kind = _what_it_is(entry.path)
+            left_out[kind] += 1
+            if suffix in PICTURE_SUFFIXES:
+                no_files[entry.path] = f"{kind}, no file"
+        elif entry.name.startswith("."):
+            left_out["hidden"] += 1
+        elif suffix in PICTURE_SUFFIXES:
+            pictures.append(name)
+        elif suffix in _OTHER_SUFFIXES:
+            left_out[suffix] += 1
+            if suffix == SHARD_SUFFIX:
+                shards.append(root / name)
+        else:
+            unknown.append(name)
+    for name, format in zip(unknown, _formats([posixpath.join(root, name) for name in unknown]), strict=True):
+        _sort_in(name, format, pictures, left_out)
     if shards and not pictures:
-        return _read_shards(sorted(shards), root)
+        return _read_shards(sorted(shards), root, left_out)
     if not pictures:
-        found = f"its {ignored} files are of other kinds" if ignored else "it holds no files"
-        raise DataError(f"{root}: no picture in this folder ({found}); expected .jpg, .png, .webp or the like")
+        total = left_out.total()
+        found = f"its {total} files are of other kinds: {_counts(left_out)}" if total else "it holds no files"
+        hint = "; unpack archives first" if _ARCHIVES.intersection(left_out) else ""
+        raise DataError(f"{root}: no picture in this folder ({found}); expected .jpg, .png, .webp or the like{hint}")
     pictures.sort()
     names = [posixpath.splitext(picture)[0] for picture in pictures]
-    return Manifest(_distinct(names, pictures), [root / picture for picture in pictures], root, ignored)
+    base = os.fspath(root)
+    paths = Paths(posixpath.join(base, picture) for picture in pictures)
+    return Manifest(_distinct(names, pictures), paths, root, left_out, no_files)
 
 
-def _read_shards(shards: Sequence[Path], root: Path) -> Manifest:
+def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """(path of its folder inside of the root, entry) of everything below; links are followed, but never in a circle.
+
+    Hidden folders, and those that programs put beside pictures, are not entered.
+    """
+    seen: set[tuple[int, int]] = set()  # (device, inode) of the folders read
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        folder = posixpath.join(root, inside)
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+        for entry in entries:
+            if not _is_folder(entry):
+                yield inside, entry
+            elif not entry.name.startswith("."):
+                yield inside, entry
+                if not _EXTRAS.fullmatch(entry.name):
+                    waiting.append(posixpath.join(inside, entry.name))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _formats(paths: Sequence[str]) -> Iterator[str | None]:
+    """The format of each file by its content, None for what is no picture or cannot be read."""
+    chunks = [paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="copynce formats") as pool:
+        for formats in pool.map(lambda chunk: [_format_of(path) for path in chunk], chunks):
+            yield from formats
+
+
+def _format_of(path: str) -> str | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return _format_at(descriptor, 0, os.fstat(descriptor).st_size)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _format_at(descriptor: int, offset: int, size: int) -> str | None:
+    """The format of the `size` bytes at `offset` of an open file."""
+    format = picture_format(os.pread(descriptor, min(HEAD, size), offset))
+    if format is None and size > HEAD:
+        format = picture_format(b"", os.pread(descriptor, TAIL, offset + size - TAIL))
+    return format
+
+
+def _sort_in(name: str, format: str | None, pictures: list[str], left_out: Counter[str]) -> None:
+    """Put a file of an unknown suffix with the pictures or with what is left out, by its format."""
+    if format is not None and can_decode(format):
+        pictures.append(name)
+    elif format is not None:
+        left_out[f"{format} pictures, which cannot be decoded here"] += 1
+    else:
+        left_out[posixpath.splitext(name)[1].lower() or "without suffix"] += 1
+
+
+def _read_shards(shards: Sequence[Path], root: Path, beside: Counter[str] | None = None) -> Manifest:
+    """The pictures in shards; `beside`: what lies beside them."""
     keys: list[str] = []
     full: list[str] = []
     members: list[ShardMember] = []
-    ignored = 0
+    left_out = Counter({kind: count for kind, count in (beside or {}).items() if kind != SHARD_SUFFIX})
+    del left_out[".json"]  # their indices
     for shard in shards:
         inside = shard.relative_to(root).as_posix()
-        for name, member in read_shard(shard).items():
-            if any(part.startswith(".") for part in name.split("/")) or not _is_picture(name):
-                ignored += 1
-                continue
+        found, others = open_shard(shard)
+        left_out += others
+        pictures: list[str] = []
+        with shard.open("rb") as file:
+            for name, member in found.items():
+                folders, suffix = name.split("/"), posixpath.splitext(name)[1].lower()
+                extra = next((folder for folder in folders[:-1] if _EXTRAS.fullmatch(folder)), None)
+                if any(folder.startswith(".") for folder in folders):
+                    left_out["hidden"] += 1
+                elif extra is not None:
+                    left_out[f"in {extra}"] += 1
+                elif suffix in PICTURE_SUFFIXES:
+                    pictures.append(name)
+                elif suffix in _OTHER_SUFFIXES:
+                    left_out[suffix] += 1
+                else:
+                    _sort_in(name, _format_at(file.fileno(), member.offset, member.size), pictures, left_out)
+        for name in pictures:
             keys.append(sample_key(name))
             full.append(f"{inside}/{name}")
-            members.append(member)
+            members.append(found[name])
     if not members:
+        counts = f": {_counts(left_out)}" if left_out else ""
         raise DataError(
-            f"{root}: no picture in {len(shards)} shards, their {ignored} files are of other kinds; expected .jpg, "
-            ".png, .webp or the like"
+            f"{root}: no picture in {len(shards)} shards, their {left_out.total()} files are of other kinds{counts}; "
+            "expected .jpg, .png, .webp or the like"
         )
-    return Manifest(_distinct(keys, full), members, root, ignored)
+    return Manifest(_distinct(keys, full), members, root, left_out)
 
 
-def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and posixpath.splitext(name)[1].lower() in PICTURE_SUFFIXES
+def _counts(left_out: Counter[str]) -> str:
+    """The most frequent kinds with their numbers."""
+    kinds = left_out.most_common()
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds[:_SUFFIXES_SHOWN])
+    rest = sum(count for _, count in kinds[_SUFFIXES_SHOWN:])
+    return f"{shown} and {rest} others" if rest else shown
 
 
 def _distinct(names: Sequence[str], full: Sequence[str]) -> list[str]:

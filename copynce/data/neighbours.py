@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copynce.data.manifest import Manifest
+from copynce.data.tables import SharedArray
 from copynce.errors import DataError
 
 _ROWS = 65_536  # how many rows of a table are checked at once
@@ -29,15 +30,15 @@ class Neighbours:
     def __init__(self, table: NDArray[np.integer], columns: int) -> None:
         if columns < 1:
             raise ValueError(f"columns must be at least 1, got {columns}")
-        self._table = table
+        self._shared = SharedArray(table)
         self._columns = columns
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._shared.values)
 
     def of(self, index: int) -> NDArray[np.integer]:
         """The first ``columns`` neighbours of picture ``index``, itself left out."""
-        row = np.asarray(self._table[index])
+        row = np.asarray(self._shared.values[index])
         return row[(row != index) & (row >= 0)][: self._columns]
 
 

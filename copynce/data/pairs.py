@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from copynce.data.layouts import GroundTruth
 from copynce.data.manifest import Manifest
 from copynce.data.neighbours import Neighbours
+from copynce.data.tables import SharedArray
 from copynce.errors import DataError
 from copynce.pixtrace import EditProgram, Policy, sample_program
 from dali_pipelines import Pair
@@ -36,6 +37,10 @@ class PairPlan(Protocol):
     @property
     def pictures(self) -> Manifest:
         """The pictures from which edits choose others."""
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """All lists of pictures that pairs come from."""
 
     @property
     def pairs_per_item(self) -> int:
@@ -71,6 +76,10 @@ class DescriptorPairs:
     @property
     def pictures(self) -> Manifest:
         return self.manifest
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        return (self.manifest,)
 
     @property
     def pairs_per_item(self) -> int:
@@ -118,6 +127,10 @@ class MatcherPairs:
     def pictures(self) -> Manifest:
         return self.manifest
 
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        return (self.manifest,)
+
     def __len__(self) -> int:
         return len(self.manifest)
 
@@ -159,20 +172,22 @@ class SupervisedPairs:
 
     queries: Manifest
     references: Manifest
-    ground_truth: GroundTruth
+    ground_truth: dataclasses.InitVar[GroundTruth]
     policy: str | Policy
     seed: int
     augment_probability: float = 0.0
     pairs_per_item: ClassVar[int] = 1
-    #: (query, its references) of each item, as indices.
-    copies: list[tuple[int, list[int]]] = dataclasses.field(init=False, repr=False)
+    #: The query of each item and where its references end in ``copied``, both as indices: int64 [items + 1, 2], the
+    #: first row being 0.
+    items: SharedArray = dataclasses.field(init=False, repr=False, compare=False)
+    copied: SharedArray = dataclasses.field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, ground_truth: GroundTruth) -> None:
         if not 0 <= self.augment_probability <= 1:
             raise ValueError(f"augment_probability must be in [0, 1], got {self.augment_probability}")
         rows = {uuid: i for i, uuid in enumerate(self.references.uuids)}
         known = set(self.queries.uuids)
-        for query, references in self.ground_truth.items():
+        for query, references in ground_truth.items():
             if references and query not in known:
                 raise DataError(f"{self.queries.root}: query {query!r} of the ground truth is not among the queries")
             absent = [reference for reference in references if reference not in rows]
@@ -181,24 +196,30 @@ class SupervisedPairs:
                     f"{self.references.root}: reference {absent[0]!r}, which query {query!r} copies, is not among the "
                     f"{len(rows)} references"
                 )
-        copies = [
-            (i, [rows[reference] for reference in self.ground_truth[uuid]])
-            for i, uuid in enumerate(self.queries.uuids)
-            if self.ground_truth.get(uuid)
-        ]
-        if not copies:
+        items, copied = [(0, 0)], list[int]()
+        for i, uuid in enumerate(self.queries.uuids):
+            found = [rows[reference] for reference in ground_truth.get(uuid, ())]
+            if found:
+                copied += found
+                items.append((i, len(copied)))
+        if not copied:
             raise DataError(f"{self.queries.root}: the ground truth names no query that copies a reference")
-        object.__setattr__(self, "copies", copies)
+        object.__setattr__(self, "items", SharedArray(np.array(items, np.int64)))
+        object.__setattr__(self, "copied", SharedArray(np.array(copied, np.int64)))
 
     @property
     def pictures(self) -> Manifest:
         return self.references
 
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        return self.queries, self.references
+
     def __len__(self) -> int:
-        return len(self.copies)
+        return len(self.items.values) - 1
 
     def item(self, index: int, epoch: int) -> list[Pair]:
-        uuid = self.queries.uuids[self.copies[index][0]]
+        uuid = self.queries.uuids[self.items.values[index + 1, 0]]
         which, edited = _uniforms(2, self.seed, epoch, "supervised", uuid)
         program = _PLAIN
         if edited < self.augment_probability:
@@ -206,7 +227,8 @@ class SupervisedPairs:
         return [self._copy(index, which, program)]
 
     def _copy(self, index: int, which: float, program: EditProgram) -> Pair:
-        query, references = self.copies[index]
+        (_, start), (query, end) = self.items.values[index : index + 2]
+        references = self.copied.values[start:end]
         reference = self.references.paths[references[int(which * len(references))]]
         path, uuid = self.queries.paths[query], self.queries.uuids[query]
         return Pair(path, program, reference, _PLAIN, True, uuid, traced=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.data import DataError, atomic_text
-from copynce.data.columns import read_columns
+from copynce.data import DataError
+from copynce.data.rows import read_columns, write_rows
 from copynce.evaluation.metrics import Predictions, PredictionsLike, as_predictions
 
 _HEADER = ["query_id", "reference_id", "score"]
@@ -39,10 +39,8 @@ def write_predictions(path: str | os.PathLike[str], predictions: PredictionsLike
     the same metrics to the last digit.
     """
     queries, references, scores = as_predictions(predictions)
-    with atomic_text(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_HEADER)
-        writer.writerows(zip(queries.tolist(), references.tolist(), map(repr, scores.tolist()), strict=True))
+    rows = zip(map(str, queries), map(str, references), map(repr, scores.tolist()), strict=True)
+    write_rows(path, itertools.chain([_HEADER], rows))
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:

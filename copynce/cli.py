@@ -172,9 +172,12 @@ def _eval(options: argparse.Namespace) -> None:
     from copynce.training.distributed import choose_device
 
     config = load_config(EvalConfig, None, options.overrides)
+    device = choose_device(config.device)
     weights = find_model(options.run_folder)
     folder = Path(options.run_folder)
-    out = Path(config.out) if config.out else (folder if folder.is_dir() else folder.parent) / f"eval-{config.split}"
+    # Two weights files in one folder have an evaluation each.
+    default = folder / "eval" if folder.is_dir() else folder.with_name(f"{folder.name}-eval")
+    out = Path(config.out) if config.out else default.with_name(f"{default.name}-{config.split}")
     split = open_dataset(config.dataset, config.split, lists=config.lists)
     with progress_bars() as report:
         metrics = evaluate_descriptor(
@@ -182,14 +185,24 @@ def _eval(options: argparse.Namespace) -> None:
             split,
             out,
             batch_size=config.batch_size,
-            device=choose_device(config.device),
+            device=device,
+            precision=config.precision,
             k=config.k,
+            global_candidates=config.global_candidates,
             score_normalization=config.score_normalization,
-            progress=report,
+            alpha=config.alpha,
+            start=config.start,
+            end=config.end,
             threads=config.threads,
+            model_file=weights,
+            progress=report,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
         )
-    _print_metrics(f"{config.dataset} {config.split}", {str(weights): metrics})
-    print(f"predictions and metrics: {out}")
+    if "uap" in metrics:
+        _print_metrics(f"{config.dataset} {config.split}", {str(weights): metrics})
+        print(f"predictions and metrics: {out}")
+    else:
+        print(f"nothing to score: split {config.split!r} has no ground truth; predictions: {out / 'predictions.csv'}")
 
 
 class progress_bars:

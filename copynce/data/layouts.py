@@ -3,7 +3,8 @@
 Two layouts are known.
 
 Lists: a folder with `references.csv`, one `query_NAME.csv` and `gt_NAME.json` (or `gt_NAME.csv`) per split NAME, and
-maybe `train.csv`. Splits `part1` and `part2` together are also the split `dev`.
+maybe `train.csv`. Splits `part1` and `part2` together are also the split `dev`. A split whose ground truth is hidden
+has no such file, in either layout.
 
 DISC21: the folders `query_images`, `reference_images` and maybe `training_images`, with the ground truth files of the
 2021 Image Similarity Challenge beside them or in a folder of their own. Mind the names: `val` is its development set I
@@ -33,8 +34,8 @@ class EvaluationSplit:
     """What one evaluation needs.
 
     queries, references: pictures to search with, and in. training: pictures for score normalisation, None if the data
-    set has none. ground_truth: uuids of the references that each query copies, empty for a distractor; every query is
-    a key, every reference in it is one of `references`.
+    set has none. ground_truth: uuids of the references that each query copies, empty for a distractor and for all
+    where there is no ground truth; every query is a key, every reference in it is one of `references`.
     """
 
     name: str
@@ -80,7 +81,7 @@ def open_dataset(
         return _open_disc21(root, split, root if lists is None else Path(lists))
     if (root / "references.csv").is_file():
         if lists is not None:
-            raise ValueError(f"lists is for the DISC21 layout, but {root} holds its own lists")
+            raise DataError(f"lists is for the DISC21 layout, but {root} holds its own lists; leave it out")
         return _open_lists(root, split)
     raise DataError(
         f"{root}: not an evaluation set; expected references.csv with query_NAME.csv and gt_NAME.json, "
@@ -95,17 +96,24 @@ def _open_lists(root: Path, split: str) -> EvaluationSplit:
         available.setdefault("dev", ("part1", "part2"))
     _check_split(root, split, list(available))
 
+    files = {part: _first_file(root, (f"gt_{part}.json", f"gt_{part}.csv")) for part in available[split]}
+    hidden = [part for part, file in files.items() if file is None]
+    if 0 < len(hidden) < len(files):  # copies among their queries would count as wrong answers
+        raise DataError(
+            f"{root}: split {split!r} has no ground truth of its part {hidden[0]}; expected gt_{hidden[0]}.json or "
+            f"gt_{hidden[0]}.csv as of the other, or evaluate the parts one by one"
+        )
     uuids: list[str] = []
     paths: list[Path | ShardMember] = []
     ground_truth: GroundTruth = {}
-    for part in available[split]:
+    for part, file in files.items():
         queries = read_manifest(root / f"query_{part}.csv")
         repeated = set(uuids).intersection(queries.uuids)
         if repeated:
             raise DataError(f"{root}: query {min(repeated)!r} is in more than one part of split {split!r}")
         uuids += queries.uuids
         paths += queries.paths
-        ground_truth |= read_ground_truth(_first_file(root, (f"gt_{part}.json", f"gt_{part}.csv")))
+        ground_truth |= {} if file is None else read_ground_truth(file)
     train = root / "train.csv"
     return _checked_split(
         EvaluationSplit(
@@ -136,13 +144,14 @@ def _open_disc21(root: Path, split: str, lists: Path) -> EvaluationSplit:
             )
         queries = pictures.select(position[uuid] for uuid in wanted)
     training = root / "training_images"
+    truth = _first_file(lists, facts.ground_truths)
     return _checked_split(
         EvaluationSplit(
             name=split,
             queries=queries,
             references=read_manifest(root / "reference_images"),
             training=read_manifest(training) if training.is_dir() else None,
-            ground_truth=read_ground_truth(_first_file(lists, facts.ground_truths)),
+            ground_truth={} if truth is None else read_ground_truth(truth),
         )
     )
 
@@ -152,11 +161,8 @@ def _check_split(root: Path, split: str, available: list[str]) -> None:
         raise DataError(f"{root}: no split {split!r}; available: {', '.join(available) or 'none'}")
 
 
-def _first_file(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"{folder}: no ground truth; expected {' or '.join(names)}")
+def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _checked_split(split: EvaluationSplit) -> EvaluationSplit:

@@ -1,6 +1,6 @@
 """From descriptors to metrics: extraction, exact search, score normalisation, the challenge's metrics and files."""
 
-from copynce.evaluation.extract import Features, extract
+from copynce.evaluation.extract import extract
 from copynce.evaluation.metrics import (
     Predictions,
     mean_average_precision,
@@ -14,6 +14,7 @@ from copynce.evaluation.normalization import score_normalization
 from copynce.evaluation.predictions import ranked_predictions, read_predictions, write_predictions
 from copynce.evaluation.protocols import evaluate_descriptor
 from copynce.evaluation.search import search
+from copynce.retrieval.features import Features
 
 __all__ = [
     "Features",

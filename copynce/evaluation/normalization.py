@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from copynce.errors import ConfigError
 from copynce.evaluation.search import search
 
 
@@ -31,11 +32,16 @@ def score_normalization(
     averaged, from 0, `end` exclusive; at least `end` auxiliary pictures are needed. alpha: weight of the mean.
     Raises ValueError where these do not fit.
     """
-    if not 0 <= start < end:
-        raise ValueError(f"start and end must satisfy 0 <= start < end, got {start} and {end}")
+    check_ranks(start, end)
     if scores.ndim != 2 or len(scores) != len(query):
         raise ValueError(f"scores must be [Nq, k] with Nq = {len(query)} as in query, got {list(scores.shape)}")
     if len(auxiliary) < end:
         raise ValueError(f"auxiliary must have at least end = {end} rows, got {len(auxiliary)}")
     similarities, _ = search(query, auxiliary, k=end)
     return (scores - alpha * similarities[:, start:end].mean(axis=1, keepdims=True)).astype(np.float32)
+
+
+def check_ranks(start: int, end: int) -> None:
+    """Raise ConfigError, a ValueError, unless `start` and `end` name at least one rank."""
+    if not 0 <= start < end:
+        raise ConfigError(f"start and end must satisfy 0 <= start < end, got {start} and {end}")

@@ -1,29 +1,46 @@
-"""Exact search: the references with the highest cosine similarity to each query."""
+"""Exact search: the references with the highest cosine similarity to each query.
+
+faiss proposes, in float32 and in chunks; the cosines of what it proposes are then taken anew in float64. So a score is
+a number of its two rows alone, whatever k, chunk or processor, and the k best are the best in one order: by score, then
+by index. Where a query has more near ties at its last place than were proposed, its cosines to all references are
+taken in float64.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+_CHUNK_BYTES = 64 * 2**20  # of references as float32
+_QUERIES = 4096  # that pass over the references together, at most
+_PROPOSALS = 2**22  # of the queries that do
+_ROWS = 4096  # pairs, or references, whose float64 copies are held at a time
+_LENGTH_TOLERANCE = 2e-6  # of |row| - 1, for float32 rows that are searched as they are
+_MOST_OF_GPU = 2048  # results that faiss keeps of one query on a GPU
 
-def normalised(features: NDArray[np.floating], name: str = "features") -> NDArray[np.float32]:
-    """`features` [N, D] as float32 rows of length 1; `name` is the argument's name in errors.
 
-    Raises TypeError or ValueError unless they are a non-empty two-dimensional float array of finite rows that are
-    not zero.
-    """
+def check_rows(features: NDArray[np.floating], name: str = "features") -> None:
+    """Raise TypeError or ValueError unless `features` is a two-dimensional float array, not empty."""
     if not isinstance(features, np.ndarray) or not np.issubdtype(features.dtype, np.floating):
         kind = features.dtype if isinstance(features, np.ndarray) else type(features).__name__
         raise TypeError(f"{name} must be a NumPy array of floats, got {kind}")
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"{name} must be [N, D] with at least one row and one column, got {list(features.shape)}")
-    rows = np.array(features, dtype=np.float32, order="C")
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    broken = np.flatnonzero(~np.isfinite(length[:, 0]) | (length[:, 0] == 0))
-    if len(broken):
-        raise ValueError(f"{name}: {len(broken)} of {len(rows)} rows are zero or not finite, first row {broken[0]}")
-    rows /= length
+
+
+def normalised(features: NDArray[np.floating], name: str = "features") -> NDArray[np.float32]:
+    """`features` [N, D] as float32 rows of length 1, a copy; `name` is the argument's name in errors.
+
+    Raises TypeError or ValueError unless they are a non-empty two-dimensional float array of finite rows that are
+    not zero.
+    """
+    check_rows(features, name)
+    rows = np.empty(features.shape, np.float32)
+    for start in range(0, len(rows), _ROWS):
+        rows[start : start + _ROWS] = _unit64(features, slice(start, start + _ROWS), name)
     return rows
 
 
@@ -32,10 +49,12 @@ def search(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(scores, indices), each [Nq, k]: the k rows of `reference` most similar to each row of `query`.
 
-    query: [Nq, D], reference: [Nr, D], float; both are L2-normalised in float32 first, so scores are cosines.
-    k: at least 1; with fewer than k references, all of them are returned.
-    Scores decrease along a row; equal scores are ordered by index. The search is exact, in blocks, on every GPU that
-    faiss sees or else on the CPU. Raises TypeError or ValueError for other shapes, rows that are zero or not finite.
+    query: [Nq, D], reference: [Nr, D], float rows of any length, maybe memory-mapped. k: at least 1; with fewer than k
+    references, all of them are returned.
+    Scores are cosines, computed in float64 and rounded to float32. They decrease along a row; equal scores are ordered
+    by index, so the first k of a longer result are the result for k. The references are read in chunks, on every GPU
+    that faiss sees or else on the CPU; beyond them some 300 MB are used on the CPU, and no copy of float32 rows of
+    length 1. Raises TypeError or ValueError for other shapes, rows that are zero or not finite.
 
     >>> scores, indices = search(np.array([[1.0, 0.0]]), np.array([[0.0, 2.0], [3.0, 0.0]]), k=2)
     >>> indices.tolist(), scores.tolist()
@@ -43,15 +62,162 @@ def search(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    query, reference = normalised(query, "query"), normalised(reference, "reference")
+    check_rows(query, "query")
+    check_rows(reference, "reference")
     if query.shape[1] != reference.shape[1]:
         raise ValueError(f"query and reference must agree in columns, got {query.shape[1]} and {reference.shape[1]}")
     k = min(k, len(reference))
-    if faiss.get_num_gpus() > 0:
-        index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(reference.shape[1]))
-        index.add(reference)
-        scores, indices = index.search(query, k)
-    else:  # the same search as IndexFlatIP, without its copy of the references
-        scores, indices = faiss.knn(query, reference, k, metric=faiss.METRIC_INNER_PRODUCT)
-    order = np.lexsort((indices, -scores), axis=1)
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1).astype(np.int64)
+    scores = np.empty((len(query), k), np.float32)
+    indices = np.empty((len(query), k), np.int64)
+    count = min(k + max(16, k // 4), len(reference))
+    propose = _Proposer(reference, count)
+    step = max(1, min(_QUERIES, _PROPOSALS // count))
+    for start in range(0, len(query), step):
+        part = slice(start, start + step)
+        scores[part], indices[part] = _best(query[part], reference, k, *propose(_unit32(query, start, step, "query")))
+    return scores, indices
+
+
+class _Proposer:
+    """The `count` best references of unit queries, by float32 products: (scores, indices), each [Nq, count]."""
+
+    def __init__(self, reference: NDArray[np.floating], count: int) -> None:
+        self._reference = reference
+        self._count = count
+        self._index: faiss.Index | None = None
+        if faiss.get_num_gpus() > 0 and count <= _MOST_OF_GPU:
+            self._index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(reference.shape[1]))
+            for _, rows in self._chunks():
+                self._index.add(rows)
+
+    def __call__(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if self._index is not None:
+            return self._index.search(query, self._count)
+        best: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+        for start, rows in self._chunks():
+            # The same search as IndexFlatIP, without its copy of the references.
+            count = min(self._count, len(rows))
+            found, at = faiss.knn(query, rows, count, metric=faiss.METRIC_INNER_PRODUCT)
+            at += start
+            if best is not None:
+                found, at = np.concatenate([best[0], found], axis=1), np.concatenate([best[1], at], axis=1)
+                kept = np.argsort(-found, axis=1)[:, : self._count]
+                found, at = np.take_along_axis(found, kept, axis=1), np.take_along_axis(at, kept, axis=1)
+            best = found, at
+        assert best is not None, "there is a reference"
+        return best
+
+    def _chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, unit float32 rows) of one chunk of the references after the other."""
+        step = max(1, _CHUNK_BYTES // (4 * self._reference.shape[1]))
+        for start in range(0, len(self._reference), step):
+            yield start, _unit32(self._reference, start, step, "reference")
+
+
+def _best(
+    query: NDArray[np.floating],
+    reference: NDArray[np.floating],
+    k: int,
+    proposed: NDArray[np.float32],
+    at: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(scores, indices), each [Nq, k], of `query` [Nq, D] from its proposed references [Nq, count >= k]."""
+    # A float32 product of unit rows is off by less than this, in whatever order it is summed; see Higham's gamma_n.
+    # 64 stands for the lengths' tolerance and the rounding of the rows.
+    error = (reference.shape[1] + 64) * 2.0**-24
+    order = np.argsort(-proposed, axis=1)
+    proposed, at = np.take_along_axis(proposed, order, axis=1), np.take_along_axis(at, order, axis=1)
+    # What lies this far below the k-th proposal cannot be among the k best; what lies above may be.
+    possible = proposed >= proposed[:, k - 1 : k] - 2 * error
+    scores = np.full(proposed.shape, -np.inf, np.float32)
+    scores[possible] = _cosines(query, reference, np.nonzero(possible)[0], at[possible])
+    order = np.lexsort((at, -scores), axis=1)[:, :k]
+    scores, found = np.take_along_axis(scores, order, axis=1), np.take_along_axis(at, order, axis=1)
+    if proposed.shape[1] < len(reference):
+        tied = np.flatnonzero(possible[:, -1])  # references that were not proposed may be among the best as well
+        for start in range(0, len(tied), _ROWS // 16):
+            rows = tied[start : start + _ROWS // 16]
+            scores[rows], found[rows] = _best_of_all(query[rows], reference, k)
+    return scores, found
+
+
+def _best_of_all(
+    query: NDArray[np.floating], reference: NDArray[np.floating], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As `_best`, from the cosines to all references."""
+    unit = _unit64(query, slice(None), "query")
+    scores = np.empty((len(query), 0), np.float32)
+    found = np.empty((len(query), 0), np.int64)
+    for start in range(0, len(reference), _ROWS):
+        rows = _unit64(reference, slice(start, start + _ROWS), "reference")
+        here = np.broadcast_to(np.arange(start, start + len(rows)), (len(query), len(rows)))
+        scores = np.concatenate([scores, (unit @ rows.T).astype(np.float32)], axis=1)
+        found = np.concatenate([found, here], axis=1)
+        if scores.shape[1] > k:
+            kept = _first_of_the_highest(scores, k)
+            scores, found = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(found, kept, axis=1)
+    # The same sums as everywhere: a matrix product may differ from them in float64's last digits.
+    pairs = np.repeat(np.arange(len(query)), scores.shape[1])
+    scores = _cosines(query, reference, pairs, found.ravel()).reshape(scores.shape)
+    order = np.lexsort((found, -scores), axis=1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(found, order, axis=1)
+
+
+def _first_of_the_highest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Columns [N, k] of the k highest of each row, in ascending order; of equal ones at the last place the first."""
+    count = scores.shape[1]
+    last = np.partition(scores, count - k, axis=1)[:, count - k, None]
+    above, equal = scores > last, scores == last
+    room = k - above.sum(axis=1, keepdims=True)
+    return np.nonzero(above | (equal & (np.cumsum(equal, axis=1) <= room)))[1].reshape(len(scores), k)
+
+
+def _cosines(
+    query: NDArray[np.floating],
+    reference: NDArray[np.floating],
+    query_rows: NDArray[np.integer],
+    reference_rows: NDArray[np.integer],
+) -> NDArray[np.float32]:
+    """The cosines [P] of P pairs of rows. Each is summed alone and in the same order: equal rows have equal cosines."""
+    cosines = np.empty(len(query_rows), np.float32)
+    for start in range(0, len(cosines), _ROWS):
+        part = slice(start, start + _ROWS)
+        product = _unit64(query, query_rows[part], "query")
+        product *= _unit64(reference, reference_rows[part], "reference")
+        cosines[part] = product.sum(axis=1)
+    return cosines
+
+
+def _unit64(features: NDArray[np.floating], rows: slice | NDArray[np.integer], name: str) -> NDArray[np.float64]:
+    """The `rows` of `features` in float64, of length 1; ValueError if one is zero or not finite."""
+    part = np.asarray(features[rows]).astype(np.float64, order="C")
+    length = _lengths(part)
+    if not np.all(_usable(length)):
+        steps = (np.asarray(features[start : start + _ROWS]) for start in range(0, len(features), _ROWS))
+        broken = np.flatnonzero(~np.concatenate([_usable(_lengths(step.astype(np.float64))) for step in steps]))
+        raise ValueError(f"{name}: {len(broken)} of {len(features)} rows are zero or not finite, first row {broken[0]}")
+    part /= length[:, None]
+    return part
+
+
+def _lengths(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sqrt(np.square(rows).sum(axis=1))
+
+
+def _usable(length: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.isfinite(length) & (length > 0)
+
+
+def _unit32(features: NDArray[np.floating], first: int, count: int, name: str) -> NDArray[np.float32]:
+    """`count` rows of `features` from `first` on, in float32, of length 1; a view of them if they are so already."""
+    part = np.asarray(features[first : first + count])
+    if part.dtype == np.float32 and part.flags.c_contiguous:
+        squares = np.einsum("nd,nd->n", part, part)
+        if np.all(np.abs(squares - 1) <= 2 * _LENGTH_TOLERANCE):
+            return part
+    unit = np.empty(part.shape, np.float32)
+    for start in range(0, len(unit), _ROWS):
+        stop = min(start + _ROWS, len(unit))
+        unit[start:stop] = _unit64(features, slice(first + start, first + stop), name)
+    return unit

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from omegaconf import MISSING
+
+from copynce.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +22,38 @@ class EvalConfig:
     lists: str | None = None
     """Folder of DISC21's id lists and ground truth; none: the dataset's own folder."""
     out: str | None = None
-    """Where predictions.csv and metrics.json go; none: RUN/eval-SPLIT, or eval-SPLIT beside a weights file."""
+    """Where predictions.csv and metrics.json go; none: RUN/eval-SPLIT, or FILE-eval-SPLIT beside a weights
+    file FILE. Features are kept there too, for the next evaluation of the same model and pictures."""
     score_normalization: bool = False
     """Also score with the training pictures' similarities subtracted (uap_sn, rp90_sn)."""
+    alpha: float = 1.0
+    """Weight of what score normalisation subtracts."""
+    start: int = 1
+    """First rank of the training pictures' similarities that score normalisation averages, from 0."""
+    end: int = 5
+    """The rank after the last of them; as many training pictures are needed."""
     batch_size: int = 64
+    """Pictures per forward pass."""
     k: int = 10
-    """Predictions per query."""
+    """Predictions per query; with fewer references, all of them."""
+    global_candidates: int | None = None
+    """Keep only so many predictions, the best over all queries (the challenge: 10 times the queries, with a larger k);
+    none: all."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to decode, compute and search; auto: on a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the model. auto: bf16 where the hardware multiplies it and the first batch's descriptors agree with those in
+    fp32 (cosine .9999)."""
     threads: int = 2
     """DALI's CPU threads."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "k", "threads"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.split != "", "split", "the name of a split", self.split)
+        require(self.out != "", "out", "the name of a folder", self.out)
+        require(math.isfinite(self.alpha), "alpha", "finite", self.alpha)
+        require(self.start >= 0, "start", "at least 0", self.start)
+        require(self.end > self.start, "end", f"above start={self.start}", self.end)
+        if self.global_candidates is not None:
+            require(self.global_candidates >= 1, "global_candidates", "at least 1", self.global_candidates)

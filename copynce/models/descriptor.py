@@ -22,8 +22,12 @@ import timm
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from timm.layers.attention import Attention
 from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from copynce.models.precision import choose_attention
 
 RELEASED_NORM_EPS = 1e-4
 """LayerNorm epsilon that the released models were trained and evaluated with (DINO itself: 1e-6)."""
@@ -162,14 +166,16 @@ class Descriptor(nn.Module):
         if config.freeze_patch_embed:
             self.encoder.patch_embed.requires_grad_(False)
 
-    def forward(self, images: Tensor, sides: int = 1) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, sides: int = 1, *, tokens: bool = True) -> tuple[Tensor, Tensor | None]:
         """Descriptors [B, dim], float32 of length 1, and patch tokens [B, L, C] of block `tokens_block`.
 
         images: float [B, 3, S, S], normalised, S = `img_size`. sides: number of equal parts of the batch that pass
         the head one after the other, so that its BatchNorm takes the statistics of each by itself; a training step on
         pairs runs the encoder once, `model(torch.cat([query, reference]), sides=2)`, and splits both results with
         `.chunk(2)`. Without effect in evaluation. Patch tokens are the residual stream itself, no norm, prefix
-        tokens removed, in the encoder's dtype. Raises ValueError on another shape or a batch not divisible by sides.
+        tokens removed, in the encoder's dtype. tokens: False where only descriptors are wanted; then None stands for
+        the patch tokens and, in evaluation, the last block does not make them. Raises ValueError on another shape or a
+        batch not divisible by sides.
         """
         expected = (3, self.img_size, self.img_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
@@ -178,21 +184,55 @@ class Descriptor(nn.Module):
             )
         if sides < 1 or images.shape[0] % sides:
             raise ValueError(f"sides must divide the batch of {images.shape[0]} pictures, got {sides}")
-        last = len(self.encoder.blocks) - 1
-        outputs: Any = self.encoder.forward_intermediates(
-            images,
-            indices=[self.tokens_block, last],
-            return_prefix_tokens=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        patch_tokens = outputs[0][0]
-        cls_token = outputs[-1][1][:, 0]
+        choose_attention(self.encoder, images.device)
+        cls_token, patch_tokens = self._encode(images) if tokens else (self._encode_class_token(images), None)
         if self.config.head == "cls":
             with torch.autocast(images.device.type, enabled=False):
                 return F.normalize(self.encoder.norm(cls_token.float()), dim=-1), patch_tokens
         head = self.heads["linear_head"]
         return torch.cat([head(side) for side in cls_token.chunk(sides)]), patch_tokens
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Class token [B, C] of the last block and patch tokens [B, L, C] of block `tokens_block`."""
+        outputs = self._outputs(images, [self.tokens_block, len(self.encoder.blocks) - 1])
+        return outputs[-1][1][:, 0], outputs[0][0]
+
+    def _encode_class_token(self, images: Tensor) -> Tensor:
+        """Class token [B, C] of the last block, which makes no other token where its form is known."""
+        last = len(self.encoder.blocks) - 1
+        block = self.encoder.blocks[last]
+        if last == 0 or self.training or type(block) is not Block or type(block.attn) is not Attention:
+            return self._outputs(images, [last])[0][1][:, 0]
+        patch_tokens, prefix = self._outputs(images, [last - 1])[0]
+        return _class_token(block, torch.cat([prefix, patch_tokens], dim=1))
+
+    def _outputs(self, images: Tensor, blocks: list[int]) -> Any:
+        """(patch tokens, prefix tokens) of each of `blocks`; what comes after the last of them is not computed."""
+        return self.encoder.forward_intermediates(
+            images,
+            indices=blocks,
+            return_prefix_tokens=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+
+
+def _class_token(block: Any, tokens: Tensor) -> Tensor:
+    """The first of the tokens [B, N, C] that `block` makes in evaluation, [B, C]: its query against all keys."""
+    attn = block.attn
+    normal = block.norm1(tokens)
+    width = attn.num_heads * attn.head_dim
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    query = F.linear(normal[:, :1], weight[:width], None if bias is None else bias[:width])
+    key, value = F.linear(normal, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    query, key, value = (x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    seen = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
+    seen = attn.norm(seen.transpose(1, 2).flatten(2))
+    if attn.gate is not None:
+        seen = seen * attn.gate(normal[:, :1]).sigmoid()
+    token = tokens[:, :1] + block.ls1(attn.proj(seen))
+    return (token + block.ls2(block.mlp(block.norm2(token))))[:, 0]
 
 
 def _build_encoder(config: DescriptorConfig) -> VisionTransformer:

@@ -166,21 +166,6 @@ def compare(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]
     }
 
 
-def running_commit() -> str:
-    """The commit of the running code, "unknown" outside of a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return found.stdout.strip() or "unknown"
-
-
 def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], place: Mapping[str, str]) -> Start:
     weights = None if config.weights is None else _weights_file(config.weights)
     found = checkpoints(run)

@@ -18,12 +18,14 @@ from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairPlan, PairSamp
 from copynce.errors import RunError, Stopped, TrainingError
 from copynce.losses import copynce_loss, info_nce, koleo
 from copynce.models import Descriptor, load_backbone, load_checkpoint, param_groups
+from copynce.models.memory import keep_heap
+from copynce.models.precision import bf16_in_hardware
+from copynce.provenance import running_commit
 from copynce.training.checkpoints import MODEL, checkpoints, find_model, read_state, write_checkpoint
 from copynce.training.config import DataConfig, LossConfig, TrainConfig
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
-from copynce.training.memory import keep_heap
-from copynce.training.run import Event, RunFolder, running_commit
+from copynce.training.run import Event, RunFolder
 from copynce.training.schedule import cosine_schedule, scaled_lr
 from copynce.training.signals import StopRequest
 from dali_pipelines import PairLoader
@@ -91,13 +93,6 @@ class DescriptorObjective(nn.Module):
         # Parts of weight 0 stay in the sum: DDP wants a gradient, if only of zero, for every parameter.
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return total, {name: part.detach() for name, part in parts.items()}
-
-
-def bf16_in_hardware(device: torch.device) -> bool:
-    """True where bfloat16 matrix products are faster than float32 ones: recent GPUs, AVX512-BF16 or AMX processors."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def train(config: TrainConfig, *, on_step: Callable[[int], None] | None = None) -> Path:

@@ -45,6 +45,11 @@ def test_parts(lists: Path) -> None:
     assert (dev.name, dev.references.uuids, dev.training.uuids) == ("dev", ["R0", "R1"], ["T0"])
 
 
+def test_a_hidden_ground_truth_is_an_empty_one(lists: Path) -> None:
+    (lists / "gt_part1.json").unlink()
+    assert not any(open_dataset(lists, "part1").ground_truth.values())
+
+
 def test_without_training_pictures(lists: Path) -> None:
     (lists / "train.csv").unlink()
     assert open_dataset(lists, "part1").training is None
@@ -55,7 +60,7 @@ def test_without_training_pictures(lists: Path) -> None:
     [
         (lambda root: None, "part3", "no split 'part3'; available: part1, part2, dev"),
         (lambda root: (root / "query_part2.csv").unlink(), "dev", "no split 'dev'; available: part1$"),
-        (lambda root: (root / "gt_part1.json").unlink(), "part1", "no ground truth; expected gt_part1.json or"),
+        (lambda root: (root / "gt_part1.json").unlink(), "dev", "no ground truth of its part part1; expected gt_part1"),
         (lambda root: (root / "R0.jpg").unlink(), "part1", "references.csv: 1 of 2 files not found"),
         (lambda root: (root / "references.csv").unlink(), "part1", "not an evaluation set; expected references.csv"),
         (

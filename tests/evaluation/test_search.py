@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from copynce.evaluation.metrics import score_predictions
 from copynce.evaluation.normalization import score_normalization
 from copynce.evaluation.predictions import ranked_predictions
 from copynce.evaluation.search import normalised, search
+
+search_module = importlib.import_module("copynce.evaluation.search")  # the package has a function of this name
 
 
 def features(rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -40,6 +44,85 @@ def test_equal_scores_are_ordered_by_index() -> None:
     assert indices.tolist() == [[1, 2, 3, 5, 7]]
     _, indices = search(np.eye(4, dtype=np.float32)[1:2], reference, k=8)
     assert indices.tolist() == [[1, 2, 3, 5, 7, 0, 4, 6]]
+
+
+def twin(query: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every cosine in float64, rounded to float32, all of them sorted: by score, then by index."""
+    unit = [rows.astype(np.float64) for rows in (query, reference)]
+    unit = [rows / np.sqrt(np.square(rows).sum(axis=1, keepdims=True)) for rows in unit]
+    scores = np.stack([(unit[1] * row).sum(axis=1) for row in unit[0]]).astype(np.float32)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+TIES = {
+    "many duplicates": features(20, 24)[np.random.default_rng(5).integers(0, 20, 400)],
+    "all equal": np.repeat(features(1, 24), 400, axis=0),
+    "equal but for their length": features(20, 24)[np.arange(400) % 20]
+    * np.float32(2) ** (np.arange(400)[:, None] % 5),
+    "nearly equal": features(1, 24) + features(400, 24, 6) * np.float32(1e-6),
+    "none": features(400, 24),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("references", TIES)
+@pytest.mark.parametrize("chunk", [1_000_000, 37])
+def test_the_k_best_are_those_of_the_twin_for_every_k_and_chunk(
+    dtype: type, references: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "_CHUNK_BYTES", chunk * 4 * 24)
+    monkeypatch.setattr(search_module, "_ROWS", chunk)
+    query, reference = features(7, 24, 3).astype(dtype), TIES[references].astype(dtype)
+    for k in (1, 10, 100, 399, 400, 500):
+        scores, indices = search(query, reference, k)
+        expected, order = twin(query, reference, k)
+        np.testing.assert_array_equal(indices, order)
+        np.testing.assert_array_equal(scores, expected)
+
+
+def test_a_shorter_result_is_the_beginning_of_a_longer_one() -> None:
+    query, reference = normalised(features(50, 16, 1)), normalised(np.tile(features(500, 16, 2), (4, 1)))
+    scores, indices = search(query, reference, 100)
+    for k in (1, 2, 3, 10, 99):
+        np.testing.assert_array_equal(search(query, reference, k)[0], scores[:, :k])
+        np.testing.assert_array_equal(search(query, reference, k)[1], indices[:, :k])
+
+
+def test_a_query_is_answered_alike_alone_and_among_others() -> None:
+    query, reference = features(300, 16, 1), features(5000, 16, 2)
+    scores, indices = search(query, reference)
+    alone = search(query[17:18], reference)
+    np.testing.assert_array_equal(alone[0][0], scores[17])
+    np.testing.assert_array_equal(alone[1][0], indices[17])
+
+
+def test_unit_float32_references_are_searched_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tracemalloc sees NumPy's memory: 64 MB of references, searched in less than half of that beside them."""
+    monkeypatch.setattr(search_module, "_CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(search_module, "_ROWS", 256)
+    reference = normalised(features(62_500, 256))
+    peaks = {}
+    for name, rows in (
+        ("unit", reference),
+        ("other lengths", reference * 3),
+        ("float64", reference.astype(np.float64)),
+    ):
+        tracemalloc.start()
+        search(reference[:8], rows)
+        peaks[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert max(peaks.values()) < 32e6, peaks
+    assert np.shares_memory(search_module._unit32(reference, 0, 1000, "reference"), reference)
+
+
+def test_memory_mapped_references(tmp_path: Path) -> None:
+    np.save(tmp_path / "r.npy", features(300, 8))
+    mapped = np.load(tmp_path / "r.npy", mmap_mode="r")
+    for got, expected in zip(
+        search(features(3, 8, 1), mapped), search(features(3, 8, 1), features(300, 8)), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_inputs_are_left_alone() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import doctest
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,3 +195,35 @@ def test_config_survives_json() -> None:
 
 def test_examples() -> None:
     assert doctest.testmod(copynce.models.descriptor).failed == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"head": "cls"},
+        {"backbone": "vit_small_patch14_reg4_dinov2", "img_size": 28, "backbone_options": {"depth": 2}},
+        {"backbone_options": {"depth": 2, "qk_norm": True, "init_values": 0.1, "qkv_bias": False}},
+        {"backbone_options": {"depth": 2}, "tokens_block": 0},
+        {"backbone_options": {"depth": 1}},
+    ],
+    ids=["linear_bn", "cls", "registers", "other blocks", "inner tokens", "one block"],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_descriptors_without_tokens_are_the_same_descriptors(settings: dict[str, Any], training: bool) -> None:
+    model = build_descriptor(**{"img_size": 32, "dim": 16, "backbone_options": {"depth": 3}} | settings).train(training)
+    images = torch.randn(3, 3, model.img_size, model.img_size)
+    with torch.no_grad():
+        expected, _ = model(images)
+        descriptor, none = model(images, tokens=False)
+    assert none is None
+    torch.testing.assert_close(descriptor, expected, atol=1e-6, rtol=0)
+
+
+def test_without_tokens_the_last_block_makes_the_class_token_alone() -> None:
+    model = build_descriptor(img_size=32, dim=16, backbone_options={"depth": 2}).eval()
+    rows: list[int] = []
+    model.encoder.blocks[1].mlp.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
+    model(torch.zeros(1, 3, 32, 32), tokens=False)
+    model(torch.zeros(1, 3, 32, 32))
+    assert rows == [1, 1 + 4]

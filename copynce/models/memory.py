@@ -1,4 +1,4 @@
-"""The C heap of a training process."""
+"""The C heap of a process that runs a model on the CPU."""
 
 from __future__ import annotations
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from copynce.errors import WriteError
 
@@ -40,6 +41,24 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_text(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """As :func:`whole_file`, for text: UTF-8, line ends written as given.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_text(Path(folder) / "metrics.json") as file:
+    ...         _ = file.write("{}")
+    ...     (Path(folder) / "metrics.json").read_text()
+    '{}'
+    """
+    with whole_file(path) as file:
+        # surrogateescape: a picture's name need not be UTF-8, and must come back as it was.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        yield text
+        text.detach()  # flushes, and leaves the file open
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

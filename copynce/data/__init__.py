@@ -1,11 +1,11 @@
 """Manifests, evaluation sets and the list of broken pictures."""
 
-from copynce.data.files import atomic_text
 from copynce.data.layouts import EvaluationSplit, GroundTruth, open_dataset, read_ground_truth
 from copynce.data.manifest import PICTURE_SUFFIXES, Manifest, read_manifest
 from copynce.data.neighbours import Neighbours, read_neighbours
 from copynce.data.quarantine import Quarantine
 from copynce.errors import DataError
+from copynce.files import atomic_text
 
 __all__ = [
     "PICTURE_SUFFIXES",

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from copynce.data.files import atomic_text
 from copynce.errors import DataError
+from copynce.files import atomic_text
 
 #: What a field must be quoted for: it would end there, begin a quotation, or lose blanks or a byte order mark.
 _QUOTED = re.compile(r'[,"\r\n]|^[\s\ufeff]|\s\Z')

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from copynce.data.files import atomic_text
 from copynce.errors import DataError
+from copynce.files import atomic_text
 from dali_pipelines.sources import TAR_BLOCK, ShardMember, kind_of_entry
 
 SHARD_SUFFIX = ".tar"

@@ -21,7 +21,8 @@ from copynce.evaluation.normalization import check_ranks
 from copynce.evaluation.normalization import score_normalization as normalise_scores
 from copynce.evaluation.predictions import ranked_predictions, write_predictions
 from copynce.evaluation.search import search
-from copynce.provenance import file_hash, processor_name, running_commit
+from copynce.files import file_sha256
+from copynce.provenance import processor_name, running_commit
 from copynce.retrieval.features import Features
 
 Metrics = dict[str, float | int | str | None]
@@ -82,7 +83,7 @@ def evaluate_descriptor(
     skipped = out_dir / "skipped.jsonl"
     skipped.unlink(missing_ok=True)  # of an earlier evaluation
     quarantine = Quarantine(skipped)
-    model_hash = None if model_file is None else file_hash(model_file)
+    model_hash = None if model_file is None else file_sha256(model_file)
     positives = sum(map(len, split.ground_truth.values()))
     if not positives and say is not None:
         say(

@@ -8,7 +8,6 @@ or the new one. What a disk spoils later is found by the checksums, and the one 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -20,8 +19,8 @@ from typing import Any
 
 import torch
 
-from copynce.data.files import atomic_text, sync_folder
 from copynce.errors import RunError
+from copynce.files import atomic_text, file_sha256, sync_folder
 from copynce.models import Descriptor, load_checkpoint, save_checkpoint
 from copynce.training.signals import tell
 
@@ -66,7 +65,7 @@ def damage(checkpoint: Path, names: Sequence[str] = (MODEL, STATE)) -> str | Non
             found = (checkpoint / name).stat().st_size
             if found != size:
                 return f"{name} has {found} bytes instead of {size}"
-            if sha256(checkpoint / name) != digest:
+            if file_sha256(checkpoint / name) != digest:
                 return f"{name} is not what was written: its checksum differs"
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
@@ -128,7 +127,7 @@ def write_checkpoint(run: Path, step: int, model: Descriptor, state: dict[str, A
             file.flush()
             os.fsync(file.fileno())
         sums = {
-            name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)}
+            name: {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
             for name in (MODEL, STATE)
         }
         with atomic_text(temporary / CHECKSUMS) as text:
@@ -173,12 +172,6 @@ def remove_parts(run: Path) -> None:
     """Remove what a kill left half written."""
     for part in (run / "checkpoints").glob(".step-*.part"):
         shutil.rmtree(part, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_whole(checkpoint: Path) -> None:

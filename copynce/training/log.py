@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from copynce.data.files import atomic_text
 from copynce.errors import RunError
+from copynce.files import atomic_text
 from copynce.training.signals import drop_lost_outputs, tell
 
 

@@ -9,7 +9,6 @@ import fcntl
 import os
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -18,8 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from copynce.config import load_config, save_config
-from copynce.data.files import atomic_text
 from copynce.errors import ConfigError, RunError
+from copynce.files import atomic_text, file_sha256
 from copynce.training.checkpoints import (
     checkpoints,
     find_model,
@@ -27,7 +26,6 @@ from copynce.training.checkpoints import (
     read_state,
     remove_parts,
     set_aside,
-    sha256,
     step_of,
 )
 from copynce.training.config import TrainConfig
@@ -170,7 +168,7 @@ def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], p
     weights = None if config.weights is None else _weights_file(config.weights)
     found = checkpoints(run)
     if not found:
-        return Start(None, weights=None if weights is None else sha256(weights))
+        return Start(None, weights=None if weights is None else file_sha256(weights))
     if config.resume == "never":
         raise RunError(f"{run} already holds {found[-1].name}; choose another out, or resume=auto to continue it")
     before = _settings(run)
@@ -185,7 +183,7 @@ def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], p
         changes.pop("weights", None)  # given once, when the run began
     elif began_with is not None and Path(str(config.weights)).is_file():
         changes.pop("weights", None)
-        if sha256(weights) != began_with:
+        if file_sha256(weights) != began_with:
             old = "another file" if before is None else before.weights
             changes["weights"] = (old, f"{config.weights}, which holds others")
     refused = {name: pair for name, pair in changes.items() if name not in FREE}

@@ -17,11 +17,11 @@ from copynce.data import Quarantine, read_ground_truth, read_manifest, read_neig
 from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairPlan, PairSampler, SupervisedPairs
 from copynce.errors import RunError, Stopped, TrainingError
 from copynce.losses import copynce_loss, info_nce, koleo
-from copynce.models import Descriptor, load_backbone, load_checkpoint, param_groups
+from copynce.models import Descriptor, load_checkpoint, load_start, param_groups
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
 from copynce.provenance import running_commit
-from copynce.training.checkpoints import MODEL, checkpoints, find_model, read_state, write_checkpoint
+from copynce.training.checkpoints import MODEL, STATE, checkpoints, find_model, read_state, write_checkpoint
 from copynce.training.config import DataConfig, LossConfig, TrainConfig
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
@@ -311,7 +311,7 @@ def _fingerprint(plan: PairPlan) -> str:
     add(*plan.pictures.uuids)
     if isinstance(plan, SupervisedPairs):
         add(*plan.queries.uuids)
-        add(*plan.copies)
+        add(*plan.items.values.ravel().tolist(), *plan.copied.values.tolist())
     elif isinstance(plan, DescriptorPairs | MatcherPairs) and plan.neighbours is not None:
         for i in range(0, len(plan), max(1, len(plan) // 4096)):  # a table can be larger than memory
             add(*plan.neighbours.of(i).tolist())
@@ -325,10 +325,17 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _begin_with(objective: DescriptorObjective, weights: str) -> str:
-    """Put the weights of a file, a checkpoint or a run into a new model; returns a sentence on what came of it."""
+    """Put the weights of a file, a checkpoint or a run into a new objective; returns sentences on what came of it.
+
+    Beside a checkpoint of ours lies the loss's own parameter, which goes on from where it was too.
+    """
     path = find_model(weights)
-    left = load_backbone(objective.model, path)
-    return f"{path}: the encoder's weights were taken" + (f", {', '.join(left)} left aside" if left else "")
+    said = load_start(objective.model, path)
+    if path.name == MODEL and (path.parent / STATE).is_file():
+        with torch.no_grad():
+            objective.log_scale.copy_(read_state(path.parent)["log_scale"])
+        said.append(f"InfoNCE's log scale is taken: {float(objective.log_scale):.4f}")
+    return "; ".join(said)
 
 
 def _restore(objective: DescriptorObjective, checkpoint: Path) -> None:

@@ -12,16 +12,20 @@ query patch i nor reference patch j shows a copy (m_i = n_j = 0), G_ij is 0 and 
 copy come first, in both pictures, and the products leave the corner of the others out.
 
 Forward leaves G [B, Lq, Lr] in that order and the two scalings; packed tokens, priors and softmaxes live for one
-sample, in cache. ``torch.get_num_threads()`` threads each take a few samples from first to last, products included: no
-thread waits for another before the end. Products are made in the tiles of ``cpu_kernels`` where those suit the
-processor; else PyTorch makes them, of all patches in raster order.
+sample, in cache. ``torch.get_num_threads()`` threads, the caller one of them, each take a few samples from first to
+last, products included, then the next few that nobody has begun: no thread waits for another before the end, and a
+slower one takes fewer. Products are made in the tiles of ``cpu_kernels`` where those suit the processor; else PyTorch
+makes them, of all patches in raster order.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +33,7 @@ import torch
 from torch import Tensor
 
 from copynce.losses.cpu_kernels import TILES_PAY, WIDTH, backward_samples, forward_samples, grid_of
+from copynce.processor import multiplies_bfloat16
 
 # exp(S - 1/tau) must stay a normal float32 down to cosine -1, that is exp(-2/tau) > 1e-38.
 LARGEST_LOGIT_RANGE = 80.0
@@ -202,12 +207,7 @@ copynce_cpu_forward.register_autograd(_backward, setup_context=_save_for_backwar
 
 def _in_tiles(dtype: torch.dtype) -> bool:
     """Whether products of tokens of this dtype are made in tiles; else PyTorch makes them."""
-    return TILES_PAY and not (dtype == torch.bfloat16 and _multiplies_bfloat16())
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor has units for bfloat16 (AVX512-bf16, AMX) that PyTorch uses."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return TILES_PAY and not (dtype == torch.bfloat16 and multiplies_bfloat16())
 
 
 def _kept(
@@ -232,26 +232,50 @@ def _kept(
     )
 
 
+@functools.cache
+def _helpers(number: int) -> ThreadPoolExecutor:
+    """So many threads, kept for the next call: beside busy ones they take long to start, and to end."""
+    return ThreadPoolExecutor(number, "copynce-loss")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads stay behind in the parent
+
+
 def _on_all_threads(
     run: Callable[[slice], Result], active: Tensor, query_tokens: Tensor, reference_tokens: Tensor
 ) -> list[Result]:
-    """Results of ``run`` on each chunk of active samples, in order, worked off by all threads."""
+    """Results of ``run`` on each chunk of active samples, in order, worked off by the caller and helping threads."""
     threads = torch.get_num_threads()
     chunks = list(_chunks(active, query_tokens, reference_tokens, threads))
+    waiting = deque(enumerate(chunks))
+    results: dict[int, Result] = {}
 
-    def alone(chunk: slice) -> Result:
+    def work() -> None:
         with torch.inference_mode():  # a state of the thread, as autocast; nothing here is recorded
-            return run(chunk)
+            while True:
+                try:
+                    index, chunk = waiting.popleft()
+                except IndexError:
+                    return
+                results[index] = run(chunk)
 
     with _exact_products(query_tokens.dtype):
         if threads == 1 or len(chunks) < 2:
-            return [alone(chunk) for chunk in chunks]
-        torch.set_num_threads(1)  # of each product: the threads share out samples, and new threads start from this
-        try:
-            with ThreadPoolExecutor(min(threads, len(chunks))) as pool:
-                return list(pool.map(alone, chunks))
-        finally:
-            torch.set_num_threads(threads)
+            work()
+        else:
+            torch.set_num_threads(1)  # of each product: the threads share out samples; helpers start from this
+            try:
+                helping = [_helpers(threads - 1).submit(work) for _ in range(min(threads, len(chunks)) - 1)]
+                try:
+                    work()
+                finally:
+                    begun = [helper for helper in helping if not helper.cancel()]  # none has to come for nothing
+                    wait(begun)
+                for helper in begun:
+                    helper.result()
+            finally:
+                torch.set_num_threads(threads)
+    return [results[index] for index in range(len(chunks))]
 
 
 def _chunks(active: Tensor, query_tokens: Tensor, reference_tokens: Tensor, threads: int) -> Iterator[slice]:
@@ -282,7 +306,7 @@ def _exact_products(dtype: torch.dtype) -> Iterator[None]:
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     with torch.autocast("cpu", enabled=False):
-        if dtype == torch.bfloat16 and _multiplies_bfloat16():
+        if dtype == torch.bfloat16 and multiplies_bfloat16():
             matmul.fp32_precision = "bf16"
         try:
             yield

@@ -10,7 +10,8 @@ memory; rows are found by address, so they may be picked and reordered for nothi
     packed by  pack_rows(matrix, order, panels)         block[r, c] = sum_k row_r[k] matrix[order[k], c]
     packed by  pack_columns(matrix, order, panels)      block[r, c] = sum_k row_r[k] matrix[order[c], k]
 
-Every sum runs over k in order. ``TILES_PAY`` tells whether this suits the processor.
+Every sum runs over k in order. Tiles are as large as the registers that Numba compiles for allow; ``TILES_PAY`` tells
+whether that is worth it.
 
 **Passes.** ``forward_samples`` and ``backward_samples`` take samples from first to last; the equations are those of
 ``copynce_cpu``. All matrices are float32 and C-contiguous.
@@ -20,21 +21,37 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
 from numba import extending, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 
 from copynce.compiled_cache import njit
 
 intrinsic: Any = extending.intrinsic  # its own type asks callers for the typing context, which Numba passes
 
-LANES = 8  # floats of a vector register
+
+def _compiled_features() -> Mapping[str, bool]:
+    """Instruction sets that Numba compiles for: those of this processor, or of NUMBA_CPU_FEATURES where it is set."""
+    settings: Any = config  # Numba sets its names as it is imported
+    if settings.CPU_FEATURES is not None:
+        return {name[1:]: name[0] == "+" for name in settings.CPU_FEATURES.split(",") if name}
+    try:
+        return binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know them on some platforms
+        return {}
+
+
+_FEATURES = _compiled_features()
+
+LANES, ROWS = (16, 14) if _FEATURES.get("avx512f") else (8, 6)  # floats of a vector register; rows of a tile
 VECTORS = 2  # of them make a row of a tile
-ROWS = 6  # of a tile: its 12 vectors of sums, 2 of the panel and a factor need 15 of AVX2's 16 registers
+# A tile's sums, the VECTORS of the panel and a factor need 15 of AVX2's 16 registers, 31 of AVX-512's 32.
 WIDTH = LANES * VECTORS
+TILES_PAY = bool(_FEATURES.get("avx512f") or (_FEATURES.get("avx2") and _FEATURES.get("fma")))
 
 _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
 
@@ -45,18 +62,6 @@ _FAST = {"reassoc", "contract", "nsz"}
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-
-
-def _tiles_pay() -> bool:
-    """Whether tiles of this shape suit this processor: AVX2 with FMA, without wider vectors, which libraries use."""
-    try:
-        features = binding.get_host_cpu_features()
-    except RuntimeError:  # LLVM does not know them on some platforms
-        return False
-    return bool(features.get("avx2") and features.get("fma") and not features.get("avx512f"))
-
-
-TILES_PAY = _tiles_pay()
 
 
 def _integer(value: int) -> ir.Constant:

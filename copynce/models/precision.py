@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from timm.models import VisionTransformer
 
+from copynce.processor import multiplies_bfloat16
+
 
 def bf16_in_hardware(device: torch.device) -> bool:
     """True where bfloat16 matrix products are faster than float32 ones: recent GPUs, AVX512-BF16 or AMX processors."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return multiplies_bfloat16()
 
 
 def choose_attention(encoder: VisionTransformer, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from copynce.losses import CopyNCELoss, copynce_cpu, copynce_loss
+
+pytestmark = pytest.mark.numeric
 
 BACKENDS = ["reference", "cpu"]
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -358,6 +361,24 @@ def test_cpu_is_bitwise_repeatable_and_independent_of_threads(products: str) -> 
     for one, other in zip(first, other_threads, strict=True):
         if products == "tiles":  # a library may sum in another order for another number of samples
             assert torch.equal(one, other)
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.usefixtures("products")
+def test_a_thread_that_does_not_come_is_not_waited_for() -> None:
+    batch = make_batch((96, 96), (96, 96), 16, 32)
+    alone = loss_and_gradients(batch, backend="cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    gate = threading.Event()
+    try:
+        held = [copynce_cpu._helpers(2).submit(gate.wait, 300) for _ in range(2)]
+        without_help = loss_and_gradients(batch, backend="cpu")
+        assert not any(one.done() for one in held)
+    finally:
+        gate.set()
+        torch.set_num_threads(threads)
+    for one, other in zip(alone, without_help, strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -25,6 +25,7 @@ def run_cases(**environment: str) -> None:
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
+@pytest.mark.numeric
 def test_cases_in_the_interpreter() -> None:
     run_cases(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")  # tiny arrays: threads only wait for each other
 

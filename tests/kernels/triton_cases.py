@@ -195,15 +195,27 @@ def run(
 
 
 def exact(
-    tokens: list[Tensor], tables: tuple[Tensor, Tensor], active: Tensor, **settings
+    tokens: list[Tensor],
+    tables: tuple[Tensor, Tensor],
+    active: Tensor,
+    dtype: torch.dtype = torch.float64,
+    **settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by the twin in float64."""
-    query, reference = (side.double().requires_grad_() for side in tokens)
+    """The same by the twin in float64, or in another dtype."""
+    query, reference = (side.to(dtype, copy=True).requires_grad_() for side in tokens)
     loss = copynce_reference(query, reference, *tables, active, **{"temperature": 1 / 16, **settings})
     (2.5 * loss).backward()
     assert query.grad is not None
     assert reference.grad is not None
     return loss.detach(), query.grad, reference.grad
+
+
+def gradient_bars(
+    tokens: list[Tensor], tables: tuple[Tensor, Tensor], active: Tensor, expected: tuple[Tensor, ...], **settings
+) -> list[float]:
+    """Twice the errors of plain float32: how numbers are added up differs between processors, and so do both errors."""
+    plain = exact(tokens, tables, active, torch.float32, **settings)
+    return [max(2 * error(one, other), 5e-7) for one, other in zip(plain[1:], expected[1:], strict=True)]
 
 
 CASES = [  # query pixels, reference pixels, patch size, channels, gamma, prior
@@ -228,10 +240,11 @@ def test_copynce_equals_the_twin(
     active = torch.tensor([True, True, True, False], device=DEVICE)
     settings = {"patch_size": patch_size, "gamma": gamma, "prior": prior}
     expected = exact(tokens, tables, active, **settings)
-    for stash, bound in ((False, 2e-6), (True, 2e-4)):
+    bars = gradient_bars(tokens, tables, active, expected, **settings)
+    for stash, bounds in ((False, bars), (True, [2e-4, 2e-4])):
         loss, *gradients = run(tokens, tables, active, stash, **settings)
         assert error(loss, expected[0]) <= 1e-6
-        for gradient, expected_gradient in zip(gradients, expected[1:], strict=True):
+        for gradient, expected_gradient, bound in zip(gradients, expected[1:], bounds, strict=True):
             assert error(gradient, expected_gradient) <= bound
             assert torch.equal(gradient[3], torch.zeros_like(gradient[3]))
 
@@ -247,8 +260,9 @@ def test_wider_blocks(side: int) -> None:
     loss, *gradients = run(tokens, tables, active, False, **settings)
     assert error(loss, expected[0]) <= 1e-6
     # A GPU adds the products of many columns less exactly; its bound is an estimate, not yet run.
-    for gradient, expected_gradient in zip(gradients, expected[1:], strict=True):
-        assert error(gradient, expected_gradient) <= (2e-6 if INTERPRETED else 1e-5)
+    bars = gradient_bars(tokens, tables, active, expected, **settings) if INTERPRETED else [1e-5, 1e-5]
+    for gradient, expected_gradient, bar in zip(gradients, expected[1:], bars, strict=True):
+        assert error(gradient, expected_gradient) <= bar
 
 
 def test_int16_cosines_of_certain_matches() -> None:
@@ -329,10 +343,12 @@ def test_inactive_pairs_are_not_read() -> None:
     settings = {"patch_size": 16, "gamma": 1, "prior": "released"}
     loss, *gradients = run(tokens, tables, active, False, **settings)
     kept = [side[active] for side in tokens], tuple(table[active] for table in tables)
-    expected = exact(*kept, torch.ones(2, dtype=torch.bool, device=DEVICE), **settings)
+    every = torch.ones(2, dtype=torch.bool, device=DEVICE)
+    expected = exact(*kept, every, **settings)
     assert error(loss, expected[0]) <= 1e-6
-    for gradient, expected_gradient in zip(gradients, expected[1:], strict=True):
-        assert error(gradient[active], expected_gradient) <= 2e-6
+    bars = gradient_bars(*kept, every, expected, **settings)
+    for gradient, expected_gradient, bar in zip(gradients, expected[1:], bars, strict=True):
+        assert error(gradient[active], expected_gradient) <= bar
         assert torch.equal(gradient[~active], torch.zeros_like(gradient[~active]))
     loss, *gradients = run(tokens, tables, torch.zeros_like(active), True, **settings)
     assert loss.item() == 0

@@ -21,6 +21,8 @@ from copynce.losses.cpu_kernels import (
     panels_for,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:

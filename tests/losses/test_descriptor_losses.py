@@ -19,6 +19,8 @@ from torch import Tensor
 import copynce
 from copynce.losses import INITIAL_LOG_SCALE, info_nce, koleo
 
+pytestmark = pytest.mark.numeric
+
 
 def released(oracle: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
     expected = json.loads((oracle / "losses.json").read_text())["allpos"]

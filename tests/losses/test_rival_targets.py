@@ -11,6 +11,8 @@ from torch import Tensor
 
 from copynce.losses import CopyNCELoss, copynce_loss
 
+pytestmark = pytest.mark.numeric
+
 RIVALS = ["feature", "location", "both"]
 SHAPES = [  # query pixels, reference pixels, patch size
     pytest.param((12, 12), (12, 12), 4, id="square"),

@@ -15,6 +15,8 @@ import pytest
 
 from copynce.training import TrainConfig, read_log, train
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 PARTS = ("loss", "copynce", "info_nce", "koleo")
 

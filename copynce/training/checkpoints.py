@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from copynce.errors import RunError
-from copynce.files import atomic_text, file_sha256, sync_folder
+from copynce.errors import RunError, WriteError
+from copynce.files import file_sha256, sync_folder, whole_file
 from copynce.models import Descriptor, load_checkpoint, save_checkpoint
 from copynce.training.signals import tell
 
@@ -108,31 +107,31 @@ def find_model(path: str | Path, *, say: Callable[[str], None] = tell) -> Path:
     return found / MODEL
 
 
-def write_checkpoint(run: Path, step: int, model: Descriptor, state: dict[str, Any], *, keep: int) -> Path:
+def write_checkpoint(
+    run: Path, step: int, model: Descriptor, state: dict[str, Any], *, keep: int, card: Mapping[str, Any] | None = None
+) -> Path:
     """Write the checkpoint of ``step`` and remove all but the ``keep`` newest; step 0 stays, it is the "before".
 
-    When this returns it is on the disk. Raises RunError if it cannot be written; those that are there stay as they are.
+    ``card``: what the model's file tells of it, beside the step. When this returns the checkpoint is on the disk.
+    Raises WriteError if it cannot be written; those that are there stay as they are.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
     temporary = final.with_name(f".{final.name}.part")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_checkpoint(temporary / MODEL, model, {"step": step})
+        save_checkpoint(temporary / MODEL, model, {"step": step, **(card or {})})
         # Made in memory first: torch's own error for a full disk tells neither the file nor the reason.
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        with (temporary / STATE).open("wb") as file:
+        with whole_file(temporary / STATE) as file:
             file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
         sums = {
             name: {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
             for name in (MODEL, STATE)
         }
-        with atomic_text(temporary / CHECKSUMS) as text:
-            json.dump(sums, text, indent=1)
-        sync_folder(temporary)
+        with whole_file(temporary / CHECKSUMS) as file:
+            file.write(json.dumps(sums, indent=1).encode())
         if final.exists():
             _remove(final)
         temporary.rename(final)
@@ -141,8 +140,9 @@ def write_checkpoint(run: Path, step: int, model: Descriptor, state: dict[str, A
         shutil.rmtree(temporary, ignore_errors=True)
         found = checkpoints(run)
         stands = f"the last checkpoint is {found[-1].name}, as it was" if found else "there is no other checkpoint"
-        raise RunError(
-            f"{final} cannot be written ({error.strerror or error}); {stands}. Make room; the same command continues"
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise WriteError(
+            f"{final} cannot be written ({cause.strerror or cause}); {stands}. Make room; the same command continues"
         ) from error
     for old in [folder for folder in checkpoints(run) if step_of(folder) > 0][:-keep]:
         _remove(old)

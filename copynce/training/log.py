@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from copynce.errors import RunError
+from copynce.errors import WriteError
 from copynce.files import atomic_text
 from copynce.training.signals import drop_lost_outputs, tell
 
@@ -148,8 +148,8 @@ def _parse(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
     return lines, spoiled
 
 
-def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError(
+def _unwritable(path: Path, error: OSError) -> WriteError:
+    return WriteError(
         f"{path} cannot be written ({error.strerror or error}). Make room, and the same command continues the run from "
         "its last checkpoint"
     )

@@ -19,6 +19,7 @@ from typing import Any
 from copynce.config import load_config, save_config
 from copynce.errors import ConfigError, RunError
 from copynce.files import atomic_text, file_sha256
+from copynce.models import start_card
 from copynce.training.checkpoints import (
     checkpoints,
     find_model,
@@ -68,13 +69,13 @@ class Start:
     """What a run begins with: nothing, or a checkpoint.
 
     ``damaged``: newer checkpoints that are not whole, and what is wrong. ``changes``: {setting: (before, now)}.
-    ``weights``: the SHA-256 of the file of weights that the run began with, None if with none.
+    ``card``: what is known of the file of weights that the run began with (``start_card``), None if with none.
     """
 
     checkpoint: Path | None
     damaged: tuple[tuple[Path, str], ...] = ()
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    weights: str | None = None
+    card: Mapping[str, Any] | None = None
 
     @property
     def step(self) -> int:
@@ -168,7 +169,7 @@ def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], p
     weights = None if config.weights is None else _weights_file(config.weights)
     found = checkpoints(run)
     if not found:
-        return Start(None, weights=None if weights is None else file_sha256(weights))
+        return Start(None, card=None if weights is None else start_card(weights))
     if config.resume == "never":
         raise RunError(f"{run} already holds {found[-1].name}; choose another out, or resume=auto to continue it")
     before = _settings(run)
@@ -177,13 +178,13 @@ def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], p
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in damaged)
         raise RunError(f"{run} cannot continue, none of its checkpoints is whole ({reasons}); choose another out")
     state = read_state(whole)
-    began_with = state.get("weights")
+    card = state.get("start")
     changes = {} if before is None else compare(before, config)
     if weights is None:
         changes.pop("weights", None)  # given once, when the run began
-    elif began_with is not None and Path(str(config.weights)).is_file():
+    elif card is not None and Path(str(config.weights)).is_file():
         changes.pop("weights", None)
-        if file_sha256(weights) != began_with:
+        if file_sha256(weights) != card["sha256"]:
             old = "another file" if before is None else before.weights
             changes["weights"] = (old, f"{config.weights}, which holds others")
     refused = {name: pair for name, pair in changes.items() if name not in FREE}
@@ -198,7 +199,7 @@ def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], p
             )
     recorded_place = state.get("place", {})
     changes.update((k, (recorded_place[k], v)) for k, v in place.items() if recorded_place.get(k, v) != v)
-    return Start(whole, tuple(damaged), changes, began_with)
+    return Start(whole, tuple(damaged), changes, card)
 
 
 def _weights_file(weights: str) -> Path:
@@ -228,10 +229,10 @@ def _settings(run: Path) -> TrainConfig | None:
 
 def _refusal(run: Path, step: int, refused: Mapping[str, tuple[Any, Any]]) -> str:
     listed = "; ".join(f"{name} was {old}, got {new} ({_why(name)})" for name, (old, new) in refused.items())
-    ways = [f"choose another out, to which weights={run} gives the model trained so far"]
+    ways = [f"Choose another out, to which weights={run} gives the model trained so far"]
     if any(name in _PATHS - {"weights"} and None not in pair for name, pair in refused.items()):
         ways.append(f"if the same files only moved, write their new place into {run / 'config.yaml'}")
-    return f"{run}, at step {step}, continues only as it began: {listed}. Either {', or '.join(ways)}"
+    return f"{run}, at step {step}, continues only as it began: {listed}. {', or '.join(ways)}"
 
 
 def _why(name: str) -> str:

@@ -21,7 +21,7 @@ from copynce.models import Descriptor, load_checkpoint, load_start, param_groups
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
 from copynce.provenance import running_commit
-from copynce.training.checkpoints import MODEL, STATE, checkpoints, find_model, read_state, write_checkpoint
+from copynce.training.checkpoints import MODEL, STATE, checkpoints, damage, find_model, read_state, write_checkpoint
 from copynce.training.config import DataConfig, LossConfig, TrainConfig
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
@@ -185,12 +185,13 @@ def _train(config: TrainConfig, here: World, stop: StopRequest, on_step: Callabl
                         "step": step,
                         "optimizer": optimizer.state_dict(),
                         "log_scale": objective.log_scale.detach().cpu(),
-                        "weights": start.weights,
+                        "start": start.card,
                         "place": place,
                         **batches,
                     }
                     log.sync()
-                    write_checkpoint(run, step, model, state, keep=config.keep_checkpoints)
+                    card = {"commit": place["commit"], "trained_on": config.data.train, "start": start.card}
+                    write_checkpoint(run, step, model, state, keep=config.keep_checkpoints, card=card)
             return checkpoints(run)[-1]
 
         def check(outcome: _Outcome) -> None:
@@ -311,7 +312,8 @@ def _fingerprint(plan: PairPlan) -> str:
     add(*plan.pictures.uuids)
     if isinstance(plan, SupervisedPairs):
         add(*plan.queries.uuids)
-        add(*plan.items.values.ravel().tolist(), *plan.copied.values.tolist())
+        for table in (plan.items, plan.copied):
+            digest.update(table.values.tobytes())
     elif isinstance(plan, DescriptorPairs | MatcherPairs) and plan.neighbours is not None:
         for i in range(0, len(plan), max(1, len(plan) // 4096)):  # a table can be larger than memory
             add(*plan.neighbours.of(i).tolist())
@@ -325,16 +327,14 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _begin_with(objective: DescriptorObjective, weights: str) -> str:
-    """Put the weights of a file, a checkpoint or a run into a new objective; returns sentences on what came of it.
-
-    Beside a checkpoint of ours lies the loss's own parameter, which goes on from where it was too.
-    """
+    """Put the weights of a file, a checkpoint or a run into a new model, and what the loss has learnt, if it is known;
+    returns what came of it."""
     path = find_model(weights)
     said = load_start(objective.model, path)
-    if path.name == MODEL and (path.parent / STATE).is_file():
+    if path.name == MODEL and (path.parent / STATE).is_file() and damage(path.parent, [STATE]) is None:
         with torch.no_grad():
             objective.log_scale.copy_(read_state(path.parent)["log_scale"])
-        said.append(f"InfoNCE's log scale is taken: {float(objective.log_scale):.4f}")
+        said.append(f"InfoNCE's temperature is taken: log_scale {float(objective.log_scale):.4g}")
     return "; ".join(said)
 
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from copynce.cli import main
 from copynce.config import load_config, save_config
-from copynce.errors import ConfigError, RunError, TrainingError
-from copynce.training import TrainConfig, checkpoints, find_model, read_events, read_log, train
+from copynce.errors import ConfigError, RunError, TrainingError, WriteError
+from copynce.models import read_checkpoint_metadata
+from copynce.training import LossConfig, TrainConfig, checkpoints, find_model, read_events, read_log, train
 from copynce.training.checkpoints import write_checkpoint
 from copynce.training.log import RunLog
 from copynce.training.run import FIXED, FREE, compare
@@ -267,7 +268,7 @@ def test_weights_may_be_left_out_or_moved_but_not_exchanged(
 ) -> None:
     mine = shutil.copy(finished / "checkpoints" / "step-00000004" / "model.safetensors", tmp_path / "w.safetensors")
     train(tiny(f"weights={mine}", "optim.steps=1"))
-    assert f"{mine}: the encoder's weights were taken" in capsys.readouterr().err
+    assert f"{mine}: the encoder is taken; the head is taken" in capsys.readouterr().err
     assert read_events(tmp_path / "run" / "log.jsonl")[0]["event"] == "weights"
     moved = shutil.copy(mine, tmp_path / "moved.safetensors")
     train(tiny(f"weights={moved}", "optim.steps=2"))
@@ -280,11 +281,21 @@ def test_weights_may_be_left_out_or_moved_but_not_exchanged(
     assert train(tiny("optim.steps=3")).name == "step-00000003"
 
 
-def test_a_run_gives_a_new_one_its_model(tiny: Tiny, finished: Path) -> None:
+def test_a_run_gives_a_new_one_its_model_head_and_temperature(tiny: Tiny, finished: Path, tmp_path: Path) -> None:
     start = train(tiny(f"weights={finished}", "optim.steps=0", "seed=9"))
-    name = "encoder.blocks.1.attn.qkv.weight"
-    trained = load_file(finished / "checkpoints" / "step-00000004" / "model.safetensors")
-    assert torch.equal(load_file(start / "model.safetensors")[name], trained[name])
+    last = finished / "checkpoints" / "step-00000004"
+    trained = load_file(last / "model.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in load_file(start / "model.safetensors").items())
+    scales = [torch.load(folder / "state.pt", weights_only=True)["log_scale"] for folder in (start, last)]
+    assert scales[0] == scales[1] != LossConfig().log_scale
+    (event,) = read_events(tmp_path / "run" / "log.jsonl")
+    assert "the head is taken" in event["text"]
+    assert "temperature is taken" in event["text"]
+    card = read_checkpoint_metadata(start / "model.safetensors")
+    assert card["start"]["card"]["step"] == 4
+    # What a run began with is told by its later checkpoints too.
+    later = train(tiny("optim.steps=1", "seed=9"))
+    assert read_checkpoint_metadata(later / "model.safetensors")["start"] == card["start"]
 
 
 def test_a_damaged_config_is_named_and_a_missing_one_replaced(
@@ -428,7 +439,7 @@ def test_a_full_disk_while_saving_is_a_sentence_and_spoils_nothing(
     def fill(step: int) -> None:
         little_room(limit)
 
-    with pytest.raises(RunError, match=r"step-00000003 cannot be written \(File too large\); the last checkpoint is"):
+    with pytest.raises(WriteError, match=r"step-00000003 cannot be written \(File too large\); the last checkpoint is"):
         train(config, on_step=fill)
     assert content(checkpoint) == before
     assert [path.name for path in sorted((Path(config.out) / "checkpoints").iterdir())] == [
@@ -439,7 +450,7 @@ def test_a_full_disk_while_saving_is_a_sentence_and_spoils_nothing(
 
 def test_a_full_disk_while_logging_names_the_log(tiny: Tiny, little_room: Callable[[int], None]) -> None:
     config = tiny()
-    with pytest.raises(RunError, match=r"log\.jsonl cannot be written \(File too large\)"):
+    with pytest.raises(WriteError, match=r"log\.jsonl cannot be written \(File too large\)"):
         train(config, on_step=lambda step: little_room((Path(config.out) / "log.jsonl").stat().st_size + 5))
 
 

@@ -91,7 +91,8 @@ def draw_affinity(
     query, reference uint8 [H, W, 3]; grid: patches a side, L = grid * grid in row-major order. patch: index of the
     probed query patch. affinities: title -> row `patch` of the affinity [L] (`affinity(...)[patch]`), drawn as heat on
     one common scale, from 0 to the largest value of all. target [L]: overlap ratios of the patch
-    (`patch_overlap(...)[patch]`); patches above 0 are outlined, and the affinity they receive stands in the title.
+    (`patch_overlap(...)[patch]`); patches above 0 are outlined, and the affinity they receive stands in the title
+    (all 0: unknown, neither is).
     Raises ValueError on another length.
     """
     length = grid * grid
@@ -113,7 +114,7 @@ def draw_affinity(
         panel = _heated(reference, row / top, grid)
         _outline(panel, truth > 0, grid, _TARGET)
         panels.append(panel)
-        titles.append(f"{title}: {row[truth > 0].sum():.0%} on the true place")
+        titles.append(f"{title}: {row[truth > 0].sum():.0%} on the true place" if truth.any() else title)
     board, corners = _board(panels, titles, margin_right=62 if rows else 0)
     if rows:
         _scale_bar(board, corners[-1][0] + panels[-1].width + 10 * _SMOOTH, corners[-1][1], panels[-1].height, top)

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from copynce.errors import DataError
 
@@ -62,8 +62,9 @@ def write_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, temporary, metadata={_METADATA: json.dumps(facts)})
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            file.write(save(tensors, metadata={_METADATA: json.dumps(facts)}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from copynce.errors import DataError
+from copynce.files import whole_file
 
 _METADATA = "copynce.features"
 
@@ -54,21 +55,18 @@ def write_features(
     made_from: Mapping[str, Any],
     broken: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write a file of features, whole or not at all. made_from: anything JSON can hold; see `FeatureFile`."""
+    """Write a file of features, whole or not at all. made_from: anything JSON can hold; see `FeatureFile`.
+
+    Raises WriteError if the disk is full or the folder takes no file.
+    """
     path = Path(path)
     facts = {"made_from": dict(made_from), "precision": features.precision, "broken": list(broken)}
     names = np.frombuffer(json.dumps(features.uuids).encode(), np.uint8)
     tensors: dict[str, NDArray[Any]] = {"values": np.ascontiguousarray(features.values, np.float32), "uuids": names}
+    content = save(tensors, metadata={_METADATA: json.dumps(facts)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(save(tensors, metadata={_METADATA: json.dumps(facts)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def read_features(path: str | os.PathLike[str]) -> FeatureFile:

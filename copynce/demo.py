@@ -89,6 +89,7 @@ def run_demo(
         make_pictures(out / "pictures", MADE_PICTURES, seed, processes=len(os.sched_getaffinity(0)))
     manifest = read_manifest(data or out / "pictures")
     quarantine = Quarantine(out / "broken.jsonl")
+    manifest.report(say, quarantine.add)
     training, references, strangers = _divide(manifest, seed)
     say("editing held-out pictures into queries")
     queries = _make_queries(out / "queries", training, references, strangers, seed, quarantine)

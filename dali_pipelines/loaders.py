@@ -20,7 +20,7 @@ from dali_pipelines.renderer import MOST_LANES, Batch, Renderer
 from dali_pipelines.rooms import Room
 from dali_pipelines.sources import MAX_PIXELS, AnyPath, Broken, BrokenPicture, EncodedPicture, read_picture
 from dali_pipelines.views import Cut, Scene, View, feed
-from dali_pipelines.workers import Workers
+from dali_pipelines.workers import Workers, require_guard
 
 if TYPE_CHECKING:
     import torch
@@ -274,6 +274,8 @@ class PairLoader:
             raise ValueError(f"processes must be at least 0, got {processes}")
         if processes and not isinstance(batches, Sequence):
             raise ValueError(f"with processes, batches must be a sequence, got {type(batches).__name__}")
+        if processes:
+            require_guard()
         self._batches = batches
         self._processes = processes
         self._dtype = _checked_dtype(dtype)

@@ -6,6 +6,7 @@ large in a batch (pictures, planes, tables) lies in a block that both sides map,
 
 from __future__ import annotations
 
+import ast
 import io
 import itertools
 import mmap
@@ -13,11 +14,14 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing import reduction, resource_tracker, util
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,14 +58,45 @@ class Preparation(Protocol):
         """Batch ``index``; ``empty(shape, dtype)`` gives the memory of its large arrays."""
 
 
+def require_guard() -> None:
+    """RuntimeError if the caller's script would begin again in every worker.
+
+    A new process imports the program's script to know its names. What the script calls outside of a block ``if __name__
+    == "__main__":``, in whatever function it ends up here, would be called once more there, and so the whole run.
+    """
+    script = sys.modules.get("__main__")
+    name = getattr(getattr(script, "__spec__", None), "name", None) or ""
+    if script is None or name == "__main__" or name.endswith(".__main__"):  # these are not imported again
+        return
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is vars(script)):
+        frame = frame.f_back
+    if frame is None:
+        return
+    line, path = frame.f_lineno, frame.f_code.co_filename
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError):  # typed in, not a script
+        return
+    conditions = [part for part in ast.walk(tree) if isinstance(part, ast.If)]
+    around = [part for part in conditions if part.lineno <= line <= (part.end_lineno or line)]
+    if any("__name__" in ast.unparse(part.test) for part in around):
+        return
+    raise RuntimeError(
+        f"{path}, line {line}: with worker processes, what a script runs must stand in a block "
+        "'if __name__ == \"__main__\":', or each worker would run it again; put this line into one"
+    )
+
+
 class Workers:
     """``processes`` workers, which prepare the batches 0, 1, ... in turns; :meth:`fetch` gives them in this order.
 
     Workers are told of the ``broken`` files, which take those that workers find. ValueError if ``preparation`` cannot
-    be pickled.
+    be pickled, RuntimeError if the calling script would begin again in each.
     """
 
     def __init__(self, preparation: Preparation, processes: int, batches: int, broken: Broken) -> None:
+        require_guard()
         self._batches = batches
         self._broken = broken
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DALI's and torch's threads

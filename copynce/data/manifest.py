@@ -259,7 +259,7 @@ def _read_folder(root: Path) -> Manifest:
     for inside, entry in _walk(root):
         name = posixpath.join(inside, entry.name)
         suffix = posixpath.splitext(name)[1].lower()
-        if entry.is_dir():
+        if _is_folder(entry):
             if _EXTRAS.fullmatch(entry.name):
                 left_out[f"folder {entry.name}"] += 1
             elif suffix in PICTURE_SUFFIXES:

@@ -91,6 +91,10 @@ def evaluate_descriptor(
             "nothing to score"
         )
 
+    for manifest in (split.queries, split.references, split.training):
+        if manifest is not None:
+            manifest.report(say or (lambda line: None), quarantine.add)
+
     def features(role: str, manifest: Manifest, precision: Precision) -> Features:
         def report(done: int) -> None:
             if progress is not None:

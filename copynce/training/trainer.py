@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -158,6 +159,9 @@ def _train(config: TrainConfig, here: World, stop: StopRequest, on_step: Callabl
             if start.checkpoint is not None:
                 optimizer.load_state_dict(read_state(start.checkpoint)["optimizer"])
             quarantine = Quarantine(run / ("broken.jsonl" if here.is_main else f"broken-rank{here.rank}.jsonl"))
+            if here.is_main:
+                for manifest in plan.manifests:
+                    manifest.report(lambda line: print(line, file=sys.stderr, flush=True), quarantine.add)
             loader = opened.enter_context(
                 PairLoader(
                     sampler.batches(start.step, total),

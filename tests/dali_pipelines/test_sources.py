@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from copynce.pixtrace import EditProgram
-from dali_pipelines import BrokenPicture, Pair, PairLoader, PictureLoader, read_picture, render_programs
+from dali_pipelines import (
+    BrokenPicture,
+    Pair,
+    PairLoader,
+    PictureLoader,
+    ShardMember,
+    read_picture,
+    render_programs,
+)
 
 SIZE = 32
 
@@ -252,6 +261,36 @@ def test_broken_files_say_why(tmp_path: Path, colours: np.ndarray) -> None:
         with pytest.raises(BrokenPicture, match=f"{name}: {reason}") as caught:
             read_picture(tmp_path / name)
         assert caught.value.path == tmp_path / name
+
+
+def test_what_stands_in_for_a_picture_is_named(tmp_path: Path) -> None:
+    for content, reason in (
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            "a Git LFS pointer, not the picture; 'git lfs",
+        ),
+        (b"../.git/annex/objects/x", "a git-annex pointer, not the picture"),
+        (b"\n<!DOCTYPE html><html>404", "an HTML page, not a picture"),
+        (b"<?xml version='1.0'?><svg/>", "an SVG or XML text"),
+        (b'{"error": 404}', "a JSON text, not a picture"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X", "an AppleDouble file of macOS"),
+        (b"\x1f\x8b\x08\0", "a compressed file, not a picture"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture, which cannot be decoded here"),
+    ):
+        (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(BrokenPicture, match=f"a.jpg: {reason}"):
+            read_picture(tmp_path / "a.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_broken_and_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BrokenPicture, match=r"pipe\.jpg: cannot be read: a named pipe, no file"):
+        read_picture(tmp_path / "pipe.jpg")
+    with pytest.raises(BrokenPicture, match=r"x\.jpg: cannot be read: a named pipe, no file"):
+        read_picture(ShardMember(str(tmp_path / "pipe.jpg"), "x.jpg", 512, 10))
+    with pytest.raises(BrokenPicture, match="null: cannot be read: a device, no file"):
+        read_picture("/dev/null")
 
 
 def test_pixel_limit_is_checked_before_decoding(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -204,9 +207,6 @@ def test_a_shared_room_knows_what_lies_in_it() -> None:
 
 
 def test_workers_end_when_their_owner_is_killed(pictures: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     script = tmp_path / "owner.py"
     script.write_text(
         "import sys, multiprocessing\n"
@@ -253,3 +253,47 @@ def test_signals_for_the_owner_do_not_end_its_workers(pictures: Path) -> None:
         assert workers.fetch(0)[0] is not None
     finally:
         workers.close()
+
+
+SCRIPT = """
+import os, sys
+print("begun", flush=True)
+from test_workers import run
+from pathlib import Path
+def main():
+    batches = run(Path(sys.argv[1]), 1, [])
+    print("pairs", len(next(batches)["uuids"]), flush=True)
+    batches.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "complaint"),
+    [
+        ("main()", r"script\.py, line 10: with worker processes, what a script runs must stand in a block"),
+        ("try:\n    main()\nfinally:\n    pass", "script.py, line 11: "),
+        ("if __name__ == '__main__':\n    main()", None),
+        ("try:\n    if __name__ == '__main__':\n        main()\nfinally:\n    pass", None),
+    ],
+)
+def test_a_script_that_would_run_again_in_each_worker_is_told_so_at_once(
+    pictures: Path, tmp_path: Path, ending: str, complaint: str | None
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT + ending + "\n")
+    path = os.pathsep.join([str(Path(__file__).parent), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, script, str(pictures)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    if complaint is None:
+        assert (done.returncode, f"pairs {BATCH}" in done.stdout) == (0, True), done.stderr
+    else:
+        assert done.returncode == 1
+        assert re.search(complaint, done.stderr.splitlines()[-1])
+        assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+        assert done.stdout == "begun\n", "nothing began again"

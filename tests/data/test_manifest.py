@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, features
 
-from copynce.data import DataError, Manifest, read_manifest
+from copynce.data import DataError, Manifest, Quarantine, read_manifest
+from dali_pipelines import read_picture
 
 
 def touch(root: Path, *names: str) -> None:
@@ -136,6 +141,117 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "circle").symlink_to(tmp_path / "data")
     assert read_manifest(tmp_path / "data").uuids == ["linked/a"]
+
+
+def pixels() -> Image.Image:
+    return Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint32).reshape(30, 40, 3).astype(np.uint8))
+
+
+FORMATS = ["JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "TGA"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["a", "a.dng", "a.jpg_large", "a.jpg?x=1", "a.img", "a.heic"])
+def test_pictures_are_known_by_their_content(tmp_path: Path, format: str, name: str) -> None:
+    pixels().save(tmp_path / name, format)
+    if format == "TGA":  # the footer of its second version tells it, and nothing else
+        with (tmp_path / name).open("ab") as file:
+            file.write(bytes(8) + b"TRUEVISION-XFILE.\0")
+    manifest = read_manifest(tmp_path)
+    assert manifest.paths == [tmp_path / name]
+    assert read_picture(manifest.paths[0]).shape == (30, 40)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
+def test_avif_is_known_by_its_content(tmp_path: Path) -> None:
+    pixels().save(tmp_path / "a.heif", "AVIF")
+    assert read_manifest(tmp_path).uuids == ["a"]
+
+
+def test_what_is_left_out_is_counted_by_suffix(tmp_path: Path) -> None:
+    names = ["1.txt", "2.TXT", "a.json", "LICENSE", "odd.xyz", ".hidden.jpg", "._a.jpg", "short.tga2"]
+    touch(tmp_path, "a.jpg", *names, "__MACOSX/._b.jpg", "x/PaxHeaders.77/c.jpg", "@eaDir/a.jpg/thumb.jpg")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(99))
+    (tmp_path / "new.jxl").write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99))
+    for name, text in {"p.cfg": "P1 is better", "bm.cfg": "BM is not enough" * 9, "riff.cfg": "RIFF....WAVE"}.items():
+        (tmp_path / name).write_text(text)
+    manifest = read_manifest(tmp_path)
+    assert manifest.uuids == ["a"]
+    assert manifest.left_out == {
+        **{".txt": 2, ".json": 1, "without suffix": 1, ".xyz": 1, ".tga2": 1, ".cfg": 3, "hidden": 2},
+        **{"HEIC pictures, which cannot be decoded here": 1, "JPEG XL pictures, which cannot be decoded here": 1},
+        **{"folder __MACOSX": 1, "folder PaxHeaders.77": 1, "folder @eaDir": 1},
+    }
+    said: list[str] = []
+    manifest.report(said.append, lambda path, reason: pytest.fail("all are files"))
+    (line,) = said
+    assert line.startswith(f"{tmp_path}: 1 pictures; 16 files left out: 3 .cfg, 2 ")
+    assert line.endswith(" and 4 others")
+    assert "\n" not in line
+    manifest.select([0]).report(said.append, lambda path, reason: None)
+    assert len(said) == 1, "a selection is no folder"
+
+
+def test_what_is_no_file_is_never_opened_and_listed(tmp_path: Path) -> None:
+    """A pipe that is opened waits for a writer for ever; pictures in a folder of a picture's name are not lost."""
+    touch(tmp_path, "a.jpg", "folder.jpg/b.png")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "shards.tar")
+    (tmp_path / "link to pipe.png").symlink_to("pipe")
+    (tmp_path / "dangling.jpg").symlink_to("/nowhere/gone.jpg")
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket.jpg"))
+    manifest = read_manifest(tmp_path)
+    assert manifest.uuids == ["a", "folder.jpg/b"]
+    assert manifest.left_out == {"a named pipe": 4, "a link to nothing": 2, "a device": 1, "a socket": 1}
+    quarantine = Quarantine()
+    manifest.report(lambda line: None, quarantine.add)
+    assert {Path(path).name: reason for path, reason in quarantine.entries()} == {
+        "pipe.jpg": "a named pipe, no file",
+        "link to pipe.png": "a named pipe, no file",
+        "dangling.jpg": "a link to nothing, no file",
+        "circle.jpg": "a link to nothing, no file",
+        "device.jpg": "a device, no file",
+        "socket.jpg": "a socket, no file",
+        "folder.jpg": "a folder, no file",
+    }
+    # In a list each is an error that says what it is, and so is a list or a shard that is none.
+    (tmp_path / "list.csv").write_text("uuid,path\nA,a.jpg\nP,pipe.jpg\nD,dangling.jpg\nC,circle.jpg\nF,folder.jpg\n")
+    with pytest.raises(
+        DataError, match=r"pipe\.jpg, a named pipe \(line 3\), dangling\.jpg, a link to nothing \(line 4"
+    ):
+        read_manifest(tmp_path / "list.csv")
+    for name, what in {"pipe": "a named pipe", "shards.tar": "a named pipe", "circle.jpg": "a link to nothing"}.items():
+        with pytest.raises(DataError, match=f"{name}: {what}; expected a CSV"):
+            read_manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.csv", "s3://bucket/x-{000..003}.tar", "pipe:cat x.tar"])
+def test_addresses_are_no_files(address: str) -> None:
+    with pytest.raises(DataError, match="an address, and pictures are read from files: copy or mount them"):
+        read_manifest(address)
+
+
+def test_a_list_that_is_something_else_says_what(tmp_path: Path) -> None:
+    pixels().save(tmp_path / "a.jpg")
+    (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"uuid,path\nA,a.jpg\n"))
+    with pytest.raises(DataError, match=r"a\.jpg: a JPEG picture; expected a CSV"):
+        read_manifest(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"list\.csv\.gz: a compressed file; unpack it with gunzip"):
+        read_manifest(tmp_path / "list.csv.gz")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "list.csv.gz").rename(tmp_path / "packed" / "shard.tar.gz")
+    with pytest.raises(DataError, match=r"its 1 files are of other kinds: 1 \.gz\).*unpack archives first"):
+        read_manifest(tmp_path / "packed")
+
+
+def test_a_name_that_a_list_gives_with_a_blank_is_shown_with_it(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    with pytest.raises(DataError, match=r"1 of 1 files not found .*: 'a\.jpg ' \(line 2\)"):
+        read_manifest(write(tmp_path / "list.csv", "uuid,path\nA,a.jpg \n"))
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,94 @@ def test_only_regular_files_are_members(tmp_path: Path) -> None:
         read_picture(read_manifest(tmp_path).paths[0])
 
 
+def test_a_hard_link_is_the_file_that_it_leads_to(photographs: Manifest, tmp_path: Path) -> None:
+    """tar writes a file of several names once, and its other names as links."""
+    content = Path(photographs.paths[0]).read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(content)
+    os.link(tmp_path / "in" / "a.jpg", tmp_path / "in" / "b.jpg")
+    (tmp_path / "in" / "c.jpg").symlink_to("a.jpg")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.add(tmp_path / "in", "in")
+    for _ in range(2):  # from its headers, then from the kept index
+        manifest = read_manifest(tmp_path / "0.tar")
+        assert manifest.uuids == ["in/a", "in/b"]
+        assert [path.read_bytes() for path in manifest.paths] == [content, content]
+        assert manifest.left_out == {"link": 1}, "a symbolic one may lead anywhere"
+
+
+def test_members_are_known_by_their_content(photographs: Manifest, tmp_path: Path) -> None:
+    content = Path(photographs.paths[0]).read_bytes()
+    pictures = ["000", "e.img", "c.jpg?x=1", "b.jpeg;v=1", "d.jpg ", "f/g.heic"]
+    others = ["000.cls", "LICENSE", "._a.jpg", "__MACOSX/._a.jpg", "PaxHeader/x.jpg", "1.txt"]
+    files = {**dict.fromkeys(pictures, content), **dict.fromkeys(others, b"1")}
+    write_shard(tmp_path / "0.tar", files)
+    manifest = read_manifest(tmp_path)
+    assert manifest.uuids == ["000", "e", "c", "b", "d", "f/g"]
+    assert all(path.read_bytes() == content for path in manifest.paths)
+    assert manifest.left_out == {
+        **{".cls": 1, "without suffix": 1, "hidden": 1, "in __MACOSX": 1, "in PaxHeader": 1, ".txt": 1}
+    }
+
+
+def test_brackets_and_braces_that_exist_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("[2024] set", "{a,b}", "2", "x*", "xy"):
+        for name in ("s-0", "s-1", "[s]"):
+            write_shard(tmp_path / folder / f"{name}.tar", {f"{folder}{name}.jpg": b"x"})
+    for pattern, uuids in {
+        "[2024] set/s-{0..1}.tar": ["[2024] sets-0", "[2024] sets-1"],
+        "[2024] set/s-*.tar": ["[2024] sets-0", "[2024] sets-1"],
+        "[2024] set/[s].tar": ["[2024] set[s]"],
+        "[2024]/s-0.tar": ["2s-0"],
+        "{a,b}/s-?.tar": ["{a,b}s-0", "{a,b}s-1"],
+        "x*/s-0.tar": ["x*s-0"],
+        "{2,[2024] set}/s-{1..0}.tar": ["2s-1", "2s-0", "[2024] sets-1", "[2024] sets-0"],
+        "*/[s].tar": ["2[s]", "[2024] set[s]", "x*[s]", "xy[s]", "{a,b}[s]"],
+        "**/s-0.tar": ["2s-0", "[2024] sets-0", "x*s-0", "xys-0", "{a,b}s-0"],
+    }.items():
+        assert read_manifest(pattern).uuids == uuids, pattern
+        assert read_manifest(tmp_path / pattern).uuids == uuids, pattern
+    assert read_manifest("[2024] set").uuids[0] == "[2024] set[s]"
+    with pytest.raises(DataError, match=r"\[2024\] set/s-2\.tar: no such file, though \[2024\] set/s-\{0\.\.2\}\.tar"):
+        read_manifest("[2024] set/s-{0..2}.tar")
+
+
+def test_a_shard_is_known_by_its_content(tmp_path: Path) -> None:
+    write_shard(tmp_path / "shard", {"a.jpg": b"x"})
+    assert read_manifest(tmp_path / "shard").uuids == ["a"]
+
+
+def test_an_index_is_not_used_for_another_shard_of_the_same_size_and_time(tmp_path: Path) -> None:
+    """As rsync -t and cp -p leave it."""
+    shard = write_shard(tmp_path / "0.tar", {f"{i}.jpg": bytes([i]) * 600 for i in range(40)})
+    read_shard(shard)
+    status = shard.stat()
+    write_shard(shard, {f"{39 - i}.jpg": bytes([39 - i]) * 600 for i in range(40)})
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert shard.stat().st_size == status.st_size
+    assert [(name, member.read_bytes()[:1]) for name, member in read_shard(shard).items()] == [
+        (f"{39 - i}.jpg", bytes([39 - i])) for i in range(40)
+    ]
+
+
+def test_no_member_is_read_for_another(tmp_path: Path) -> None:
+    """Where the index did not see that the shard is another, or it was replaced later, the reading does."""
+    shard = write_shard(tmp_path / "0.tar", {f"{i:03}.jpg": b"x" * 600 for i in range(100)})
+    status = shard.stat()
+    members = read_shard(shard)
+    names = list(members)
+    names[1], names[2] = names[2], names[1]  # none of the headers that are looked at when the index is read
+    write_shard(shard, dict.fromkeys(names, b"y" * 600))
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = read_shard(shard)
+    assert again == members
+    assert again["000.jpg"].read_bytes() == b"y" * 600
+    for name in names[1:3]:
+        with pytest.raises(BrokenPicture, match=rf"{name}: cannot be read: the shard has changed since its files were"):
+            read_picture(again[name])
+
+
 @pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "b/../../a.jpg"])
 def test_names_that_climb_out_are_refused(tmp_path: Path, name: str) -> None:
     write_shard(tmp_path / "0.tar", {"fine.jpg": b"x", name: b"x"})

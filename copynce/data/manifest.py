@@ -18,6 +18,7 @@ from pathlib import Path
 
 from copynce.data.rows import read_rows
 from copynce.data.shards import (
+    INDEX_SUFFIX,
     SHARD_SUFFIX,
     compression,
     expand_shards,
@@ -273,6 +274,8 @@ def _read_folder(root: Path) -> Manifest:
             left_out["hidden"] += 1
         elif suffix in PICTURE_SUFFIXES:
             pictures.append(name)
+        elif name.endswith(INDEX_SUFFIX):
+            pass  # kept by ourselves
         elif suffix in _OTHER_SUFFIXES:
             left_out[suffix] += 1
             if suffix == SHARD_SUFFIX:
@@ -282,7 +285,8 @@ def _read_folder(root: Path) -> Manifest:
     for name, format in zip(unknown, _formats([posixpath.join(root, name) for name in unknown]), strict=True):
         _sort_in(name, format, pictures, left_out)
     if shards and not pictures:
-        return _read_shards(sorted(shards), root, left_out)
+        del left_out[SHARD_SUFFIX]
+        return _read_shards(sorted(shards), root, left_out, no_files)
     if not pictures:
         total = left_out.total()
         found = f"its {total} files are of other kinds: {_counts(left_out)}" if total else "it holds no files"
@@ -369,13 +373,14 @@ def _sort_in(name: str, format: str | None, pictures: list[str], left_out: Count
         left_out[posixpath.splitext(name)[1].lower() or "without suffix"] += 1
 
 
-def _read_shards(shards: Sequence[Path], root: Path, beside: Counter[str] | None = None) -> Manifest:
-    """The pictures in shards; `beside`: what lies beside them."""
+def _read_shards(
+    shards: Sequence[Path], root: Path, left_out: Counter[str] | None = None, no_files: dict[str, str] | None = None
+) -> Manifest:
+    """The pictures in shards; `left_out` and `no_files` of what lies beside them."""
     keys: list[str] = []
     full: list[str] = []
     members: list[ShardMember] = []
-    left_out = Counter({kind: count for kind, count in (beside or {}).items() if kind != SHARD_SUFFIX})
-    del left_out[".json"]  # their indices
+    left_out = Counter() if left_out is None else left_out
     for shard in shards:
         inside = shard.relative_to(root).as_posix()
         found, others = open_shard(shard)
@@ -405,7 +410,7 @@ def _read_shards(shards: Sequence[Path], root: Path, beside: Counter[str] | None
             f"{root}: no picture in {len(shards)} shards, their {left_out.total()} files are of other kinds{counts}; "
             "expected .jpg, .png, .webp or the like"
         )
-    return Manifest(_distinct(keys, full), members, root, left_out)
+    return Manifest(_distinct(keys, full), members, root, left_out, no_files or {})
 
 
 def _counts(left_out: Counter[str]) -> str:

@@ -25,6 +25,7 @@ from copynce.files import atomic_text
 from dali_pipelines.sources import TAR_BLOCK, ShardMember, kind_of_entry
 
 SHARD_SUFFIX = ".tar"
+INDEX_SUFFIX = ".tar.index.json"
 
 #: {a..b} of numbers, or {a,b,...}, without braces inside.
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")

@@ -286,7 +286,7 @@ def test_a_script_that_would_run_again_in_each_worker_is_told_so_at_once(
         [sys.executable, script, str(pictures)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,  # it may have to compile
         check=False,
         env=os.environ | {"PYTHONPATH": path},
     )

@@ -184,7 +184,7 @@ def test_a_hard_link_is_the_file_that_it_leads_to(photographs: Manifest, tmp_pat
 def test_members_are_known_by_their_content(photographs: Manifest, tmp_path: Path) -> None:
     content = Path(photographs.paths[0]).read_bytes()
     pictures = ["000", "e.img", "c.jpg?x=1", "b.jpeg;v=1", "d.jpg ", "f/g.heic"]
-    others = ["000.cls", "LICENSE", "._a.jpg", "__MACOSX/._a.jpg", "PaxHeader/x.jpg", "1.txt"]
+    others = ["000.cls", "LICENSE", "._a.jpg", "__MACOSX/a.jpg", "PaxHeader/x.jpg", "1.txt"]
     files = {**dict.fromkeys(pictures, content), **dict.fromkeys(others, b"1")}
     write_shard(tmp_path / "0.tar", files)
     manifest = read_manifest(tmp_path)

@@ -1,108 +1,361 @@
-"""Settings: typed, checked, read from YAML plus ``key=value``. Each class of settings stands beside its owner."""
+"""Settings: typed, checked, read from YAML plus ``key=value``. Each class of settings stands beside its owner.
+
+What is written is text until its field says what it is, so no value passes through YAML's guesses: a field of type
+``str`` holds what was typed, letter by letter (``2024_11_28``, ``007``, ``yes``, ``a #b``), a number is read as a
+number, ``dict`` and ``tuple`` as YAML's ``{a: 1}`` and ``[1, 2]``. A setting that may be none is emptied by ``none`` or
+``null``; in a YAML file quotes make those words text again.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
+import re
+import types
+import typing
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 
 from copynce.errors import ConfigError
 
 T = TypeVar("T")
 
+_NONE = ("none", "null", "~")
+_BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_INTEGER = re.compile(r"[-+]?[0-9][0-9_]*")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_DEEPEST = 20  # lists and mappings in each other
+_NOT_FINITE = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
+
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:
     """Raise ConfigError unless ``condition``: setting ``name`` must be ``expected``, and ``value`` came."""
     if not condition:
-        raise ConfigError(f"{name} must be {expected}, got {value!r}")
+        raise ConfigError(f"{name} must be {expected}, got {_shown(value)}")
+
+
+def require_number(
+    name: str,
+    value: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    infinite: bool = False,
+) -> None:
+    """Raise ConfigError unless ``value`` lies between the bounds that are given; infinity only where ``infinite``."""
+    inside = (
+        (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+        and not math.isnan(value)
+    )
+    bounds = [
+        f"{word} {bound}"
+        for word, bound in (("at least", least), ("above", above), ("at most", most), ("below", below))
+        if bound is not None
+    ]
+    finite = infinite or not math.isinf(value)
+    if not finite and inside:
+        bounds.append("finite")
+    require(inside and finite, name, " and ".join(bounds) or "a number", value)
 
 
 def load_config(kind: type[T], path: str | Path | None, overrides: Sequence[str]) -> T:
     """A config object of dataclass ``kind`` from a YAML file (or None) and ``key=value`` overrides, later ones winning.
 
-    Raises ConfigError naming the key for anything unknown (with the nearest known key), missing or out of range.
+    A value replaces the one before; ``section.key=value`` sets one key of a section or mapping. Raises ConfigError
+    naming the key for anything unknown (with the nearest known key), missing, of another type or out of range.
     """
-    settings = OmegaConf.create()
-    if path is not None:
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such file; expected a YAML file of settings")
-        try:
-            loaded = OmegaConf.load(path)
-        except Exception as error:  # yaml raises a family of its own, omegaconf another
-            raise ConfigError(f"{path}: not a YAML file of settings ({error})") from error
-        if not isinstance(loaded, DictConfig):
-            raise ConfigError(f"{path}: expected a YAML mapping of settings, got a list")
-        settings = loaded
+    values = {} if path is None else _read_file(Path(path))
     for override in overrides:
-        if "=" not in override:
+        key, sign, text = override.partition("=")
+        if not (sign and key):
             raise ConfigError(f"settings are given as key=value, got {override!r}")
-    merged = OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides)))
-    assert isinstance(merged, DictConfig)
-    return build_config(kind, OmegaConf.to_container(merged, resolve=True))
+        _put(kind, values, key, text)
+    return build_config(kind, values)
 
 
 def build_config(kind: type[T], values: Any) -> T:
     """A config object of dataclass ``kind`` from nested plain values; errors as in :func:`load_config`."""
-    _check_keys(kind, values, "")
-    schema = OmegaConf.structured(kind)
-    _make_writable(schema)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        key = error.full_key or "settings"
-        if "mandatory" in str(error).lower() or "missing" in str(error).lower():
-            raise ConfigError(f"{key} must be given, for example {key}=VALUE") from error
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return _build(kind, kind, values, "")
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write the resolved settings as YAML."""
-    temporary = path.with_name(f".{path.name}.part")
-    OmegaConf.save(OmegaConf.structured(config), temporary)
-    temporary.replace(path)
+    """Write all settings as YAML, whole or not at all; :func:`load_config` reads back equal ones."""
+    from copynce.files import atomic_text
+
+    text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
+    with atomic_text(path) as file:
+        file.write(text)
 
 
-def _check_keys(kind: Any, values: Any, prefix: str) -> None:
+def setting_types(kind: type) -> dict[str, Any]:
+    """The type of every field of a dataclass of settings; a section's is itself such a dataclass."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+# ------------------------------------------------------------------------------------------------ text to tree
+
+
+class _Plain(str):
+    """Text without quotes: a field that is no text may take it for a number, a boolean or none."""
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; expected a YAML file of settings")
+    tree = _parse(path.read_bytes(), str(path), "a YAML file of settings")
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        kind = "a list" if isinstance(tree, list) else repr(tree)
+        raise ConfigError(f"{path}: expected a YAML mapping of settings, got {kind}")
+    return tree
+
+
+def _parse(text: str | bytes, name: str, expected: str) -> Any:
+    """YAML as nested dicts, lists and text, nothing resolved; None for an empty value."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return None if node is None else _tree(node, set())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not {expected} ({' '.join(str(error).split())})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not {expected} (not UTF-8: {error.reason})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: not {expected} (nested too deeply)") from error
+
+
+def _tree(node: yaml.Node, seen: set[int]) -> Any:
+    """A node as plain values; ``seen`` are the lists and mappings so far, each of which may stand in one place only."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag.startswith("!"):
+            raise yaml.YAMLError(f"tags such as {node.tag} have no meaning here; quote the text")
+        if node.style is not None:
+            return str(node.value)
+        return _Plain(node.value) if node.value else None
+    if id(node) in seen:
+        raise yaml.YAMLError("an alias of a list or mapping; write it out")
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        return [_tree(item, seen) for item in node.value]
+    result: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.YAMLError("a name must be text")
+        if key.value in result:
+            raise yaml.YAMLError(f"{key.value!r} is given twice")
+        result[str(key.value)] = _tree(value, seen)
+    return result
+
+
+def _put(kind: Any, values: dict[str, Any], key: str, text: str) -> None:
+    """Set ``key`` (dotted) of nested ``values`` to ``text``, read as the field's type asks."""
+    hint, place = kind, values
+    *sections, last = key.split(".")
+    for depth, name in enumerate(sections):
+        hint = _inner(kind, hint, name, key)
+        if not isinstance(place.get(name), dict):
+            if place.get(name) is not None and dataclasses.is_dataclass(hint):
+                raise ConfigError(f"{'.'.join(sections[: depth + 1])} must be a mapping, got {_shown(place[name])}")
+            place[name] = {}
+        place = place[name]
+    hint = _inner(kind, hint, last, key)
+    if _is_structure(hint):
+        value = _parse(text, key, f"a value such as {_example(hint)}")
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict) and isinstance(place.get(last), dict):
+            value = {**place[last], **value}
+    else:
+        value = _Plain(text)
+    place[last] = value
+
+
+def _inner(kind: Any, hint: Any, name: str, key: str) -> Any:
+    """The type of what is called ``name`` in something of type ``hint``."""
+    if dataclasses.is_dataclass(hint):
+        known = setting_types(typing.cast(type, hint))
+        if name in known:
+            return known[name]
+    elif hint is Any:
+        return Any
+    elif typing.get_origin(hint) is dict:
+        return typing.get_args(hint)[1]
+    raise _unknown(kind, key)
+
+
+def _is_structure(hint: Any) -> bool:
+    return hint is Any or dataclasses.is_dataclass(hint) or typing.get_origin(hint) in (dict, tuple)
+
+
+def _example(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return "[1, 2]"
+    return "8, true, text or [1, 2]" if hint is Any else "{name: value}"
+
+
+# ------------------------------------------------------------------------------------------------ tree to settings
+
+
+def _build(root: Any, kind: Any, values: Any, prefix: str) -> Any:
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'settings'} must be a mapping of settings, got {values!r}")
-    known = {f.name: f for f in fields(kind)}
-    for name, value in values.items():
-        if name not in known:
-            everything = _all_keys(kind, prefix)
-            near = difflib.get_close_matches(f"{prefix}{name}", everything, n=3, cutoff=0.5)
-            # A key given without its section, or in the wrong one.
-            near += [key for key in everything if key.split(".")[-1] == str(name) and key not in near]
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(everything)}"
-            raise ConfigError(f"unknown setting {prefix}{name}; {hint}")
-        inner = known[name].default_factory
-        if isinstance(inner, type) and is_dataclass(inner):
-            _check_keys(inner, value, f"{prefix}{name}.")
+        raise ConfigError(f"{prefix.rstrip('.') or 'settings'} must be a mapping of settings, got {_shown(values)}")
+    hints = setting_types(kind)
+    for name in values:
+        if name not in hints:
+            raise _unknown(root, f"{prefix}{name}")
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        hint, name = hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hint):
+            found[field.name] = _build(root, hint, values.get(field.name), f"{name}.")
+        elif field.name in values:
+            found[field.name] = _value(hint, values[field.name], name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{name} must be given, for example {name}=VALUE")
+    try:
+        return kind(**found)
+    except ConfigError:
+        raise
+    except ValueError as error:  # of a class that others use without settings
+        raise ConfigError(f"{prefix}{error}") from error
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """``value`` as ``hint`` asks; ConfigError where it is no such thing."""
+    if isinstance(hint, types.UnionType):  # X | None
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+        if value is None or (isinstance(value, _Plain) and value.lower() in _NONE):
+            return None
+        if isinstance(value, _Plain) and not value:
+            raise ConfigError(f"{name} is empty; give a value, or none")
+    if value is None and hint is not Any:
+        raise ConfigError(f"{name} must be given, for example {name}=VALUE")
+    origin = typing.get_origin(hint)
+    if hint is str:
+        require(isinstance(value, str), name, "text", value)
+        if isinstance(value, _Plain) and not value:
+            raise ConfigError(f"{name} must not be empty, for example {name}=VALUE")
+        require("\0" not in value, name, "text without NUL", value)
+        return "".join(value)  # no _Plain
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        require(value in choices, name, f"one of {', '.join(choices)}", value)
+        return "".join(value)
+    if hint is bool:
+        text = str(value).strip().lower()
+        require(text in _BOOLS, name, "true or false", value)
+        return _BOOLS[text]
+    if hint is int:
+        return _integer(value, name)
+    if hint is float:
+        return _float(value, name)
+    if origin is tuple:
+        parts = typing.get_args(hint)
+        fits = isinstance(value, (list, tuple)) and len(value) == len(parts)
+        require(fits, name, f"a list of {len(parts)} values such as {[0.9] * len(parts)}", value)
+        return tuple(_value(part, item, name) for part, item in zip(parts, value, strict=True))
+    if origin is dict:
+        require(isinstance(value, dict), name, "a mapping such as {name: value}", value)
+        inner = typing.get_args(hint)[1]
+        return {str(key): _value(inner, item, f"{name}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return _guess(value, name)
+    raise TypeError(f"{name}: settings of type {hint} are not read")  # ours to mend
+
+
+def _integer(value: Any, name: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    else:
+        text = value.strip() if isinstance(value, str) else ""
+        require(_INTEGER.fullmatch(text) is not None and len(text) < 100, name, "a whole number", value)
+        number = int(text.replace("_", ""))
+    require(abs(number) < 1 << 63, name, "a whole number of at most 63 bits", value)
+    return number
+
+
+def _float(value: Any, name: str) -> float:
+    number = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value) if abs(value) < 1 << 63 or isinstance(value, float) else math.inf
+    elif isinstance(value, str):
+        text = value.strip().lower()
+        if _FLOAT.fullmatch(text):
+            number = float(text.replace("_", ""))
+        elif text.lstrip("+-").removeprefix(".") in ("inf", "infinity"):
+            number = -math.inf if text.startswith("-") else math.inf
+    require(not math.isnan(number), name, "a number", value)
+    return number
+
+
+def _guess(value: Any, name: str, depth: int = 0) -> Any:
+    """The value of a mapping whose types are the owner's: text without quotes may be none, a boolean or a number."""
+    require(depth < _DEEPEST, name, f"nested at most {_DEEPEST} times", value)
+    if isinstance(value, dict):
+        return {str(key): _guess(item, f"{name}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_guess(item, name, depth + 1) for item in value]
+    if not isinstance(value, _Plain):
+        return value
+    text = "".join(value)
+    if text.lower() in _NONE:
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if _INTEGER.fullmatch(text):
+        return _integer(text, name)
+    if _FLOAT.fullmatch(text):
+        return _float(text, name)
+    return _NOT_FINITE.get(text.lower(), text)
+
+
+def _unknown(root: Any, key: str) -> ConfigError:
+    everything = _all_keys(root, "")
+    near = difflib.get_close_matches(key, everything, n=3, cutoff=0.5)
+    # A key given without its section, or in the wrong one.
+    near += [name for name in everything if name.split(".")[-1] == key.split(".")[-1] and name not in near]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(everything)}"
+    return ConfigError(f"unknown setting {key}; {hint}")
 
 
 def _all_keys(kind: Any, prefix: str) -> list[str]:
     keys: list[str] = []
-    for f in fields(kind):
-        inner = f.default_factory
-        if isinstance(inner, type) and is_dataclass(inner):
-            keys += _all_keys(inner, f"{prefix}{f.name}.")
-        else:
-            keys.append(f"{prefix}{f.name}")
+    for name, hint in setting_types(kind).items():
+        keys += _all_keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{name}"]
     return keys
 
 
-def _make_writable(node: DictConfig) -> None:
-    """Frozen dataclasses become read-only nodes; a schema must take values."""
-    OmegaConf.set_readonly(node, False)
-    for key in node:
-        if not OmegaConf.is_missing(node, str(key)) and isinstance(node[key], DictConfig):
-            _make_writable(node[key])
+def _shown(value: Any) -> str:
+    """A value as it was typed."""
+    text = repr("".join(value)) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
+
+
+# ------------------------------------------------------------------------------------------------ settings to text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text in quotes wherever it could be read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    words = (*_NONE, *_BOOLS, *_NOT_FINITE)
+    read_as_text = text.isascii() and text.isprintable() and text.lower() not in words
+    read_as_text = read_as_text and not (_INTEGER.fullmatch(text) or _FLOAT.fullmatch(text))
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if read_as_text else '"')
+
+
+_Dumper.add_representer(str, _represent_text)

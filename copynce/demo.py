@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from copynce.config import require_number
 from copynce.data import DataError, EvaluationSplit, Manifest, Quarantine, atomic_text, read_manifest
 from copynce.data.rows import write_rows
 from copynce.data.synthetic import make_pictures
@@ -82,6 +83,8 @@ def run_demo(
     that can be decoded, or if ``out`` holds a demo of other settings.
     """
     steps = STEPS if steps is None else steps
+    require_number("steps", steps, least=0, most=10**12)
+    require_number("seed", seed, least=0, below=2**63)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, {"data": None if data is None else str(data.resolve()), "steps": steps, "seed": seed})
     if data is None:
@@ -143,7 +146,12 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Note the demo's settings in its folder; a folder of other settings must not be continued."""
     file = out / "demo.json"
     if file.is_file():
-        found = json.loads(file.read_text())
+        try:
+            found = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise DataError(
+                f"{file}: not the settings of a demo ({error}); remove it or choose another --out"
+            ) from error
         if found != settings:
             raise DataError(f"{out} holds a demo with {found}, got {settings}; choose another --out or remove it")
         return

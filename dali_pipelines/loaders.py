@@ -231,7 +231,9 @@ class PairPreparation:
                 (other,) = self.reader.try_all([pair.reference_path])
             if isinstance(found, EncodedPicture) and isinstance(other, EncodedPicture):
                 return pair, found, other
-        raise ValueError(f"{_MAX_SUBSTITUTES} substitutes of pair {wanted.uuid} are broken too; the last one: {other}")
+        assert isinstance(other, BrokenPicture), "else it would have been returned"
+        tried = f"{_MAX_SUBSTITUTES} substitutes of pair {wanted.uuid} are broken too, this one was the last"
+        raise BrokenPicture(other.path, f"{other.reason}; {tried}")
 
 
 class PairLoader:

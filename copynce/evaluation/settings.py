@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from omegaconf import MISSING
-
 from copynce.config import require
 
 
@@ -15,7 +13,7 @@ from copynce.config import require
 class EvalConfig:
     """Settings of ``copynce eval``."""
 
-    dataset: str = MISSING
+    dataset: str
     """Folder in the form of DISC21, or with references.csv, query_NAME.csv and gt_NAME.json."""
     split: str = "dev"
     """Which queries: a NAME of the folder; DISC21 has val (dev set I), dev (dev set II), test (phase 2)."""
@@ -50,6 +48,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "k", "threads"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.threads <= 1024, "threads", "at most 1024", self.threads)
         require(self.split != "", "split", "the name of a split", self.split)
         require(self.out != "", "out", "the name of a folder", self.out)
         require(math.isfinite(self.alpha), "alpha", "finite", self.alpha)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from omegaconf import MISSING
+import torch
 
-from copynce.config import require
+from copynce.config import require, require_number
 from copynce.errors import ConfigError
-from copynce.models import DescriptorConfig
+from copynce.models import Descriptor, DescriptorConfig
+from copynce.pixtrace import POLICIES
+
+_MOST_THREADS = 1024
+_MOST_BLOCKS = 1000
+_LARGEST_SIDE = 8192  # pixels; the largest models take 1,024
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where pictures come from and how they are edited."""
 
-    train: str = MISSING
+    train: str
     """CSV with the columns uuid,path, a folder of pictures (read recursively), or tar shards (a folder of them, or a
     pattern such as ``train-{000..127}.tar``); the supervised plan's queries."""
     root: str | None = None
@@ -48,13 +56,15 @@ class DataConfig:
     """A picture with more million pixels is skipped and listed, as a guard against decompression bombs."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 2, "data.batch_size", "at least 2", self.batch_size)
-        require(self.threads >= 1, "data.threads", "at least 1", self.threads)
-        require(self.processes >= 0, "data.processes", "at least 0", self.processes)
-        require(self.max_megapixels > 0, "data.max_megapixels", "positive", self.max_megapixels)
-        require(0 <= self.augment_probability <= 1, "data.augment_probability", "in [0, 1]", self.augment_probability)
+        require_number("data.batch_size", self.batch_size, least=2)
+        require_number("data.threads", self.threads, least=1, most=_MOST_THREADS)
+        require_number("data.processes", self.processes, least=0, most=_MOST_THREADS)
+        require_number("data.max_megapixels", self.max_megapixels, least=1e-6, most=1e9)
+        require_number("data.augment_probability", self.augment_probability, least=0, most=1)
+        require(self.policy in POLICIES, "data.policy", f"one of {', '.join(sorted(POLICIES))}", self.policy)
         columns = self.neighbour_columns
-        require(columns is None or columns >= 1, "data.neighbour_columns", "at least 1", columns)
+        if columns is not None:
+            require_number("data.neighbour_columns", columns, least=1)
         if columns is not None and self.neighbours is None:
             raise ConfigError("data.neighbour_columns needs a file of neighbours, data.neighbours=FILE")
         supervised = self.plan == "supervised"
@@ -93,10 +103,16 @@ class LossConfig:
     """Features of other ranks as negatives: with their gradients, or as constants (the released code)."""
 
     def __post_init__(self) -> None:
-        for name in ("copynce_weight", "info_nce_weight", "koleo_weight", "gamma"):
-            require(getattr(self, name) >= 0, f"loss.{name}", "at least 0", getattr(self, name))
-        require(self.neighbours >= 1, "loss.neighbours", "at least 1", self.neighbours)
-        require(self.temperature > 2 / 80, "loss.temperature", "above 0.025", self.temperature)
+        weights = ("copynce_weight", "info_nce_weight", "koleo_weight")
+        for name in weights:
+            require_number(f"loss.{name}", getattr(self, name), least=0)
+        if not any(getattr(self, name) for name in weights):
+            raise ConfigError(f"one of {', '.join(f'loss.{name}' for name in weights)} must be above 0, got 0 for all")
+        require_number("loss.gamma", self.gamma, least=0, infinite=True)
+        require_number("loss.neighbours", self.neighbours, least=1)
+        require_number("loss.temperature", self.temperature, above=2 / 80)
+        # Its exponential must be a float32, in which 0 is exp(-104) and the largest number exp(88.7).
+        require_number("loss.log_scale", self.log_scale, least=-80, most=80)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,21 +133,26 @@ class OptimConfig:
     min_lr: float = 2e-6
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", "positive", self.lr)
-        require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
-        require(self.clip_norm > 0, "optim.clip_norm", "positive", self.clip_norm)
-        require(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
-        require(self.steps is None or self.steps >= 0, "optim.steps", "at least 0", self.steps)
-        require(self.warmup_epochs >= 0, "optim.warmup_epochs", "at least 0", self.warmup_epochs)
+        require_number("optim.lr", self.lr, above=0, most=1000)
+        require_number("optim.weight_decay", self.weight_decay, least=0, most=1000)
+        for beta in self.betas:
+            require_number("optim.betas", beta, least=0, below=1)
+        require_number("optim.clip_norm", self.clip_norm, above=0, infinite=True)
+        require_number("optim.epochs", self.epochs, least=1, most=10**9)
+        if self.steps is not None:
+            require_number("optim.steps", self.steps, least=0, most=10**12)
+        require_number("optim.warmup_epochs", self.warmup_epochs, least=0, most=10**9)
+        require_number("optim.min_lr", self.min_lr, least=0)
+        require(self.min_lr <= self.lr, "optim.min_lr", f"at most optim.lr, {self.lr:g}", self.min_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
 
-    out: str = MISSING
+    out: str
     """Folder of the run: config, checkpoints, log, list of broken pictures."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig
     model: DescriptorConfig = field(default_factory=DescriptorConfig)
     weights: str | None = None
     """Backbone weights to start from: safetensors with timm's names, or a checkpoint; none: random."""
@@ -156,5 +177,55 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(self.threads is None or self.threads >= 1, "threads", "at least 1", self.threads)
+            require_number(name, getattr(self, name), least=1)
+        require_number("seed", self.seed, least=0, below=2**63)
+        if self.threads is not None:
+            require_number("threads", self.threads, least=1, most=_MOST_THREADS)
+        if self.data.plan == "matcher":
+            raise ConfigError(
+                "data.plan=matcher makes pairs of different pictures too, which a descriptor's losses have no use for: "
+                "it learns from copies only; use data.plan=descriptor or data.plan=supervised"
+            )
+        patches = check_model(self.model)
+        if self.loss.target != "overlap":
+            here = f"at most {patches}, the patches of a picture"
+            require(self.loss.neighbours <= patches, "loss.neighbours", here, self.loss.neighbours)
+
+
+def check_model(config: DescriptorConfig) -> int:
+    """The number of patches of the model that ``config`` describes, found without making its weights.
+
+    Raises ConfigError if there is no such model, or if this machine cannot hold its weights.
+    """
+    return _check_model(json.dumps(config.to_dict(), default=repr))
+
+
+@functools.lru_cache(maxsize=64)
+def _check_model(described: str) -> int:
+    config = DescriptorConfig(**json.loads(described))
+    require_number("model.img_size", config.img_size, least=1, most=_LARGEST_SIDE)
+    if config.norm_eps is not None:
+        require_number("model.norm_eps", config.norm_eps, above=0, below=1)
+    depth = config.backbone_options.get("depth")
+    if isinstance(depth, int):  # else a billion blocks are built before anyone can say that they are too many
+        require_number("model.backbone_options.depth", depth, least=1, most=_MOST_BLOCKS)
+    try:
+        with torch.device("meta"):  # shapes without numbers
+            model = Descriptor(config)
+            model.encoder.forward_intermediates(torch.empty(2, 3, config.img_size, config.img_size), indices=1)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+    except Exception as error:  # whatever timm and torch raise for arguments that they cannot use
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ConfigError(
+            f"model: {config.backbone} cannot be built with backbone_options {config.backbone_options} "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ConfigError(
+            f"model: its weights take {size / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory; choose a "
+            "smaller model.img_size, model.dim or model.backbone_options"
+        )
+    return model.grid**2

@@ -2,16 +2,74 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
-from copynce.errors import ConfigError
+from copynce.errors import ConfigError, RunError, UserError
+
+#: How long processes wait for each other to appear, and one that has failed for the others to hear of it.
+_MEETING, _FAREWELL = timedelta(minutes=10), timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher says in the environment: this process is ``rank`` of ``size``, ``local_rank`` on its machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def launch() -> Launch:
+    """The place of this process among those that were started together; one of one where no launcher says otherwise.
+
+    Raises ConfigError if the environment says half of it, or what cannot be.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return Launch(0, 1, 0)
+    size = _variable("WORLD_SIZE", 1, None)
+    rank = _variable("RANK", 0, size - 1, 0 if size == 1 else None)
+    local_rank = _variable("LOCAL_RANK", 0, None, 0)
+    if size > 1:
+        _variable("MASTER_PORT", 0, 65535)
+        if not os.environ.get("MASTER_ADDR"):
+            raise _wrong_variable("MASTER_ADDR", "the first machine's name")
+    return Launch(rank, size, local_rank)
+
+
+def _variable(name: str, least: int, most: int | None, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    expected = f"a whole number from {least} to {most}" if most is not None else f"a whole number of at least {least}"
+    if (
+        text is None
+        or not re.fullmatch("[0-9]{1,9}", text)
+        or int(text) < least
+        or (most is not None and int(text) > most)
+    ):
+        raise _wrong_variable(name, expected)
+    return int(text)
+
+
+def _wrong_variable(name: str, expected: str) -> ConfigError:
+    found = repr(os.environ[name]) if name in os.environ else "none"
+    return ConfigError(
+        f"the environment has WORLD_SIZE={os.environ['WORLD_SIZE']!r}, as for one of several processes, so {name} must "
+        f"be {expected}, got {found}; start with torchrun, or unset WORLD_SIZE"
+    )
 
 
 @dataclass(frozen=True)
@@ -71,8 +129,12 @@ class World:
         if self.size > 1:
             errors: list[Exception | None] = [None] * self.size
             dist.all_gather_object(errors, None if mine is None else _portable(mine))
-            first = next((error for error in errors if error is not None), None)
-            if first is not None:
+            failed = next((rank for rank, error in enumerate(errors) if error is not None), None)
+            if failed is not None:
+                first = errors[failed]
+                assert first is not None, "just found"
+                if failed != self.rank:
+                    _leave_the_word(first)
                 raise first from mine
 
 
@@ -85,34 +147,131 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
+def _leave_the_word(error: Exception) -> None:
+    """Let the process that ``error`` came from speak: a launcher ends all of them as soon as one has ended."""
+    error.elsewhere = True  # type: ignore[attr-defined]
+    with contextlib.suppress(UserError):  # the launcher's signal
+        time.sleep(1.0)
+
+
 def choose_device(device: str) -> torch.device:
     """The device that the setting "cpu", "gpu" or "auto" (a GPU where there is one) means for this process.
 
-    Raises ConfigError for "gpu" where none is visible.
+    Raises ConfigError for "gpu" where none is visible, and where more processes are on this machine than it has GPUs.
     """
+    index = launch().local_rank
     if device == "auto":
         device = "gpu" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("device=gpu needs a CUDA device, none is visible; use device=cpu or device=auto")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError(
+            f"this process is the one with LOCAL_RANK={index}, but {count} GPUs are visible; start at most {count} "
+            "processes on this machine, or use device=cpu"
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def announced() -> Iterator[None]:
+    """A block before :func:`world`, such as the reading of settings: if it fails on one process, the others, which may
+    be waiting in :func:`world` already, are told and fail too."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        _announce(error)
+        raise
 
 
 @contextmanager
 def world(device: str) -> Iterator[World]:
     """Join the process group that torchrun announces in the environment (NCCL on GPUs, gloo on CPUs), or none.
 
-    ``device``: "cpu", "gpu" or "auto", see :func:`choose_device`.
+    ``device``: "cpu", "gpu" or "auto", see :func:`choose_device`. Raises ConfigError for an environment that says half
+    of it, RunError if the other processes do not come or are lost, and the error that another has announced.
     """
-    place = choose_device(device)
+    with announced():
+        here, place = launch(), choose_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if here.size == 1:
         yield World(0, 1, place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    store = _meet(here)
+    dist.init_process_group(
+        "nccl" if place.type == "cuda" else "gloo", store=store, rank=here.rank, world_size=here.size
+    )
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), place)
+        yield World(here.rank, here.size, place)
+    except RuntimeError as error:
+        if isinstance(error, UserError) or not _lost(error):
+            raise
+        raise RunError(
+            f"process {here.rank} has lost another one, whose own message says why "
+            f"({str(error).strip().splitlines()[0]}); the same command continues a run"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "by peer" in str(error).lower()
+
+
+def _store(here: Launch, timeout: timedelta) -> Store:
+    """The key-value store of these processes, made by the launcher or by the first of them."""
+    store, _, _ = next(rendezvous("env://", rank=here.rank, world_size=here.size, timeout=timeout))
+    store.set_timeout(timeout)
+    return store
+
+
+def _meet(here: Launch) -> Store:
+    """Wait until all processes are here; raises the error of one that has announced it."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store = _store(here, _MEETING)
+        store.set(f"copynce/here/{here.rank}", "")
+        store.wait([f"copynce/here/{rank}" for rank in range(here.size)], _MEETING)
+        words = [store.get(f"copynce/here/{rank}").decode() for rank in range(here.size)]
+        store.set(f"copynce/heard/{here.rank}", "")
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(
+            f"process {here.rank} of {here.size} did not meet the others at {where} ({reason}); are all of them "
+            "started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and is the port free?"
+        ) from error
+    for rank, word in enumerate(words):
+        if word:
+            failed = RunError(f"process {rank}: {word}")
+            _leave_the_word(failed)
+            raise failed
+    return store
+
+
+def _announce(error: UserError | OSError) -> None:
+    """Tell the other processes that this one has failed; the lowest of those that failed is to print its error."""
+    try:
+        here = launch()
+        if here.size == 1:
+            return
+        end = time.monotonic() + _FAREWELL.total_seconds()
+        store = _store(here, _FAREWELL)
+        store.set(f"copynce/here/{here.rank}", str(error) or type(error).__name__)
+        store.set(f"copynce/heard/{here.rank}", "")
+        if any(_word(store, rank, end) for rank in range(here.rank)):
+            _leave_the_word(error)
+        elif here.rank == 0:  # the store may end with this process
+            for rank in range(here.size):
+                store.wait([f"copynce/heard/{rank}"], timedelta(seconds=max(0.1, end - time.monotonic())))
+    except (UserError, RuntimeError, ValueError, OSError):
+        return  # nobody can be told, or nobody came
+
+
+def _word(store: Store, rank: int, end: float) -> str:
+    """What another process announced, "" if all is well with it."""
+    store.wait([f"copynce/here/{rank}"], timedelta(seconds=max(0.1, end - time.monotonic())))
+    return store.get(f"copynce/here/{rank}").decode()

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from copynce.data import Quarantine, read_ground_truth, read_manifest, read_neighbours
 from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairPlan, PairSampler, SupervisedPairs
-from copynce.errors import RunError, Stopped, TrainingError
+from copynce.errors import DataError, RunError, Stopped, TrainingError
 from copynce.losses import copynce_loss, info_nce, koleo
 from copynce.models import Descriptor, load_checkpoint, load_start, param_groups
 from copynce.models.memory import keep_heap
@@ -29,7 +29,7 @@ from copynce.training.log import RunLog
 from copynce.training.run import Event, RunFolder
 from copynce.training.schedule import cosine_schedule, scaled_lr
 from copynce.training.signals import StopRequest
-from dali_pipelines import PairLoader
+from dali_pipelines import BrokenPicture, PairLoader
 
 #: What a step takes of a batch, in the order of :meth:`DescriptorObjective.forward`.
 _INPUTS = ("query", "reference", "query_to_reference", "reference_to_query", "label", "traced")
@@ -104,7 +104,10 @@ def train(config: TrainConfig, *, on_step: Callable[[int], None] | None = None) 
     SIGHUP, when the step is finished and saved.
     """
     with world(config.device) as here, StopRequest() as stop:
-        return _train(config, here, stop, on_step)
+        try:
+            return _train(config, here, stop, on_step)
+        except BrokenPicture as error:  # one is replaced; this is one too many
+            raise DataError(str(error)) from error
 
 
 def _train(config: TrainConfig, here: World, stop: StopRequest, on_step: Callable[[int], None] | None) -> Path:

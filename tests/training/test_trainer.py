@@ -143,14 +143,6 @@ def test_two_pairs_an_item_count_as_one_for_the_learning_rate(tiny: Tiny, neighb
     assert logs["neighbours"][0]["info_nce"] > logs["alone"][0]["info_nce"] + 0.3
 
 
-def test_the_matcher_plan_trains(tiny: Tiny, neighbours: str) -> None:
-    config = tiny("data.plan=matcher", f"data.neighbours={neighbours}", "data.batch_size=8", "optim.steps=3")
-    train(config)
-    log = read_log(Path(config.out) / "log.jsonl")
-    assert [line["step"] for line in log] == [1, 2, 3]
-    assert all(np.isfinite(line["loss"]) for line in log)
-
-
 def test_the_supervised_plan_trains_without_tables(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     names = sorted(path.stem for path in pictures.iterdir())
     (tmp_path / "gt.json").write_text(json.dumps({name: [names[i - 1]] for i, name in enumerate(names[:20])}))

@@ -1,0 +1,65 @@
+"""Processes of one group without a launcher that would end the others: forks of this one, which has imported all.
+
+Arguments: a folder, and JSON [[[argument, ...] of each rank, ...] of each case]. Prints JSON, for each case
+{"statuses": of each rank, null where it had to be killed, "errors": what each wrote to stderr, "seconds"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import copynce.training  # noqa: F401 - before the forks
+from copynce.cli import main
+
+PATIENCE = 100.0  # seconds; gloo's own time-out is many minutes
+
+
+def child(arguments: list[str], rank: int, size: int, port: int, errors: Path) -> None:
+    os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+    os.environ.update(WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    status = 1  # what Python ends with after a traceback
+    try:
+        status = main(arguments)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def run(case: list[list[str]], folder: Path) -> dict[str, object]:
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    begin = time.monotonic()
+    running: dict[int, int] = {}  # process -> rank
+    for rank, arguments in enumerate(case):
+        process = os.fork()
+        if process == 0:
+            child(arguments, rank, len(case), port, folder / str(rank))
+        running[process] = rank
+    statuses: list[int | None] = [None] * len(case)
+    while running and time.monotonic() - begin < PATIENCE:
+        process, status = os.waitpid(-1, os.WNOHANG)
+        if process:
+            statuses[running.pop(process)] = os.waitstatus_to_exitcode(status)
+        else:
+            time.sleep(0.02)
+    for process in running:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    errors = [(folder / str(rank)).read_text() for rank in range(len(case))]
+    return {"statuses": statuses, "errors": errors, "seconds": time.monotonic() - begin}
+
+
+if __name__ == "__main__":
+    print(json.dumps([run(case, Path(sys.argv[1]) / str(i)) for i, case in enumerate(json.loads(sys.argv[2]))]))

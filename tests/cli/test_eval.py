@@ -56,7 +56,7 @@ def test_settings_reach_the_metrics(place: Path, tmp_path: Path) -> None:
         ("k=0", "k must be at least 1, got 0"),
         ("batch_size=-3", "batch_size must be at least 1, got -3"),
         ("threads=0", "threads must be at least 1, got 0"),
-        ("alpha=.nan", "alpha must be finite, got nan"),
+        ("alpha=.nan", "alpha must be a number, got '.nan'"),
         ("start=-1", "start must be at least 0, got -1"),
         ("end=1", "end must be above start=1, got 1"),
         ("global_candidates=0", "global_candidates must be at least 1, got 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -50,8 +51,12 @@ def test_predictions_keep_their_ids(tmp_path: Path) -> None:
 
 
 def test_ground_truths_keep_their_ids(tmp_path: Path) -> None:
-    write_rows(tmp_path / "truth.csv", [("query_id", "reference_id"), *((name, name) for name in ODD)])
-    assert read_ground_truth(tmp_path / "truth.csv") == {name: [name] for name in ODD}
+    # In a CSV a reference with a separator inside may be a list of several, and is refused, as nan is. JSON holds them all.
+    names = [name for name in ODD if name != "nan" and not any(separator in name for separator in ",;|")]
+    write_rows(tmp_path / "truth.csv", [("query_id", "reference_id"), *((name, name) for name in names)])
+    assert read_ground_truth(tmp_path / "truth.csv") == {name: [name] for name in names}
+    (tmp_path / "truth.json").write_text(json.dumps({name: [name] for name in ODD}))
+    assert read_ground_truth(tmp_path / "truth.json") == {name: [name] for name in ODD}
     # By hand, without quotes: blanks before the first and behind the last field are part of the names too.
     (tmp_path / "hand.csv").write_text("query_id,reference_id\n a,r \n")
     assert read_ground_truth(tmp_path / "hand.csv") == {" a": ["r "]}

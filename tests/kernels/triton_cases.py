@@ -213,9 +213,13 @@ def exact(
 def gradient_bars(
     tokens: list[Tensor], tables: tuple[Tensor, Tensor], active: Tensor, expected: tuple[Tensor, ...], **settings
 ) -> list[float]:
-    """Twice the errors of plain float32: how numbers are added up differs between processors, and so do both errors."""
+    """Twice the errors of plain float32, and what the kernels round besides: a logit and its line's logarithm, both up
+    to 1/temperature, where plain float32 subtracts the largest logit first. How numbers are added up differs between
+    processors, and so does each of these errors.
+    """
     plain = exact(tokens, tables, active, torch.float32, **settings)
-    return [max(2 * error(one, other), 5e-7) for one, other in zip(plain[1:], expected[1:], strict=True)]
+    rounding = 2 * 2.0**-24 / settings.get("temperature", 1 / 16)
+    return [2 * error(one, other) + rounding for one, other in zip(plain[1:], expected[1:], strict=True)]
 
 
 CASES = [  # query pixels, reference pixels, patch size, channels, gamma, prior

@@ -512,7 +512,8 @@ def test_success_bad_input_and_no_number_have_three_statuses(
 
     assert status(out="good") == 0
     assert status("data.batch_size=30", out="bad") == 2
-    assert status("optim.lr=1e30", out="wild") == TrainingError.exit_status == 3
+    wild = ("optim.lr=1000", "optim.clip_norm=inf", "loss.koleo_weight=1e30")
+    assert status(*wild, out="wild") == TrainingError.exit_status == 3
     error = capsys.readouterr().err
     assert "the gradient is not finite" in error
     assert f"weights={tmp_path / 'wild' / 'checkpoints' / 'step-00000000'}" in error

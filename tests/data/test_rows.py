@@ -51,7 +51,7 @@ def test_predictions_keep_their_ids(tmp_path: Path) -> None:
 
 
 def test_ground_truths_keep_their_ids(tmp_path: Path) -> None:
-    # In a CSV a reference with a separator inside may be a list of several, and is refused, as nan is. JSON holds them all.
+    # In a CSV a reference with a separator inside may be a list of several, and is refused, as nan is. JSON holds all.
     names = [name for name in ODD if name != "nan" and not any(separator in name for separator in ",;|")]
     write_rows(tmp_path / "truth.csv", [("query_id", "reference_id"), *((name, name) for name in names)])
     assert read_ground_truth(tmp_path / "truth.csv") == {name: [name] for name in names}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
 from pathlib import Path
-
-import dali_pipelines
 
 
 def running_commit() -> str:
@@ -36,13 +33,3 @@ def processor_name() -> str:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{name}, {cores} core{'s' if cores > 1 else ''}"
-
-
-def running_code() -> str:
-    """A hash of the code that makes pictures and descriptors: what was made by other code is not the same."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for folder in (here, Path(dali_pipelines.__file__).parent):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()

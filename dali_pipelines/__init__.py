@@ -1,21 +1,8 @@
 """The pixel executor: DALI pipelines that render edit programs for training, evaluation and people.
 
-DALI itself is imported when a pipeline is built, not before.
+Names come from their modules when they are first used; DALI itself is imported when a pipeline is built.
 """
 
-from dali_pipelines.loaders import CropLoader, Pair, PairLoader, PictureLoader, render_programs
-from dali_pipelines.sources import BrokenPicture, EncodedPicture, ShardMember, read_picture
-from dali_pipelines.views import Cut
+import lazy_loader
 
-__all__ = [
-    "BrokenPicture",
-    "CropLoader",
-    "Cut",
-    "EncodedPicture",
-    "Pair",
-    "PairLoader",
-    "PictureLoader",
-    "ShardMember",
-    "read_picture",
-    "render_programs",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

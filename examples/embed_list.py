@@ -20,8 +20,8 @@ import numpy as np
 
 from copynce.data import Quarantine, atomic_text, read_manifest
 from copynce.errors import UserError
-from copynce.evaluation import extract
 from copynce.models import load_checkpoint
+from copynce.retrieval.extract import extract
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,15 +15,15 @@ from copynce import __version__
 from copynce.config import require
 from copynce.data import DataError, EvaluationSplit, Manifest, Quarantine, atomic_text
 from copynce.errors import ConfigError
-from copynce.evaluation.extract import FeatureStore, Precision, extract
 from copynce.evaluation.metrics import Predictions, score_predictions
-from copynce.evaluation.normalization import check_ranks
-from copynce.evaluation.normalization import score_normalization as normalise_scores
 from copynce.evaluation.predictions import ranked_predictions, write_predictions
-from copynce.evaluation.search import search
 from copynce.files import file_sha256
 from copynce.provenance import processor_name, running_commit
+from copynce.retrieval.extract import FeatureStore, Precision, extract
 from copynce.retrieval.features import Features
+from copynce.retrieval.normalization import check_ranks
+from copynce.retrieval.normalization import score_normalization as normalise_scores
+from copynce.retrieval.search import search
 
 Metrics = dict[str, float | int | str | None]
 

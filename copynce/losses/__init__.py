@@ -1,8 +1,8 @@
-"""Losses: CopyNCE on patch tokens, InfoNCE and KoLeo on descriptors."""
+"""Losses: CopyNCE on patch tokens, InfoNCE and KoLeo on descriptors.
 
-from __future__ import annotations
+Names come from their modules when they are first used.
+"""
 
-from copynce.losses.copynce import CopyNCELoss, copynce_loss
-from copynce.losses.descriptor import INITIAL_LOG_SCALE, info_nce, koleo
+import lazy_loader
 
-__all__ = ["INITIAL_LOG_SCALE", "CopyNCELoss", "copynce_loss", "info_nce", "koleo"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,27 +1,8 @@
-"""Vision transformers that turn pictures into descriptors and patch tokens, and their files."""
+"""Vision transformers that turn pictures into descriptors and patch tokens, and their files.
 
-from __future__ import annotations
+Names come from their modules when they are first used: settings need no torch.
+"""
 
-from copynce.models.build import build_descriptor
-from copynce.models.checkpoints import (
-    load_backbone,
-    load_checkpoint,
-    load_start,
-    read_checkpoint_metadata,
-    save_checkpoint,
-    start_card,
-)
-from copynce.models.descriptor import Descriptor, DescriptorConfig, param_groups
+import lazy_loader
 
-__all__ = [
-    "Descriptor",
-    "DescriptorConfig",
-    "build_descriptor",
-    "load_backbone",
-    "load_checkpoint",
-    "load_start",
-    "param_groups",
-    "read_checkpoint_metadata",
-    "save_checkpoint",
-    "start_card",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

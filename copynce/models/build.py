@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from copynce.models.checkpoints import load_start
-from copynce.models.descriptor import Descriptor, DescriptorConfig
+from copynce.models.descriptor import Descriptor
+from copynce.models.settings import DescriptorConfig
 
 
 def build_descriptor(

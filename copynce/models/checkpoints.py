@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from copynce.errors import ConfigError, DataError
 from copynce.files import file_sha256, whole_file
 from copynce.models.convert import Model, find_encoder, shape_facts, square_root
-from copynce.models.descriptor import Descriptor, DescriptorConfig
+from copynce.models.descriptor import Descriptor
+from copynce.models.settings import DescriptorConfig
 from copynce.models.weight_files import WeightFile, file_of, read_texts, read_weights
 
 _CONFIG = "copynce.config"

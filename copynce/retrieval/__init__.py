@@ -1,5 +1,1 @@
-"""Descriptors in files."""
-
-from copynce.retrieval.features import FeatureFile, Features, read_features, write_features
-
-__all__ = ["FeatureFile", "Features", "read_features", "write_features"]
+"""Descriptors of many pictures: made, kept in files, searched and normalised. Names are imported from the modules."""

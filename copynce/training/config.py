@@ -8,12 +8,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
+from copynce.config import load_config as load_config  # copynce.training gives both
 from copynce.config import require, require_number
 from copynce.errors import ConfigError
-from copynce.models import Descriptor, DescriptorConfig
-from copynce.pixtrace import POLICIES
+from copynce.models.settings import DescriptorConfig
 
 _MOST_THREADS = 1024
 _MOST_BLOCKS = 1000
@@ -56,6 +54,8 @@ class DataConfig:
     """A picture with more million pixels is skipped and listed, as a guard against decompression bombs."""
 
     def __post_init__(self) -> None:
+        from copynce.pixtrace import POLICIES  # with Numba, which help does without
+
         require_number("data.batch_size", self.batch_size, least=2)
         require_number("data.threads", self.threads, least=1, most=_MOST_THREADS)
         require_number("data.processes", self.processes, least=0, most=_MOST_THREADS)
@@ -202,6 +202,10 @@ def check_model(config: DescriptorConfig) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _check_model(described: str) -> int:
+    import torch
+
+    from copynce.models import Descriptor
+
     config = DescriptorConfig(**json.loads(described))
     require_number("model.img_size", config.img_size, least=1, most=_LARGEST_SIDE)
     if config.norm_eps is not None:

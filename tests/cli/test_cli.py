@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from copynce.cli import BAD_INPUT, _print_metrics, main
+from copynce.cli import main
+from copynce.cli.console import print_metrics
+from copynce.cli.main import BAD_INPUT
 from copynce.data.synthetic import make_pictures
 
 
@@ -208,9 +210,9 @@ def test_a_broken_note_of_a_demo_is_one_sentence(tmp_path: Path, capsys: pytest.
 
 def test_metrics_are_whole_on_a_narrow_screen(capsys: pytest.CaptureFixture[str]) -> None:
     values = {"uap": 0.12345, "rp90": 0.5, "map": None, "recall_at_1": 1.0, "uap_sn": 0.25, "rp90_sn": 0.75}
-    _print_metrics("held-out", {"before": values, "after": {**values, "map": 0.125}})
+    print_metrics("held-out", {"before": values, "after": {**values, "map": 0.125}})
     name = "runs/" + "a long name/" * 9 + "model.safetensors"
-    _print_metrics("a set", {name: values})
+    print_metrics("a set", {name: values})
     lines = capsys.readouterr().out.splitlines()
     assert name in lines
     assert all(len(line) <= 60 for line in lines if line != name)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from copynce.cli import BAD_INPUT, main
+from copynce.cli import main
+from copynce.cli.main import BAD_INPUT
 from copynce.data.synthetic import make_pictures
 from copynce.models import build_descriptor, load_checkpoint, save_checkpoint
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -20,13 +19,14 @@ from torch import Tensor, nn
 from copynce import __version__
 from copynce.data import DataError, EvaluationSplit, Manifest, Quarantine, open_dataset, read_manifest
 from copynce.errors import ConfigError, UserError
-from copynce.evaluation import evaluate_descriptor, extract, read_predictions, score_predictions
-from copynce.evaluation.search import normalised
+from copynce.evaluation import evaluate_descriptor, read_predictions, score_predictions
 from copynce.models import build_descriptor, load_checkpoint, save_checkpoint
-from copynce.retrieval import read_features
+from copynce.retrieval import extract as extract_module
+from copynce.retrieval.extract import extract
+from copynce.retrieval.features import read_features
+from copynce.retrieval.search import normalised
 
 SIZE = 32
-extract_module = importlib.import_module("copynce.evaluation.extract")  # the package has a function of this name
 
 
 class Thumbnail(nn.Module):

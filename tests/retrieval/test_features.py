@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from copynce.errors import DataError
-from copynce.retrieval import Features, read_features, write_features
+from copynce.retrieval.features import Features, read_features, write_features
 
 FEATURES = Features(["a", "name \u00e9\udcff,\n", "c"], np.eye(3, 5, dtype=np.float32), "bf16")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copynce.evaluation.crops import (
+from copynce.retrieval.crops import (
     CANDIDATE_QUERY,
     candidate_query,
     candidate_reference,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 
 from copynce.evaluation.metrics import score_predictions
-from copynce.evaluation.normalization import score_normalization
 from copynce.evaluation.predictions import ranked_predictions
-from copynce.evaluation.search import normalised, search
-
-search_module = importlib.import_module("copynce.evaluation.search")  # the package has a function of this name
+from copynce.retrieval import search as search_module
+from copynce.retrieval.normalization import score_normalization
+from copynce.retrieval.search import normalised, search
 
 
 def features(rows: int, columns: int, seed: int = 0) -> np.ndarray:

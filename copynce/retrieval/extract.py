@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+import dali_pipelines
 from copynce.data import DataError, Manifest, Quarantine
-from copynce.evaluation.search import normalised
 from copynce.models import Descriptor
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
-from copynce.provenance import running_code
 from copynce.retrieval.features import Computed, FeatureFile, Features, read_features, write_features
+from copynce.retrieval.search import normalised
 from dali_pipelines import PictureLoader
 from dali_pipelines.sources import AnyPath, ShardMember
 
@@ -100,7 +100,7 @@ def extract(
     broken = Quarantine() if quarantine is None else quarantine
     made_from: dict[str, Any] = {"size": size, "device": device.type}
     if keep is not None:
-        made_from |= {"model": keep.model, "code": running_code()}
+        made_from |= {"model": keep.model, "code": _running_code()}
 
     was_training = model.training
     model.to(device).eval()
@@ -227,4 +227,14 @@ def _pictures_hash(pictures: Manifest) -> str:
         except OSError:  # a broken picture, as long as it stays so
             state = "absent"
         digest.update("\0".join([uuid, os.fspath(path), inside, state, ""]).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _running_code() -> str:
+    """A hash of the code that makes pictures and descriptors: what was made by other code is not the same."""
+    copynce = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for folder in (copynce, Path(dali_pipelines.__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copynce.errors import ConfigError
-from copynce.evaluation.search import search
+from copynce.retrieval.search import search
 
 
 def score_normalization(

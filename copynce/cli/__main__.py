@@ -1,0 +1,5 @@
+import sys
+
+from copynce.cli import main
+
+sys.exit(main())

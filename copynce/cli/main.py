@@ -1,0 +1,80 @@
+"""The commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from copynce import __version__
+from copynce.cli import demo, eval, train
+from copynce.cli.console import complain, escape_what_cannot_be_shown
+from copynce.cli.settings_help import Command
+from copynce.errors import Stopped, TrainingError, UserError
+
+#: Exit status for an input that the user can mend.
+BAD_INPUT = UserError.exit_status
+#: Exit status after Ctrl-C where there was nothing to save.
+INTERRUPTED = 130
+
+_EXIT_STATUS = f"""exit status:
+  0    done
+  {BAD_INPUT}    an input, a setting or a machine that is not what the work needs
+  {TrainingError.exit_status}    a training whose loss or gradient is no number
+  {Stopped.exit_status}   a training that was asked to stop and has saved; the same command continues it
+  {INTERRUPTED}  interrupted, nothing was saved
+  1    a fault of copynce itself, with a traceback to report
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, see ``copynce --help``."""
+    for stream in (sys.stdout, sys.stderr):
+        escape_what_cannot_be_shown(stream)
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted; a training continues with the same command", file=sys.stderr)
+        return INTERRUPTED
+    except (UserError, OSError) as error:
+        if not getattr(error, "elsewhere", False):  # another process of the run prints it
+            complain(options.command, _sentence(error) if isinstance(error, OSError) else str(error))
+        return error.exit_status if isinstance(error, UserError) else BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        complain(options.command, f"out of memory ({_first_line(error)}); smaller batches or pictures need less")
+        return BAD_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="copynce",
+        description="Find the picture that a picture copies, and the pixels that were copied.",
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"copynce {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
+    for command in (demo, train, eval):
+        command.add(commands)
+    return parser
+
+
+def _sentence(error: OSError) -> str:
+    if error.filename is None:
+        return error.strerror or str(error)
+    name = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
+    return f"{name or error.filename}: {error.strerror}"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,11 @@
+from .metrics import Predictions as Predictions
+from .metrics import mean_average_precision as mean_average_precision
+from .metrics import micro_average_precision as micro_average_precision
+from .metrics import recall_at_k as recall_at_k
+from .metrics import recall_at_precision as recall_at_precision
+from .metrics import recall_at_rank as recall_at_rank
+from .metrics import score_predictions as score_predictions
+from .predictions import ranked_predictions as ranked_predictions
+from .predictions import read_predictions as read_predictions
+from .predictions import write_predictions as write_predictions
+from .protocols import evaluate_descriptor as evaluate_descriptor

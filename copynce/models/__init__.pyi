@@ -1,0 +1,10 @@
+from .build import build_descriptor as build_descriptor
+from .checkpoints import load_backbone as load_backbone
+from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import load_start as load_start
+from .checkpoints import read_checkpoint_metadata as read_checkpoint_metadata
+from .checkpoints import save_checkpoint as save_checkpoint
+from .checkpoints import start_card as start_card
+from .descriptor import Descriptor as Descriptor
+from .descriptor import param_groups as param_groups
+from .settings import DescriptorConfig as DescriptorConfig

@@ -1,0 +1,10 @@
+from .loaders import CropLoader as CropLoader
+from .loaders import Pair as Pair
+from .loaders import PairLoader as PairLoader
+from .loaders import PictureLoader as PictureLoader
+from .loaders import render_programs as render_programs
+from .sources import BrokenPicture as BrokenPicture
+from .sources import EncodedPicture as EncodedPicture
+from .sources import ShardMember as ShardMember
+from .sources import read_picture as read_picture
+from .views import Cut as Cut

@@ -1,0 +1,98 @@
+"""What is imported by what: help takes no time, small parts need few libraries, and rooms only look downwards."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: The rooms from top to bottom; one imports from those below it (and from itself).
+ROOMS = [
+    "copynce.cli",
+    "copynce.demo",
+    "copynce.inspect",
+    "copynce.evaluation",
+    "copynce.training",
+    "copynce.retrieval",
+    "copynce.models",
+    "copynce.data",
+    "copynce.losses",
+    "dali_pipelines",
+    "copynce.pixtrace",
+    "copynce.kernels",
+    "copynce.provenance",
+    "copynce.config",
+    "copynce.files",
+    "copynce.compiled_cache",
+    "copynce.processor",
+    "copynce.errors",
+    "copynce",
+]
+
+
+def loaded(code: str) -> set[str]:
+    """The top-level packages beyond Python's own that are loaded once ``code`` has run."""
+    code += "\nimport sys; print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = set(done.stdout.rpartition("LOADED ")[2].split())
+    return names - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["eval", "--help"], ["demo", "--help"], ["nonsense"]]
+)
+def test_help_needs_no_heavy_library(arguments: list[str]) -> None:
+    code = f"from copynce.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass"
+    heavy = {"torch", "numba", "nvidia", "faiss", "timm", "triton", "matplotlib", "numpy", "PIL"}
+    assert not loaded(code) & heavy
+
+
+def test_metrics_need_numpy_alone() -> None:
+    packages = loaded("import copynce.evaluation.metrics") - {"copynce", "lazy_loader"}
+    assert {name for name in packages if not name.startswith("_")} == {"numpy"}
+
+
+def test_predictions_and_data_need_no_torch() -> None:
+    code = "from copynce.evaluation import read_predictions; from copynce.data import open_dataset"
+    assert not loaded(code) & {"torch", "numba", "nvidia", "faiss", "timm"}
+
+
+def imports() -> Iterator[tuple[str, str, int]]:
+    """(module, what it imports of ours, line) of every import in the packages, those inside of functions too."""
+    for package in ("copynce", "dali_pipelines", "kernels"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if (ROOT / "copynce" / "kernels") in path.parents:
+                continue  # a link to kernels/
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            module = ".".join(("copynce", *parts) if package == "kernels" else parts).removesuffix(".__init__")
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                    for name in node.names:
+                        yield module, f"{node.module}.{name.name}", node.lineno
+                elif isinstance(node, ast.ImportFrom) and node.level:
+                    yield module, f"{module.rpartition('.')[0]}.{node.module}", node.lineno
+                elif isinstance(node, ast.Import):
+                    for name in node.names:
+                        yield module, name.name, node.lineno
+
+
+def room(name: str) -> int | None:
+    """The place of a module in ``ROOMS``; None for others' packages."""
+    found = [place for place, known in enumerate(ROOMS) if name == known or name.startswith(f"{known}.")]
+    return min(found, default=None)
+
+
+def test_rooms_look_downwards_only() -> None:
+    upwards = []
+    for module, imported, line in imports():
+        here, there = room(module), room(imported)
+        if there is not None and here is not None and there < here:
+            upwards.append(f"{module}, line {line}: {imported}")
+    assert not upwards, "\n".join(upwards)

@@ -61,7 +61,7 @@ def pairs(paths: list[Path]) -> Iterator[list[Pair]]:
 def positives(paths: list[Path], epoch: int) -> list[Pair]:
     programs = [sample_program("descriptor", seed=0, epoch=epoch, uuid=path.name) for path in paths]
     return [
-        Pair(path, program, path, EditProgram(), label=True, uuid=path.name)
+        Pair(path, program, path, EditProgram(), positive=True, uuid=path.name)
         for path, program in zip(paths, programs, strict=True)
     ]
 
@@ -91,8 +91,8 @@ def test_pairs(benchmark: Any, photographs: list[Path], size: int, cores: int) -
         with pair_loader(photographs, size, threads=cores) as loader:
             batches = iter(loader)
             first = next(batches)
-            assert first["query"].shape == first["reference"].shape == (BATCH, 3, size, size)
-            assert (first["query_to_reference"] >= 0).any(dim=(1, 2)).float().mean() > 0.9
+            assert first.query.shape == first.reference.shape == (BATCH, 3, size, size)
+            assert (first.query_to_reference >= 0).any(dim=(1, 2)).float().mean() > 0.9
             for _ in range(6):  # empty what was prepared ahead
                 next(batches)
             started, cpu = time.perf_counter(), time.process_time()
@@ -176,7 +176,7 @@ def test_pairs_on_the_gpu(benchmark: Any, photographs: list[Path], size: int) ->
     """The same with decoding, edits and normalisation on the GPU, fed by all cores that this process may use."""
     with pair_loader(photographs, size, threads=len(os.sched_getaffinity(0)), device="gpu") as loader:
         batches = iter(loader)
-        assert next(batches)["query"].is_cuda
+        assert next(batches).query.is_cuda
         for _ in range(6):
             next(batches)
         torch.cuda.synchronize()

@@ -90,7 +90,7 @@ def measure(
         for _ in range(epochs):
             started, pairs = time.perf_counter(), 0
             for _ in range(sampler.steps_per_epoch):
-                pairs += len(next(batches)["uuids"])
+                pairs += len(next(batches).uuids)
             row = {"mib": own_mib(), "handles": open_handles(), "pairs": pairs}
             rows.append({**row, "seconds": time.perf_counter() - started, "broken": len(quarantine)})
     return rows

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from copynce.config import require_number
-from copynce.data import DataError, EvaluationSplit, Manifest, Quarantine, atomic_text, read_manifest
+from copynce.data import EvaluationSplit, Manifest, Quarantine, read_manifest
 from copynce.data.rows import write_rows
+from copynce.data.settings import DataConfig
 from copynce.data.synthetic import make_pictures
+from copynce.errors import DataError
 from copynce.evaluation import evaluate_descriptor, read_predictions
+from copynce.files import atomic_text
 from copynce.inspect import (
     Figure,
     Found,
@@ -37,7 +40,7 @@ from copynce.inspect import (
 )
 from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
 from copynce.pixtrace import CoordinateTable, EditProgram, patch_overlap, sample_program
-from copynce.training import DataConfig, LossConfig, OptimConfig, TrainConfig, checkpoints, read_log, train
+from copynce.training import LossConfig, OptimConfig, TrainConfig, checkpoints, read_log, train
 from dali_pipelines import BrokenPicture, PictureLoader, ShardMember, read_picture, render_programs
 from dali_pipelines.sources import read_bytes
 

@@ -1,3 +1,4 @@
+from .batch import PairBatch as PairBatch
 from .loaders import CropLoader as CropLoader
 from .loaders import Pair as Pair
 from .loaders import PairLoader as PairLoader

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
 from copynce.pixtrace.compose import Empty
+from dali_pipelines.batch import PairBatch
 from dali_pipelines.renderer import MOST_LANES, Batch, Renderer
 from dali_pipelines.rooms import Room
 from dali_pipelines.sources import MAX_PIXELS, AnyPath, Broken, BrokenPicture, EncodedPicture, read_picture
@@ -34,7 +35,7 @@ _MAX_SUBSTITUTES = 100
 
 @dataclass(frozen=True)
 class Pair:
-    """Two views. ``label``: whether the query's picture is a copy of the reference's.
+    """Two views. ``positive``: whether the query's picture is a copy of the reference's.
 
     ``traced``: whether the programs tell which pixels are copied: of a positive pair whose views show one file, and of
     a negative pair, where none is. A copy that somebody else made is positive but not traced.
@@ -44,12 +45,12 @@ class Pair:
     query_program: EditProgram
     reference_path: AnyPath
     reference_program: EditProgram
-    label: bool
+    positive: bool
     uuid: str
     traced: bool = True
 
     def __post_init__(self) -> None:
-        if self.label and self.traced and os.fspath(self.query_path) != os.fspath(self.reference_path):
+        if self.positive and self.traced and os.fspath(self.query_path) != os.fspath(self.reference_path):
             raise ValueError(
                 "the views of a traced positive pair must show one picture, "
                 f"got {os.fspath(self.query_path)} and {os.fspath(self.reference_path)}"
@@ -201,14 +202,14 @@ class PairPreparation:
             )
             scenes.append(Scene(pictures, views))
             files += [(pair.query_path, picture), (pair.reference_path, other), *query_layers, *reference_layers]
-            plans.append((query, reference) if pair.label and pair.traced else None)
+            plans.append((query, reference) if pair.positive and pair.traced else None)
             shown.append(pair)
         tables = empty(shape, np.int32), empty(shape, np.int32)
         trace_pairs(plans, shape[1:], *tables)
         payload = {
             "query_to_reference": tables[0],
             "reference_to_query": tables[1],
-            "label": np.array([pair.label for pair in shown]),
+            "positive": np.array([pair.positive for pair in shown]),
             "traced": np.array([pair.traced for pair in shown]),
             "uuids": [pair.uuid for pair in shown],
         }
@@ -237,12 +238,7 @@ class PairPreparation:
 
 
 class PairLoader:
-    """Iterates training batches as dicts of torch tensors.
-
-    ``query``, ``reference``: [B, 3, S, S], normalised, on ``device``, of ``dtype`` "float32", "float16" or "bfloat16".
-    ``query_to_reference``, ``reference_to_query``: int32 [B, S, S] tables, -1 throughout for a pair that is not
-    positive or not traced. ``label``, ``traced``: bool [B], as in :class:`Pair`. ``uuids``: list of str, that of the
-    pair really shown.
+    """Iterates training batches as :class:`PairBatch`, of ``dtype`` "float32", "float16" or "bfloat16" on ``device``.
 
     ``batches`` gives lists of :class:`Pair`, at most ``batch_size`` each; it is consumed ahead in a background thread
     and once only. ``pictures`` are the files from which layers choose. A pair with a broken file is replaced by
@@ -296,7 +292,7 @@ class PairLoader:
             lanes=MOST_LANES,
             normalize=(mean, std),
         )
-        self._stream: Iterator[dict[str, Any]] | None = None
+        self._stream: Iterator[PairBatch] | None = None
 
     @property
     def wait_seconds(self) -> float:
@@ -308,7 +304,7 @@ class PairLoader:
         """The part of ``wait_seconds`` in which files, plans and tables were not ready."""
         return self._renderer.producer_wait_seconds
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[PairBatch]:
         if self._stream is not None:
             raise RuntimeError("a PairLoader is iterated once; make a new one for the next batches")
         self._stream = self._iterate()
@@ -326,20 +322,20 @@ class PairLoader:
             self._stream.close()  # type: ignore[attr-defined]
         self._preparation.reader.close()
 
-    def _iterate(self) -> Iterator[dict[str, Any]]:
+    def _iterate(self) -> Iterator[PairBatch]:
         handover = _Handover(self._dtype)
         try:
             for payload, outputs in self._stream_of_batches():
                 query, reference = handover.tensors(outputs)
-                yield {
-                    "query": query,
-                    "reference": reference,
-                    "query_to_reference": self._kept(payload["query_to_reference"]),
-                    "reference_to_query": self._kept(payload["reference_to_query"]),
-                    "label": self._kept(payload["label"]),
-                    "traced": self._kept(payload["traced"]),
-                    "uuids": payload["uuids"],
-                }
+                yield PairBatch(
+                    query,
+                    reference,
+                    self._kept(payload["query_to_reference"]),
+                    self._kept(payload["reference_to_query"]),
+                    self._kept(payload["positive"]),
+                    self._kept(payload["traced"]),
+                    payload["uuids"],
+                )
         finally:
             handover.finish()
             self._preparation.reader.close()

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from copynce.data import Quarantine, atomic_text, read_manifest
+from copynce.data import Quarantine, read_manifest
 from copynce.errors import UserError
+from copynce.files import atomic_text
 from copynce.models import load_checkpoint
 from copynce.retrieval.extract import extract
 

@@ -1,6 +1,6 @@
-"""Pair plans: which pictures make the pairs of a step, and with which edit programs (PROTOCOLS 6.3 and 11).
+"""Pair sources: which pictures make the pairs of a step, and with which edit programs (PROTOCOLS 6.3 and 11).
 
-A plan says which pairs each of its items gives in an epoch; :class:`PairSampler` deals the items out to ranks and
+A source says which pairs each of its items gives in an epoch; :class:`PairSampler` deals the items out to ranks and
 steps. Everything follows from (seed, epoch, uuid) by hash, never from the number of workers or from what came before,
 so a run that continues in the middle of an epoch sees the batches that it would have seen.
 """
@@ -10,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.data.layouts import GroundTruth
-from copynce.data.manifest import Manifest
-from copynce.data.neighbours import Neighbours
+from copynce.data.layouts import GroundTruth, read_ground_truth
+from copynce.data.manifest import Manifest, read_manifest
+from copynce.data.neighbours import Neighbours, read_neighbours
+from copynce.data.settings import DataConfig
 from copynce.data.tables import SharedArray
 from copynce.errors import DataError
 from copynce.pixtrace import EditProgram, Policy, sample_program
@@ -31,7 +33,7 @@ POSITIVE_SHARE, HARD_SHARE, EDITED_SHARE = 0.3, 0.5, 0.5
 _PLAIN = EditProgram()
 
 
-class PairPlan(Protocol):
+class PairSource(Protocol):
     """What :class:`PairSampler` deals out: ``len(plan)`` items of ``pairs_per_item`` pairs each."""
 
     @property
@@ -45,6 +47,10 @@ class PairPlan(Protocol):
     @property
     def pairs_per_item(self) -> int:
         """Pairs in every item."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of which pictures it deals out, and in which order: of their names, not of where they lie."""
 
     def __len__(self) -> int:
         """The number of items."""
@@ -84,6 +90,10 @@ class DescriptorPairs:
     @property
     def pairs_per_item(self) -> int:
         return 1 if self.neighbours is None else 2
+
+    @property
+    def fingerprint(self) -> str:
+        return _fingerprint(self.manifest.uuids, *_sampled(self.neighbours))
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -131,6 +141,10 @@ class MatcherPairs:
     def manifests(self) -> tuple[Manifest, ...]:
         return (self.manifest,)
 
+    @property
+    def fingerprint(self) -> str:
+        return _fingerprint(self.manifest.uuids, *_sampled(self.neighbours))
+
     def __len__(self) -> int:
         return len(self.manifest)
 
@@ -154,7 +168,7 @@ class MatcherPairs:
     def substitute(self, broken: Pair, attempt: int) -> Pair:
         picture, hard, which = _uniforms(3, self.seed, attempt, "instead of", broken.uuid)
         index = int(picture * len(self.manifest))
-        if broken.label:
+        if broken.positive:
             return _positive(self.manifest, index, broken.query_program)
         if attempt % 2:  # perhaps only the query is broken: the same reference with another one
             index = self.manifest.uuids.index(broken.uuid)
@@ -215,6 +229,11 @@ class SupervisedPairs:
     def manifests(self) -> tuple[Manifest, ...]:
         return self.queries, self.references
 
+    @property
+    def fingerprint(self) -> str:
+        tables = (self.items.values.tobytes().hex(), self.copied.values.tobytes().hex())
+        return _fingerprint(self.references.uuids, self.queries.uuids, tables)
+
     def __len__(self) -> int:
         return len(self.items.values) - 1
 
@@ -238,9 +257,26 @@ class SupervisedPairs:
         return self._copy(int(item * len(self)), which, broken.query_program)
 
 
+def open_source(data: DataConfig, seed: int) -> PairSource:
+    """The source that the settings describe, its files read. Raises DataError for a list or file that is not right."""
+    manifest = read_manifest(data.train, root=data.root)
+    if data.plan == "supervised":
+        assert data.references is not None, "checked by DataConfig"
+        assert data.ground_truth is not None, "checked by DataConfig"
+        root = None if Path(data.references).is_dir() else data.root
+        references = read_manifest(data.references, root=root)
+        truth = read_ground_truth(data.ground_truth)
+        return SupervisedPairs(manifest, references, truth, data.policy, seed, data.augment_probability)
+    kind, columns = (DescriptorPairs, 7) if data.plan == "descriptor" else (MatcherPairs, 127)
+    if data.neighbours is None:
+        return kind(manifest, data.policy, seed)
+    neighbours = read_neighbours(data.neighbours, manifest, data.neighbour_columns or columns)
+    return kind(manifest, data.policy, seed, neighbours)
+
+
 @dataclasses.dataclass(frozen=True)
 class PairSampler:
-    """The batches of one rank: ``batch_size`` items of ``plan`` per rank and step.
+    """The batches of one rank: ``batch_size`` items of ``source`` per rank and step.
 
     An epoch is one permutation of the items, the same on every rank; step ``i`` takes the next ``batch_size *
     world_size`` of them and rank ``r`` every ``world_size``-th, so every rank makes the same number of steps and each
@@ -248,7 +284,7 @@ class PairSampler:
     step.
     """
 
-    plan: PairPlan
+    source: PairSource
     batch_size: int
     seed: int
     rank: int = 0
@@ -263,14 +299,14 @@ class PairSampler:
             raise ValueError(f"rank must be in [0, world_size) = [0, {self.world_size}), got {self.rank}")
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"{self.plan.pictures.root}: one step takes {self.batch_size} pictures on each of {self.world_size} "
-                f"processes, got {len(self.plan)} pictures in all; choose a smaller batch"
+                f"{self.source.pictures.root}: one step takes {self.batch_size} pictures on each of {self.world_size} "
+                f"processes, got {len(self.source)} pictures in all; choose a smaller batch"
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Full steps in one epoch."""
-        return len(self.plan) // (self.batch_size * self.world_size)
+        return len(self.source) // (self.batch_size * self.world_size)
 
     def batches(self, first_step: int, last_step: int) -> PairBatches:
         """This rank's batches of the global steps [first_step, last_step), counted over all epochs from 0."""
@@ -280,8 +316,8 @@ class PairSampler:
         """This rank's batch of a global step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         start = within * self.batch_size * self.world_size + self.rank
-        chosen = _permutation(self.seed, epoch, len(self.plan))[start:][: self.batch_size * self.world_size]
-        return [pair for index in chosen[:: self.world_size].tolist() for pair in self.plan.item(index, epoch)]
+        chosen = _permutation(self.seed, epoch, len(self.source))[start:][: self.batch_size * self.world_size]
+        return [pair for index in chosen[:: self.world_size].tolist() for pair in self.source.item(index, epoch)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,3 +373,17 @@ def _uniforms(count: int, *key: int | str) -> list[float]:
     """Up to 8 numbers in [0, 1), a hash of ``key``."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(errors="surrogateescape"), digest_size=8 * count).digest()
     return [(int.from_bytes(digest[8 * i : 8 * i + 8], "little") >> 11) * 2.0**-53 for i in range(count)]
+
+
+def _fingerprint(*names: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for group in names:
+        digest.update("\0".join(map(str, group)).encode(errors="surrogateescape") + b"\1")
+    return digest.hexdigest()[:16]
+
+
+def _sampled(neighbours: Neighbours | None) -> Iterator[list[int]]:
+    """The neighbours of some 4,096 pictures: a table can be larger than memory."""
+    if neighbours is not None:
+        for i in range(0, len(neighbours), max(1, len(neighbours) // 4096)):
+            yield neighbours.of(i).tolist()

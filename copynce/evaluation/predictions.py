@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.data import DataError
 from copynce.data.rows import read_columns, write_rows
+from copynce.errors import DataError
 from copynce.evaluation.metrics import Predictions, PredictionsLike, as_predictions
 
 _HEADER = ["query_id", "reference_id", "score"]

@@ -13,11 +13,11 @@ from torch import nn
 
 from copynce import __version__
 from copynce.config import require
-from copynce.data import DataError, EvaluationSplit, Manifest, Quarantine, atomic_text
-from copynce.errors import ConfigError
+from copynce.data import EvaluationSplit, Manifest, Quarantine
+from copynce.errors import ConfigError, DataError
 from copynce.evaluation.metrics import Predictions, score_predictions
 from copynce.evaluation.predictions import ranked_predictions, write_predictions
-from copynce.files import file_sha256
+from copynce.files import atomic_text, file_sha256
 from copynce.provenance import processor_name, running_commit
 from copynce.retrieval.extract import FeatureStore, Precision, extract
 from copynce.retrieval.features import Features

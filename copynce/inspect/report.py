@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from copynce.data import atomic_text
+from copynce.files import atomic_text
 
 METRIC_TITLES = {
     "uap": "uAP",

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import dali_pipelines
-from copynce.data import DataError, Manifest, Quarantine
+from copynce.data import Manifest, Quarantine
+from copynce.errors import DataError
 from copynce.models import Descriptor
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware

@@ -12,7 +12,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from copynce.errors import RunError, WriteError
 from copynce.files import file_sha256, sync_folder, whole_file
-from copynce.models import Descriptor, load_checkpoint, save_checkpoint
+from copynce.models import load_checkpoint
 from copynce.training.signals import tell
 
 MODEL, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
@@ -108,11 +108,11 @@ def find_model(path: str | Path, *, say: Callable[[str], None] = tell) -> Path:
 
 
 def write_checkpoint(
-    run: Path, step: int, model: Descriptor, state: dict[str, Any], *, keep: int, card: Mapping[str, Any] | None = None
+    run: Path, step: int, save_model: Callable[[Path], None], state: dict[str, Any], *, keep: int
 ) -> Path:
     """Write the checkpoint of ``step`` and remove all but the ``keep`` newest; step 0 stays, it is the "before".
 
-    ``card``: what the model's file tells of it, beside the step. When this returns the checkpoint is on the disk.
+    ``save_model`` writes the model's file. When this returns the checkpoint is on the disk.
     Raises WriteError if it cannot be written; those that are there stay as they are.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
@@ -120,7 +120,7 @@ def write_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_checkpoint(temporary / MODEL, model, {"step": step, **(card or {})})
+        save_model(temporary / MODEL)
         # Made in memory first: torch's own error for a full disk tells neither the file nor the reason.
         buffer = io.BytesIO()
         torch.save(state, buffer)

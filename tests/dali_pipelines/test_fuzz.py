@@ -222,7 +222,7 @@ def through_pairs(paths: list[Path], good: Path) -> dict[str, list[Any]]:
 
     def pair(path: Path) -> Pair:
         program = sample_program("matcher", seed=0, epoch=0, uuid=path.name)
-        return Pair(path, program, path, EditProgram(), label=True, uuid=path.name)
+        return Pair(path, program, path, EditProgram(), positive=True, uuid=path.name)
 
     batches = PairLoader(
         [[pair(path) for path in paths[i : i + BATCH]] for i in range(0, len(paths), BATCH)],
@@ -232,7 +232,7 @@ def through_pairs(paths: list[Path], good: Path) -> dict[str, list[Any]]:
         substitute=lambda wanted, attempt: pair(good),
         on_broken=lambda path, reason: told.append((Path(path).name, reason)),
     )
-    shown = [uuid for batch in batches for uuid in batch["uuids"]]
+    shown = [uuid for batch in batches for uuid in batch.uuids]
     assert len(shown) == len(paths), "every batch is full"
     return accounted((uuid for uuid in shown if uuid != good.name), told)
 

@@ -62,7 +62,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> li
 
 def positive(path: Path, epoch: int = 0) -> Pair:
     query = sample_program("matcher", seed=1, epoch=epoch, uuid=path.name)
-    return Pair(path, query, path, EditProgram(), label=True, uuid=path.stem)
+    return Pair(path, query, path, EditProgram(), positive=True, uuid=path.stem)
 
 
 def to_uint8(normalised: torch.Tensor) -> np.ndarray:
@@ -86,17 +86,17 @@ def loader(batches: list[list[Pair]], pictures: list[Path], **options: object) -
 
 def test_pairs_are_the_rendered_programs_and_their_tables(pictures: list[Path]) -> None:
     pairs = [positive(path) for path in pictures]
-    pairs[1] = Pair(pictures[1], pairs[1].query_program, pictures[5], EditProgram(), label=False, uuid="negative")
+    pairs[1] = Pair(pictures[1], pairs[1].query_program, pictures[5], EditProgram(), positive=False, uuid="negative")
     other_view = sample_program("descriptor", seed=9, epoch=0, uuid="reference")
-    pairs[2] = Pair(pictures[2], pairs[2].query_program, pictures[2], other_view, label=True, uuid="two copies")
+    pairs[2] = Pair(pictures[2], pairs[2].query_program, pictures[2], other_view, positive=True, uuid="two copies")
     pairs[4] = Pair(
-        pictures[4], pairs[4].query_program, pictures[6], EditProgram(), label=True, uuid="supervised", traced=False
+        pictures[4], pairs[4].query_program, pictures[6], EditProgram(), positive=True, uuid="supervised", traced=False
     )
     batches = list(loader([pairs[:4], pairs[4:8], pairs[8:11]], pictures))
-    assert [len(batch["uuids"]) for batch in batches] == [4, 4, 3]
-    assert [uuid for batch in batches for uuid in batch["uuids"]] == [pair.uuid for pair in pairs[:11]]
+    assert [len(batch.uuids) for batch in batches] == [4, 4, 3]
+    assert [uuid for batch in batches for uuid in batch.uuids] == [pair.uuid for pair in pairs[:11]]
     for side in ("query", "reference"):
-        found = torch.cat([batch[side] for batch in batches])
+        found = torch.cat([getattr(batch, side) for batch in batches])
         assert found.dtype == torch.float32
         assert found.shape == (11, 3, SIZE, SIZE)
         paths, programs = zip(
@@ -105,11 +105,11 @@ def test_pairs_are_the_rendered_programs_and_their_tables(pictures: list[Path]) 
         expected = render_programs(paths[:11], programs[:11], SIZE, pictures=pictures)
         # Undoing the normalisation may round a half the other way.
         np.testing.assert_allclose(to_uint8(found).astype(int), expected, atol=1)
-    query_to_reference = torch.cat([batch["query_to_reference"] for batch in batches])
-    reference_to_query = torch.cat([batch["reference_to_query"] for batch in batches])
+    query_to_reference = torch.cat([batch.query_to_reference for batch in batches])
+    reference_to_query = torch.cat([batch.reference_to_query for batch in batches])
     assert query_to_reference.dtype == reference_to_query.dtype == torch.int32
-    assert torch.cat([batch["label"] for batch in batches]).tolist() == [i != 1 for i in range(11)]
-    assert torch.cat([batch["traced"] for batch in batches]).tolist() == [i != 4 for i in range(11)]
+    assert torch.cat([batch.positive for batch in batches]).tolist() == [i != 1 for i in range(11)]
+    assert torch.cat([batch.traced for batch in batches]).tolist() == [i != 4 for i in range(11)]
     for i in range(11):
         assert (query_to_reference[i] == -1).all() == (i in (1, 4))
         assert (reference_to_query[i] == -1).all() == (i in (1, 4))
@@ -127,9 +127,9 @@ def test_batches_do_not_depend_on_threads(pictures: list[Path]) -> None:
     assert len(one) == 8
     for other in others:
         for a, b in zip(one, other, strict=True):
-            for name in ("query", "reference", "query_to_reference", "reference_to_query", "label", "traced"):
-                assert torch.equal(a[name], b[name]), name
-            assert a["uuids"] == b["uuids"]
+            for name in ("query", "reference", "query_to_reference", "reference_to_query", "positive", "traced"):
+                assert torch.equal(getattr(a, name), getattr(b, name)), name
+            assert a.uuids == b.uuids
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -148,7 +148,7 @@ def test_tensors_outlive_the_loader(pictures: list[Path]) -> None:
     batches = list(loader([[positive(path)] for path in pictures], pictures))
     again = list(loader([[positive(path)] for path in pictures], pictures))
     for kept, fresh in zip(batches, again, strict=True):
-        assert torch.equal(kept["query"], fresh["query"])
+        assert torch.equal(kept.query, fresh.query)
 
 
 def test_broken_pictures_are_replaced_and_told_once(pictures: list[Path], broken: list[Path]) -> None:
@@ -166,8 +166,8 @@ def test_broken_pictures_are_replaced_and_told_once(pictures: list[Path], broken
     batches = list(
         loader(twice, pictures, substitute=substitute, on_broken=lambda path, why: told.append((Path(path).name, why)))
     )
-    assert [len(batch["uuids"]) for batch in batches] == [4] * 6
-    shown = [uuid for batch in batches for uuid in batch["uuids"]]
+    assert [len(batch.uuids) for batch in batches] == [4] * 6
+    shown = [uuid for batch in batches for uuid in batch.uuids]
     expected = [uuid for i in range(6) for uuid in ("02" if i == 0 else "01", f"{i:02}")]
     assert shown == expected * 2
     assert sorted(name for name, _ in told) == sorted(path.name for path in broken)
@@ -177,7 +177,7 @@ def test_broken_pictures_are_replaced_and_told_once(pictures: list[Path], broken
         assert reasons[name] == "the header is fine but the picture cannot be decoded"
     # What came is what a clean run over the substitutes gives.
     clean = list(loader([[positive(next(p for p in pictures if p.stem == u)) for u in shown[8:12]]], pictures))
-    assert torch.equal(clean[0]["query"], batches[2]["query"])
+    assert torch.equal(clean[0].query, batches[2].query)
 
 
 def test_broken_layer_pictures_give_way_to_the_next(pictures: list[Path], broken: list[Path]) -> None:
@@ -188,7 +188,7 @@ def test_broken_layer_pictures_give_way_to_the_next(pictures: list[Path], broken
     only = render_programs(
         [p.query_path for p in pairs], [p.query_program for p in pairs], SIZE, pictures=pictures[3:4]
     )
-    np.testing.assert_allclose(to_uint8(batch["query"]).astype(int), only, atol=1)
+    np.testing.assert_allclose(to_uint8(batch.query).astype(int), only, atol=1)
     assert set(told) <= {path.name for path in broken}
     assert {"tables.jpg", "stream.png"} & set(told)
 
@@ -243,7 +243,7 @@ def test_leaving_early_stops_the_threads(pictures: list[Path]) -> None:
 
     before = threading.active_count()
     with loader(endless(), pictures) as batches:  # type: ignore[arg-type]
-        assert len(next(iter(batches))["uuids"]) == 4
+        assert len(next(iter(batches)).uuids) == 4
         assert batches.wait_seconds > 0
     assert not [thread for thread in threading.enumerate() if thread.name == "dali_pipelines producer"]
     assert threading.active_count() <= before + 1  # an idle reader thread may still be ending
@@ -257,7 +257,7 @@ from dali_pipelines import Pair, PairLoader
 pair = Pair({str(pictures[0])!r}, EditProgram(), {str(pictures[0])!r}, EditProgram(), True, "a")
 loader = PairLoader(itertools.repeat([pair] * 4), [], size=32, batch_size=4, substitute=None, on_broken=None)
 batches = iter(loader)
-print(next(batches)["query"].shape[0])
+print(next(batches).query.shape[0])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "4"), done.stderr
@@ -272,7 +272,7 @@ def test_a_loader_is_iterated_once(pictures: list[Path]) -> None:
 
 def test_traced_positive_pairs_show_one_picture(pictures: list[Path]) -> None:
     with pytest.raises(ValueError, match=r"traced positive pair must show one picture, got .*00\.jpg and .*01\.jpg"):
-        Pair(pictures[0], EditProgram(), pictures[1], EditProgram(), label=True, uuid="a")
+        Pair(pictures[0], EditProgram(), pictures[1], EditProgram(), positive=True, uuid="a")
 
 
 def test_settings_are_checked(pictures: list[Path]) -> None:

@@ -195,12 +195,12 @@ def test_odd_files_are_what_pillow_sees_to_both_loaders(tmp_path: Path, colours:
         (tmp_path / name).write_bytes(content)
     paths = [tmp_path / name for name in odd]
     options = {"size": SIZE, "batch_size": len(paths), "on_broken": pytest.fail, "mean": [0] * 3, "std": [1] * 3}
-    pairs = [Pair(path, EditProgram(), path, EditProgram(), label=True, uuid=path.name) for path in paths]
+    pairs = [Pair(path, EditProgram(), path, EditProgram(), positive=True, uuid=path.name) for path in paths]
     (batch,) = PairLoader([pairs], paths, substitute=pytest.fail, **options)  # type: ignore[arg-type]
     ((indices, pictures),) = PictureLoader(paths, **options)  # type: ignore[arg-type]
     assert indices.tolist() == list(range(len(paths)))
     for i, (name, (_, expected)) in enumerate(odd.items()):
-        for found in (batch["query"][i], batch["reference"][i], pictures[i]):
+        for found in (batch.query[i], batch.reference[i], pictures[i]):
             colours = (255 * found).round().permute(1, 2, 0).numpy()
             np.testing.assert_array_equal(colours, resized(expected.convert("RGB")), err_msg=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import re
@@ -20,7 +21,7 @@ from PIL import Image
 
 from copynce.data import read_manifest
 from copynce.data.pairs import DescriptorPairs, PairSampler
-from dali_pipelines import Pair, PairLoader
+from dali_pipelines import Pair, PairBatch, PairLoader
 from dali_pipelines.workers import _LARGE, SharedRoom, Workers
 
 SIZE, BATCH, STEPS = 48, 6, 9
@@ -42,7 +43,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(pictures: Path, processes: int, told: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+def run(pictures: Path, processes: int, told: list[str]) -> Iterator[PairBatch]:
     plan = DescriptorPairs(read_manifest(pictures), "matcher", seed=3)
     return iter(
         PairLoader(
@@ -77,9 +78,9 @@ def test_batches_do_not_depend_on_processes(pictures: Path, monkeypatch: pytest.
     assert len(alone) == len(one) == len(three) == STEPS
     for expected, *others in zip(alone, one, three, strict=True):
         for found in others:
-            assert found.keys() == expected.keys()
-            for name, value in expected.items():
-                assert found[name] == value if name == "uuids" else torch.equal(found[name], value), name
+            assert found.uuids == expected.uuids
+            for name in (field.name for field in dataclasses.fields(PairBatch) if field.name != "uuids"):
+                assert torch.equal(getattr(found, name), getattr(expected, name)), name
     # Each broken file once, though several processes meet it, and DALI finds one that they do not.
     assert len({tuple(sorted(lines)) for lines in told}) == 1
     assert [line.split(":")[0] for line in sorted(told[0])] == ["cut.jpg", "tables.jpg", "text.jpg"]
@@ -262,7 +263,7 @@ from test_workers import run
 from pathlib import Path
 def main():
     batches = run(Path(sys.argv[1]), 1, [])
-    print("pairs", len(next(batches)["uuids"]), flush=True)
+    print("pairs", len(next(batches).uuids), flush=True)
     batches.close()
 """
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from copynce.data import DataError, layouts, open_dataset, read_ground_truth
+from copynce.data import layouts, open_dataset, read_ground_truth
+from copynce.errors import DataError
 from dali_pipelines import ShardMember
 
 

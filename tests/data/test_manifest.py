@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from copynce.data import DataError, Manifest, Quarantine, read_manifest
+from copynce.data import Manifest, Quarantine, read_manifest
+from copynce.errors import DataError
 from dali_pipelines import read_picture
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copynce.data import DataError, Manifest, Neighbours, read_neighbours
+from copynce.data import Manifest, Neighbours, read_neighbours
+from copynce.errors import DataError
 
 MANIFEST = Manifest(["a", "b", "c", "d"], [Path(f"{name}.jpg") for name in "abcd"], Path("pictures"))
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copynce.data import DataError, Manifest, Neighbours, Quarantine
-from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairPlan, PairSampler, SupervisedPairs
+from copynce.data import Manifest, Neighbours, Quarantine
+from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairSampler, PairSource, SupervisedPairs
 from copynce.data.synthetic import make_pictures
+from copynce.errors import DataError
 from copynce.pixtrace import EditProgram, sample_program
 from dali_pipelines import Pair, PairLoader
 
@@ -30,7 +31,7 @@ def ring(count: int, columns: int = 3) -> Neighbours:
     return Neighbours((np.arange(count)[:, None] + steps) % count, columns)
 
 
-def plan_of(kind: str, count: int) -> PairPlan:
+def plan_of(kind: str, count: int) -> PairSource:
     if kind == "supervised":
         queries = pictures(count, "queries", "Q")
         truth = {uuid: [f"R{i:04}", f"R{(i + 1) % count:04}"] for i, uuid in enumerate(queries.uuids)}
@@ -61,7 +62,7 @@ def test_descriptor_items_with_neighbours_are_two_pairs() -> None:
         chosen[other] += 1
         assert second.query_path == second.reference_path == manifest.paths[other]
         assert second.reference_program == PLAIN
-        assert second.label
+        assert second.positive
         assert second.traced
         # B is edited in another way than where it is an A, and than as the neighbour of another A.
         assert second.query_program != plan.item(other, epoch)[0].query_program
@@ -79,8 +80,8 @@ def test_matcher_pairs_have_the_shares_of_the_method() -> None:
             (pair,) = plan.item(index, epoch)
             assert (pair.reference_path, pair.reference_program) == (manifest.paths[index], PLAIN)
             assert pair.uuid == manifest.uuids[index]
-            positives += pair.label
-            if pair.label:
+            positives += pair.positive
+            if pair.positive:
                 assert pair.query_program == sample_program("matcher", seed=1, epoch=epoch, uuid=pair.uuid)
                 continue
             query = manifest.paths.index(Path(pair.query_path))
@@ -100,7 +101,7 @@ def test_matcher_without_neighbours_takes_any_other_picture() -> None:
     for epoch in range(200):
         for index in range(6):
             (pair,) = plan.item(index, epoch)
-            if not pair.label:
+            if not pair.positive:
                 met.setdefault(pair.uuid, set()).add(Path(pair.query_path).stem)
     everyone = set(plan.manifest.uuids)
     assert met == {uuid: everyone - {uuid} for uuid in everyone}
@@ -182,10 +183,10 @@ def test_substitutes_are_of_the_same_kind_and_repeat(kind: str) -> None:
         assert found == [plan.substitute(broken, attempt) for attempt in range(1, 9)]
         assert len({pair.query_path for pair in found}) > 3
         for attempt, pair in enumerate(found, start=1):
-            assert (pair.label, pair.traced) == (broken.label, broken.traced)
+            assert (pair.positive, pair.traced) == (broken.positive, broken.traced)
             assert (pair.query_program, pair.reference_program) == (broken.query_program, PLAIN)
-            assert (pair.query_path == pair.reference_path) == (pair.label and pair.traced)
-            if not broken.label and attempt % 2:
+            assert (pair.query_path == pair.reference_path) == (pair.positive and pair.traced)
+            if not broken.positive and attempt % 2:
                 assert pair.reference_path == broken.reference_path
             if kind == "supervised":
                 number = int(pair.uuid[1:])
@@ -204,7 +205,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_plan_feeds_the_loader_past_broken_pictures(kind: str, files: Manifest) -> None:
-    plan: PairPlan
+    plan: PairSource
     if kind == "supervised":
         names = files.uuids
         truth = {name: [names[i - 1]] for i, name in enumerate(names)}
@@ -226,15 +227,15 @@ def test_every_plan_feeds_the_loader_past_broken_pictures(kind: str, files: Mani
     ) as loader:
         batches = list(loader)
     assert {Path(path).stem for path, _ in quarantine.entries()} == set(files.uuids[:2])
-    assert [len(batch["uuids"]) for batch in batches] == [4 * plan.pairs_per_item] * 8
+    assert [len(batch.uuids) for batch in batches] == [4 * plan.pairs_per_item] * 8
     wanted = [pair for batch in sampler.batches(0, 8) for pair in batch]
-    assert [flag for batch in batches for flag in batch["label"].tolist()] == [pair.label for pair in wanted]
-    traced = [flag for batch in batches for flag in batch["traced"].tolist()]
+    assert [flag for batch in batches for flag in batch.positive.tolist()] == [pair.positive for pair in wanted]
+    traced = [flag for batch in batches for flag in batch.traced.tolist()]
     assert traced == [kind != "supervised"] * len(wanted)
-    copied = [bool((table >= 0).any()) for batch in batches for table in batch["query_to_reference"]]
-    assert not any(shown for shown, pair in zip(copied, wanted, strict=True) if not (pair.label and pair.traced))
+    copied = [bool((table >= 0).any()) for batch in batches for table in batch.query_to_reference]
+    assert not any(shown for shown, pair in zip(copied, wanted, strict=True) if not (pair.positive and pair.traced))
     if kind != "supervised":
-        assert sum(copied) > 0.8 * sum(pair.label for pair in wanted)
+        assert sum(copied) > 0.8 * sum(pair.positive for pair in wanted)
 
 
 def test_too_few_pictures_and_wrong_ranks_are_named() -> None:
@@ -244,7 +245,7 @@ def test_too_few_pictures_and_wrong_ranks_are_named() -> None:
         PairSampler(DescriptorPairs(pictures(7), "light", 0), 1, seed=0)
     with pytest.raises(ValueError, match=r"rank must be in .* = \[0, 2\), got 2"):
         PairSampler(DescriptorPairs(pictures(7), "light", 0), 2, seed=0, rank=2, world_size=2)
-    plans: list[Callable[[], PairPlan]] = [
+    plans: list[Callable[[], PairSource]] = [
         lambda: MatcherPairs(pictures(1), "light", 0),
         lambda: DescriptorPairs(pictures(1), "light", 0, Neighbours(np.zeros((1, 1), int), 1)),
     ]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from copynce.data import DataError, Quarantine
+from copynce.data import Quarantine
+from copynce.errors import DataError
 
 
 def test_counts_and_sentence(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from copynce.data import DataError, Manifest, read_ground_truth, read_manifest
+from copynce.data import Manifest, read_ground_truth, read_manifest
 from copynce.data.rows import read_rows, write_rows
+from copynce.errors import DataError
 from copynce.evaluation import read_predictions, write_predictions
 
 #: Any text, text made of what CSV files trip over, and any bytes as file names give them.

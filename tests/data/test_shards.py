@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from copynce.data import DataError, Manifest, Quarantine, read_manifest
+from copynce.data import Manifest, Quarantine, read_manifest
 from copynce.data.pairs import DescriptorPairs, PairSampler
 from copynce.data.shards import expand_shards, read_shard
+from copynce.errors import DataError
 from dali_pipelines import BrokenPicture, PairLoader, PictureLoader, ShardMember, read_picture
 
 
@@ -404,9 +405,9 @@ def test_loaders_see_the_pictures_of_the_files(shards: Path, photographs: Manife
         ) as loader:
             batches.append(list(loader))
     for batch, expected_batch in zip(*batches, strict=True):
-        assert batch["uuids"] == expected_batch["uuids"]
+        assert batch.uuids == expected_batch.uuids
         for name in ("query", "reference", "query_to_reference", "reference_to_query"):
-            assert torch.equal(batch[name], expected_batch[name]), name
+            assert torch.equal(getattr(batch, name), getattr(expected_batch, name)), name
     assert len(quarantine) == 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from copynce.data import DataError
+from copynce.errors import DataError
 from copynce.evaluation.metrics import score_predictions
 from copynce.evaluation.predictions import ranked_predictions, read_predictions, write_predictions
 

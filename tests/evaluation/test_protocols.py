@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from copynce import __version__
-from copynce.data import DataError, EvaluationSplit, Manifest, Quarantine, open_dataset, read_manifest
-from copynce.errors import ConfigError, UserError
+from copynce.data import EvaluationSplit, Manifest, Quarantine, open_dataset, read_manifest
+from copynce.errors import ConfigError, DataError, UserError
 from copynce.evaluation import evaluate_descriptor, read_predictions, score_predictions
 from copynce.models import build_descriptor, load_checkpoint, save_checkpoint
 from copynce.retrieval import extract as extract_module

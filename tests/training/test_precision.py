@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from copynce.models import Descriptor, DescriptorConfig
 from copynce.models.precision import bf16_in_hardware
 from copynce.training import DescriptorObjective, LossConfig, TrainConfig, checkpoints, read_log, train
+from dali_pipelines import PairBatch
 
 pytestmark = pytest.mark.numeric
 
@@ -62,7 +63,7 @@ def test_losses_and_gradients_of_a_bf16_step_are_float32() -> None:
     seen = []
     objective.model.encoder.blocks[0].mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, parts = objective(*views, table, table, every, every)
+        loss, parts = objective(PairBatch(*views, table, table, every, every, ["a", "b", "c", "d"]))
     loss.backward()
     assert [output.dtype for output in seen] == [torch.bfloat16]  # the encoder multiplies in bfloat16
     for value in (loss, *parts.values()):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from copynce.training import ConfigError, TrainConfig, read_log, train
+from copynce.errors import ConfigError
+from copynce.training import TrainConfig, read_log, train
 
 
 @pytest.mark.parametrize(("target", "form"), [("feature", "cosine"), ("both", "nce")])

@@ -16,20 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from copynce.config import save_config
-from copynce.data import DataError
+from copynce.errors import ConfigError, DataError, RunError, TrainingError
 from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
-from copynce.training import (
-    ConfigError,
-    DescriptorObjective,
-    LossConfig,
-    RunError,
-    TrainConfig,
-    TrainingError,
-    checkpoints,
-    find_model,
-    read_log,
-    train,
-)
+from copynce.training import DescriptorObjective, LossConfig, TrainConfig, checkpoints, find_model, read_log, train
+from dali_pipelines import PairBatch
 
 Tiny = Callable[..., TrainConfig]
 
@@ -155,7 +145,7 @@ def test_the_supervised_plan_trains_without_tables(tiny: Tiny, pictures: Path, t
     assert log[-1]["epoch"] == 1.0  # twenty queries copy something
 
 
-def test_labels_and_traces_choose_what_the_losses_see() -> None:
+def test_positives_and_traces_choose_what_the_losses_see() -> None:
     torch.manual_seed(0)
     options = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
     config = DescriptorConfig(img_size=32, dim=16, backbone_options=options)
@@ -164,8 +154,9 @@ def test_labels_and_traces_choose_what_the_losses_see() -> None:
     table = torch.arange(32 * 32, dtype=torch.int32).view(1, 32, 32).repeat(4, 1, 1)
     table[3] = -1
 
-    def parts(label: list[bool], traced: list[bool]) -> dict[str, float]:
-        found = objective(query, reference, table, table, torch.tensor(label), torch.tensor(traced))[1]
+    def parts(positive: list[bool], traced: list[bool]) -> dict[str, float]:
+        flags = torch.tensor(positive), torch.tensor(traced)
+        found = objective(PairBatch(query, reference, table, table, *flags, ["a", "b", "c", "d"]))[1]
         return {name: value.item() for name, value in found.items()}
 
     every, none = [True] * 4, [False] * 4

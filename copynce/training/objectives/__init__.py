@@ -1,0 +1,1 @@
+"""What a training optimises: a model, its losses and their own state; the trainer knows none of them by name."""

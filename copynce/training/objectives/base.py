@@ -1,0 +1,46 @@
+"""What the trainer asks of an objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dali_pipelines import PairBatch
+
+
+class Objective(nn.Module, ABC):
+    """A model with its losses: what DDP wraps, so that one forward makes one synchronised backward."""
+
+    #: What is trained, and what a checkpoint's file holds.
+    model: nn.Module
+
+    @abstractmethod
+    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the losses, float32, and the unweighted parts by name, detached."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What the losses have learnt beside the model: tensors and plain values, on the CPU."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+
+    @abstractmethod
+    def begin_with(self, path: Path) -> list[str]:
+        """Start the model from a file of weights; returns sentences about what was taken, left and new."""
+
+    @abstractmethod
+    def restore(self, path: Path) -> None:
+        """Load the model from its file in a checkpoint. Raises RunError if that is another model."""
+
+    @abstractmethod
+    def save_model(self, path: Path, card: dict[str, Any]) -> None:
+        """Write the model with its ``card``, ready for evaluation; the file appears whole or not at all."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, float]:
+        """Numbers for the log beside the losses."""

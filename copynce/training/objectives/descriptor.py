@@ -1,0 +1,91 @@
+"""The descriptor's objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from copynce.errors import RunError
+from copynce.losses import copynce_loss, info_nce, koleo
+from copynce.models import Descriptor, load_checkpoint, load_start, save_checkpoint
+from copynce.training.config import LossConfig
+from copynce.training.objectives.base import Objective
+from dali_pipelines import PairBatch
+
+
+class DescriptorObjective(Objective):
+    """A descriptor with InfoNCE, KoLeo and CopyNCE (PROTOCOLS 8).
+
+    The parts are ``copynce``, ``info_nce`` and ``koleo``. Only ``positive`` pairs are matches of InfoNCE and KoLeo.
+    CopyNCE's mean is over the ``traced`` pairs; as released, those that are not positive are among them and give 0. A
+    part of weight 0 is still measured, without gradient, so that runs with and without it can be compared.
+    """
+
+    model: Descriptor
+
+    def __init__(self, model: Descriptor, config: LossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.log_scale = nn.Parameter(torch.tensor(config.log_scale))
+
+    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        descriptors, tokens = self.model(torch.cat([batch.query, batch.reference]), sides=2)
+        query_descriptor, reference_descriptor = descriptors.chunk(2)
+        query_tokens, reference_tokens = tokens.chunk(2)
+        if config.copynce_weight == 0:
+            query_tokens, reference_tokens = query_tokens.detach(), reference_tokens.detach()
+        parts = {
+            "copynce": copynce_loss(
+                query_tokens,
+                reference_tokens,
+                batch.query_to_reference,
+                batch.reference_to_query,
+                patch_size=self.model.patch_size,
+                temperature=config.temperature,
+                gamma=config.gamma,
+                prior=config.prior,
+                active=batch.traced,
+                target=config.target,
+                neighbours=config.neighbours,
+                form=config.form,
+            ),
+            "info_nce": info_nce(
+                query_descriptor, reference_descriptor, self.log_scale, positive=batch.positive, gather=config.gather
+            ),
+            "koleo": koleo(query_descriptor, reference_descriptor, positive=batch.positive, gather=config.gather),
+        }
+        weights = {
+            "copynce": config.copynce_weight,
+            "info_nce": config.info_nce_weight,
+            "koleo": config.koleo_weight,
+        }
+        # Parts of weight 0 stay in the sum: DDP wants a gradient, if only of zero, for every parameter.
+        total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"log_scale": self.log_scale.detach().cpu()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.log_scale.copy_(state["log_scale"])
+
+    def begin_with(self, path: Path) -> list[str]:
+        return load_start(self.model, path)
+
+    def restore(self, path: Path) -> None:
+        found = load_checkpoint(path)
+        if found.config != self.model.config:
+            raise RunError(f"{path} holds another model ({found.config}) than the settings say; choose another out")
+        self.model.load_state_dict(found.state_dict())
+
+    def save_model(self, path: Path, card: dict[str, Any]) -> None:
+        save_checkpoint(path, self.model, card)
+
+    def facts(self) -> dict[str, float]:
+        return {"inverse_temperature": float(self.log_scale.detach().exp())}

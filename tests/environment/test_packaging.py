@@ -91,7 +91,8 @@ def test_a_wheel_holds_the_kernels_as_files_of_copynce_and_nothing_called_kernel
     expected = {
         str(path.relative_to(project))
         for package in ("copynce", "dali_pipelines")
-        for path in [*(project / package).rglob("*.py"), project / package / "py.typed"]
+        for path in [*(project / package).rglob("*.py*"), project / package / "py.typed"]
+        if path.suffix in (".py", ".pyi", ".typed")
     }
     expected |= {f"copynce/kernels/{path.name}" for path in (project / "kernels").glob("*.py")}
     assert {name for name in names if not name.startswith("copynce-")} == expected

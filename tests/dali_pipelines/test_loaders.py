@@ -137,8 +137,8 @@ def test_views_come_in_half_precision(pictures: list[Path], dtype: str) -> None:
     exact, half = (next(iter(loader([[positive(pictures[0])]], pictures, dtype=d))) for d in ("float32", dtype))
     wanted = getattr(torch, dtype)
     for side in ("query", "reference"):
-        assert half[side].dtype == wanted
-        assert torch.equal(half[side], exact[side].to(wanted))
+        assert getattr(half, side).dtype == wanted
+        assert torch.equal(getattr(half, side), getattr(exact, side).to(wanted))
     settings = {"size": SIZE, "batch_size": 2, "on_broken": lambda path, reason: None}
     ((_, whole),) = PictureLoader(pictures[:2], dtype=dtype, **settings)  # type: ignore[arg-type]
     assert whole.dtype == wanted

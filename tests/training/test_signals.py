@@ -113,7 +113,7 @@ def test_each_signal_saves_after_its_step_and_the_same_command_continues(tiny: T
 _RANK = """
 import os, sys, time
 from copynce.errors import RunError
-from copynce.training import Stopped, TrainConfig, load_config, train
+from copynce.errors import RunError, Stopped
 
 config, rank = load_config(TrainConfig, sys.argv[1], []), os.environ["RANK"]
 for attempt in range(1000):

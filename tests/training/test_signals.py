@@ -112,8 +112,8 @@ def test_each_signal_saves_after_its_step_and_the_same_command_continues(tiny: T
 #: A rank that begins again while it is refused, and tells with what it ends.
 _RANK = """
 import os, sys, time
-from copynce.errors import RunError
 from copynce.errors import RunError, Stopped
+from copynce.training import TrainConfig, load_config, train
 
 config, rank = load_config(TrainConfig, sys.argv[1], []), os.environ["RANK"]
 for attempt in range(1000):

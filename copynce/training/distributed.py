@@ -254,21 +254,22 @@ def _meet(here: Launch) -> Store:
 
 def _announce(error: UserError | OSError) -> None:
     """Tell the other processes that this one has failed; the lowest of those that failed is to print its error."""
-    try:
+    spoken = False
+    with contextlib.suppress(UserError, RuntimeError, ValueError, OSError):  # nobody can be told, or nobody came
         here = launch()
         if here.size == 1:
             return
         end = time.monotonic() + _FAREWELL.total_seconds()
         store = _store(here, _FAREWELL)
         store.set(f"copynce/here/{here.rank}", str(error) or type(error).__name__)
+        spoken = any(_word(store, rank, end) for rank in range(here.rank))
+        # Not before the words are read: the store may end with process 0, which waits for nothing but this.
         store.set(f"copynce/heard/{here.rank}", "")
-        if any(_word(store, rank, end) for rank in range(here.rank)):
-            _leave_the_word(error)
-        elif here.rank == 0:  # the store may end with this process
+        if here.rank == 0:
             for rank in range(here.size):
                 store.wait([f"copynce/heard/{rank}"], timedelta(seconds=max(0.1, end - time.monotonic())))
-    except (UserError, RuntimeError, ValueError, OSError):
-        return  # nobody can be told, or nobody came
+    if spoken:
+        _leave_the_word(error)
 
 
 def _word(store: Store, rank: int, end: float) -> str:

@@ -17,9 +17,9 @@ from copynce.evaluation import (
     read_predictions,
     recall_at_precision,
     score_predictions,
-    search,
     write_predictions,
 )
+from copynce.retrieval.search import search
 
 Triples = list[tuple[str, str, float]]
 GroundTruth = dict[str, list[str]]

@@ -14,7 +14,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,7 @@ _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 _INTEGER = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DEEPEST = 20  # lists and mappings in each other
+_CHOICE = "copynce: the setting that chooses the section's class"
 _NOT_FINITE = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 
 
@@ -67,13 +68,27 @@ def require_number(
     require(inside and finite, name, " and ".join(bounds) or "a number", value)
 
 
-def load_config(kind: type[T], path: str | Path | None, overrides: Sequence[str]) -> T:
-    """A config object of dataclass ``kind`` from a YAML file (or None) and ``key=value`` overrides, later ones winning.
+def section_chosen_by(setting: str, classes: Mapping[str, type]) -> Any:
+    """A field of settings, itself a section, whose class follows from the value of ``setting`` (a dotted name, from the
+    top): that of ``classes`` under this value, the first one where it is not given. Annotate the field with the union
+    of the classes."""
+    return dataclasses.field(metadata={_CHOICE: (setting, dict(classes))})
 
-    A value replaces the one before; ``section.key=value`` sets one key of a section or mapping. Raises ConfigError
-    naming the key for anything unknown (with the nearest known key), missing, of another type or out of range.
+
+def load_config(kind: type[T], start: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> T:
+    """A config object of dataclass ``kind``: what ``start`` says, then ``key=value`` overrides, later ones winning.
+
+    start: a YAML file, or {dotted name: value} as of a named run, or None. A value replaces the one before;
+    ``section.key=value`` sets one key of a section or mapping. Raises ConfigError naming the key for anything unknown
+    (with the nearest known key), missing, of another type or out of range.
     """
-    values = {} if path is None else _read_file(Path(path))
+    values: dict[str, Any] = {}
+    if isinstance(start, Mapping):
+        for key, value in start.items():
+            place, last = _place(kind, values, key)[:2]
+            place[last] = value
+    elif start is not None:
+        values = _read_file(Path(start))
     for override in overrides:
         key, sign, text = override.partition("=")
         if not (sign and key):
@@ -84,7 +99,7 @@ def load_config(kind: type[T], path: str | Path | None, overrides: Sequence[str]
 
 def build_config(kind: type[T], values: Any) -> T:
     """A config object of dataclass ``kind`` from nested plain values; errors as in :func:`load_config`."""
-    return _build(kind, kind, values, "")
+    return typing.cast(T, _Builder(kind, values).build(kind, values, ""))
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -97,9 +112,21 @@ def save_config(config: Any, path: Path) -> None:
 
 
 def setting_types(kind: type) -> dict[str, Any]:
-    """The type of every field of a dataclass of settings; a section's is itself such a dataclass."""
+    """The type of every field of a dataclass of settings; a section's is such a dataclass, or a union of them."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def section_classes(hint: Any) -> tuple[type, ...]:
+    """The dataclasses that a section of type ``hint`` can be, the default one first; empty for a plain setting."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(parts) if all(dataclasses.is_dataclass(part) for part in parts) else ()
+
+
+def section_choices(field: dataclasses.Field[Any]) -> tuple[str, Mapping[str, type]] | None:
+    """(setting, {its value: class}) of a field made by :func:`section_chosen_by`; None for any other."""
+    found: tuple[str, Mapping[str, type]] | None = field.metadata.get(_CHOICE)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ text to tree
@@ -159,40 +186,45 @@ def _tree(node: yaml.Node, seen: set[int]) -> Any:
 
 def _put(kind: Any, values: dict[str, Any], key: str, text: str) -> None:
     """Set ``key`` (dotted) of nested ``values`` to ``text``, read as the field's type asks."""
-    hint, place = kind, values
-    *sections, last = key.split(".")
-    for depth, name in enumerate(sections):
-        hint = _inner(kind, hint, name, key)
-        if not isinstance(place.get(name), dict):
-            if place.get(name) is not None and dataclasses.is_dataclass(hint):
-                raise ConfigError(f"{'.'.join(sections[: depth + 1])} must be a mapping, got {_shown(place[name])}")
-            place[name] = {}
-        place = place[name]
-    hint = _inner(kind, hint, last, key)
+    place, last, hint = _place(kind, values, key)
     if _is_structure(hint):
         value = _parse(text, key, f"a value such as {_example(hint)}")
-        if dataclasses.is_dataclass(hint) and isinstance(value, dict) and isinstance(place.get(last), dict):
+        if section_classes(hint) and isinstance(value, dict) and isinstance(place.get(last), dict):
             value = {**place[last], **value}
     else:
         value = _Plain(text)
     place[last] = value
 
 
+def _place(kind: Any, values: dict[str, Any], key: str) -> tuple[dict[str, Any], str, Any]:
+    """(mapping, name, type) of ``key`` (dotted) in nested ``values``, whose mappings on the way are made if absent."""
+    hint, place = kind, values
+    *sections, last = key.split(".")
+    for depth, name in enumerate(sections):
+        hint = _inner(kind, hint, name, key)
+        if not isinstance(place.get(name), dict):
+            if place.get(name) is not None and section_classes(hint):
+                raise ConfigError(f"{'.'.join(sections[: depth + 1])} must be a mapping, got {_shown(place[name])}")
+            place[name] = {}
+        place = place[name]
+    return place, last, _inner(kind, hint, last, key)
+
+
 def _inner(kind: Any, hint: Any, name: str, key: str) -> Any:
-    """The type of what is called ``name`` in something of type ``hint``."""
-    if dataclasses.is_dataclass(hint):
-        known = setting_types(typing.cast(type, hint))
+    """The type of what is called ``name`` in something of type ``hint``; one name has one type in all of a union."""
+    for section in section_classes(hint):
+        known = setting_types(section)
         if name in known:
             return known[name]
-    elif hint is Any:
+    if hint is Any:
         return Any
-    elif typing.get_origin(hint) is dict:
+    if typing.get_origin(hint) is dict:
         return typing.get_args(hint)[1]
     raise _unknown(kind, key)
 
 
 def _is_structure(hint: Any) -> bool:
-    return hint is Any or dataclasses.is_dataclass(hint) or typing.get_origin(hint) in (dict, tuple)
+    return hint is Any or bool(section_classes(hint)) or typing.get_origin(hint) in (dict, tuple)
 
 
 def _example(hint: Any) -> str:
@@ -204,30 +236,58 @@ def _example(hint: Any) -> str:
 # ------------------------------------------------------------------------------------------------ tree to settings
 
 
-def _build(root: Any, kind: Any, values: Any, prefix: str) -> Any:
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'settings'} must be a mapping of settings, got {_shown(values)}")
-    hints = setting_types(kind)
-    for name in values:
-        if name not in hints:
-            raise _unknown(root, f"{prefix}{name}")
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        hint, name = hints[field.name], f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hint):
-            found[field.name] = _build(root, hint, values.get(field.name), f"{name}.")
-        elif field.name in values:
-            found[field.name] = _value(hint, values[field.name], name)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{name} must be given, for example {name}=VALUE")
-    try:
-        return kind(**found)
-    except ConfigError:
-        raise
-    except ValueError as error:  # of a class that others use without settings
-        raise ConfigError(f"{prefix}{error}") from error
+class _Builder:
+    """Makes the settings of class ``root`` of nested ``values``."""
+
+    def __init__(self, root: Any, values: Any) -> None:
+        self._root, self._values = root, values
+
+    def build(self, kind: Any, values: Any, prefix: str) -> Any:
+        """The section of class ``kind`` whose names begin with ``prefix``."""
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{prefix.rstrip('.') or 'settings'} must be a mapping of settings, got {_shown(values)}")
+        hints = setting_types(kind)
+        for name in values:
+            if name not in hints:
+                raise _unknown(self._root, f"{prefix}{name}")
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):
+            hint, name = hints[field.name], f"{prefix}{field.name}"
+            if section_classes(hint):
+                inner = values.get(field.name)
+                section = self._chosen(field, name, inner) or hint
+                found[field.name] = self.build(section, inner, f"{name}.")
+            elif field.name in values:
+                found[field.name] = _value(hint, values[field.name], name)
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"{name} must be given, for example {name}=VALUE")
+        try:
+            return kind(**found)
+        except ConfigError:
+            raise
+        except ValueError as error:  # of a class that others use without settings
+            raise ConfigError(f"{prefix}{error}") from error
+
+    def _chosen(self, field: dataclasses.Field[Any], name: str, values: Any) -> type | None:
+        """The class that a setting chooses for section ``name``, all of whose ``values`` must be settings of it."""
+        choices = section_choices(field)
+        if choices is None:
+            return None
+        setting, classes = choices
+        choice: Any = self._values
+        for part in setting.split("."):
+            choice = choice.get(part) if isinstance(choice, dict) else None
+        choice = next(iter(classes)) if choice is None else choice
+        require(isinstance(choice, str) and choice in classes, setting, f"one of {', '.join(classes)}", choice)
+        if isinstance(values, dict):
+            for key in sorted(values.keys() - setting_types(classes[choice]).keys()):
+                owners = [other for other, kind in classes.items() if key in setting_types(kind)]
+                if owners:
+                    known = " or ".join(f"{setting}={other}" for other in owners)
+                    raise ConfigError(f"{name}.{key} is a setting of {known}, not of {setting}={choice}")
+        return classes[choice]
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
@@ -328,11 +388,15 @@ def _unknown(root: Any, key: str) -> ConfigError:
     return ConfigError(f"unknown setting {key}; {hint}")
 
 
-def _all_keys(kind: Any, prefix: str) -> list[str]:
-    keys: list[str] = []
-    for name, hint in setting_types(kind).items():
-        keys += _all_keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{name}"]
-    return keys
+def _all_keys(root: Any, prefix: str) -> list[str]:
+    keys: dict[str, None] = {}  # in order, each once
+    for name, hint in setting_types(root).items():
+        sections = section_classes(hint)
+        for section in sections:
+            keys |= dict.fromkeys(_all_keys(section, f"{prefix}{name}."))
+        if not sections:
+            keys[f"{prefix}{name}"] = None
+    return list(keys)
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 from copynce.config import require_number
 from copynce.data import EvaluationSplit, Manifest, Quarantine, read_manifest
 from copynce.data.rows import write_rows
-from copynce.data.settings import DataConfig
+from copynce.data.settings import DescriptorData
 from copynce.data.synthetic import make_pictures
 from copynce.errors import DataError
 from copynce.evaluation import evaluate_descriptor, read_predictions
@@ -103,7 +103,7 @@ def run_demo(
 
     config = TrainConfig(
         out=str(out / "run"),
-        data=DataConfig(
+        data=DescriptorData(
             train=str(out / "train.csv"), root=str(training.root), policy=_POLICY, batch_size=min(48, len(training))
         ),
         model=_MODEL,

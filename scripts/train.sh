@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train a descriptor on all GPUs of this machine (or on NPROC processes of its CPU):
-#   scripts/train.sh scripts/configs/descriptor_vits16_224.yaml data.train=LIST.csv weights=DINO.safetensors out=runs/d
+#   scripts/train.sh descriptor data.train=LIST.csv weights=DINO.safetensors out=runs/d
 # On several machines, run the same line on each with NNODES, NODE_RANK and MASTER (host:port of the first) set.
 set -euo pipefail
 

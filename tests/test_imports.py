@@ -18,6 +18,7 @@ ROOMS = [
     "copynce.demo",
     "copynce.inspect",
     "copynce.evaluation",
+    "copynce.recipes",
     "copynce.training",
     "copynce.retrieval",
     "copynce.models",

@@ -5,46 +5,80 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
-from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 
 class Command(argparse.ArgumentParser):
-    """A command whose help lists the ``settings`` class that this returns, which is imported only for that."""
+    """A command whose help lists the ``settings`` class that this returns, which is imported only for that, and then
+    what ``more_help`` returns."""
 
     settings: Callable[[], type] | None = None
+    more_help: Callable[[], str] | None = None
 
     def format_help(self) -> str:
         if self.settings is not None:
             self.description = textwrap.fill(self.description or "", _width())
-            self.epilog = settings_help(self.settings())
+            parts = [settings_help(self.settings()), self.more_help() if self.more_help is not None else ""]
+            self.epilog = "\n\n".join(part for part in parts if part)
         return super().format_help()
 
 
 def settings_help(kind: type) -> str:
     """The settings of a config class as text: name, default, sentence."""
-    from copynce.config import setting_types
+    from copynce.config import section_choices, section_classes, setting_types
 
     lines = ["settings:"]
+    known: set[str] = set()
 
-    def walk(cls: Any, prefix: str) -> None:
-        sentences, types = _field_sentences(cls), setting_types(cls)
+    def walk(cls: Any, prefix: str, notes: Mapping[str, list[str]]) -> None:
+        types = setting_types(cls)
+        sentences: dict[str, str] = {}
+        for base in reversed(cls.__mro__[:-1]):
+            sentences |= _field_sentences(base)
         for f in fields(cls):
-            if is_dataclass(types[f.name]):
-                walk(types[f.name], f"{prefix}{f.name}.")
+            name = f"{prefix}{f.name}"
+            if classes := section_classes(types[f.name]):
+                for section in classes:  # what one has beyond those before it is listed after them
+                    walk(section, f"{name}.", _owners(section_choices(f)))
                 continue
+            if name in known:
+                continue
+            known.add(name)
             required = f.default is MISSING and f.default_factory is MISSING
             default = f.default if f.default is not MISSING else {}
             shown = "required" if required else f"default {'none' if default is None else default}"
-            lines.append(f"  {prefix}{f.name} ({shown})")
-            if sentences.get(f.name):
-                lines.extend(
-                    textwrap.wrap(sentences[f.name], _width(), initial_indent=" " * 6, subsequent_indent=" " * 6)
-                )
+            lines.append(f"  {name} ({shown})")
+            lines.extend(_indented(" ".join([*notes.get(f.name, []), sentences.get(f.name, "")])))
 
-    walk(kind, "")
+    walk(kind, "", {})
     return "\n".join(lines)
+
+
+def _owners(choices: tuple[str, Mapping[str, type]] | None) -> dict[str, list[str]]:
+    """{field: [with which values of the choosing setting it is there]}, of those that are not always there."""
+    if choices is None:
+        return {}
+    setting, classes = choices
+    names = {value: {f.name for f in fields(kind)} for value, kind in classes.items()}
+    everywhere = set.intersection(*names.values())
+    return {
+        name: [f"With {setting}={' or '.join(value for value in names if name in names[value])}."]
+        for name in set.union(*names.values()) - everywhere
+    }
+
+
+def named_list(title: str, entries: Mapping[str, str]) -> str:
+    """Names with a sentence each, as text."""
+    lines = [f"{title}:"]
+    for name, text in entries.items():
+        lines += [f"  {name}", *_indented(text)]
+    return "\n".join(lines)
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, _width(), initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def _width() -> int:

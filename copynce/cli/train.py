@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from copynce.cli.console import writing_into
-from copynce.cli.settings_help import Command
+from copynce.cli.settings_help import Command, named_list
 
 
 def add(commands: argparse._SubParsersAction[Command]) -> None:
@@ -18,9 +18,10 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         "The same command continues a run that was stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="?", help="YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
+    parser.add_argument("start", nargs="?", metavar="NAME", help="a named run (below), or a YAML file of settings")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over those")
     parser.settings = _settings
+    parser.more_help = _named_runs
     parser.set_defaults(run=run)
 
 
@@ -30,18 +31,30 @@ def _settings() -> type:
     return TrainConfig
 
 
+def _named_runs() -> str:
+    from copynce.recipes import RECIPES, sentence
+
+    return named_list("named runs", {name: sentence(name) for name in RECIPES})
+
+
 def run(options: argparse.Namespace) -> None:
+    """Train, and print where the newest checkpoint is."""
     from copynce.config import load_config
+    from copynce.recipes import named_run
+    from copynce.recipes.base import Run
     from copynce.training import TrainConfig, train
     from copynce.training.distributed import announced, launch
 
-    overrides = list(options.overrides)
-    path = options.config
-    if path is not None and "=" in path and not Path(path).is_file():  # no file, settings only
-        overrides.insert(0, path)
-        path = None
+    overrides: list[str] = list(options.overrides)
+    start: str | Run | None = options.start
     with announced():
-        config = load_config(TrainConfig, path, overrides)
+        if isinstance(start, str) and not Path(start).is_file():
+            if "=" in start:  # settings only
+                overrides.insert(0, start)
+                start = None
+            elif not start.endswith((".yaml", ".yml")):
+                start = named_run(start)
+        config = load_config(TrainConfig, start, overrides)
     with writing_into(config.out):
         checkpoint = train(config)
     if launch().rank == 0:

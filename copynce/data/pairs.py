@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from copynce.data.layouts import GroundTruth, read_ground_truth
 from copynce.data.manifest import Manifest, read_manifest
 from copynce.data.neighbours import Neighbours, read_neighbours
-from copynce.data.settings import DataConfig
+from copynce.data.settings import DataConfig, DescriptorData, SupervisedData
 from copynce.data.tables import SharedArray
 from copynce.errors import DataError
 from copynce.pixtrace import EditProgram, Policy, sample_program
@@ -34,7 +34,7 @@ _PLAIN = EditProgram()
 
 
 class PairSource(Protocol):
-    """What :class:`PairSampler` deals out: ``len(plan)`` items of ``pairs_per_item`` pairs each."""
+    """What :class:`PairSampler` deals out: ``len(source)`` items of ``pairs_per_item`` pairs each."""
 
     @property
     def pictures(self) -> Manifest:
@@ -259,15 +259,14 @@ class SupervisedPairs:
 
 def open_source(data: DataConfig, seed: int) -> PairSource:
     """The source that the settings describe, its files read. Raises DataError for a list or file that is not right."""
-    manifest = read_manifest(data.train, root=data.root)
-    if data.plan == "supervised":
-        assert data.references is not None, "checked by DataConfig"
-        assert data.ground_truth is not None, "checked by DataConfig"
+    if isinstance(data, SupervisedData):
+        queries = read_manifest(data.queries, root=data.root)
         root = None if Path(data.references).is_dir() else data.root
         references = read_manifest(data.references, root=root)
         truth = read_ground_truth(data.ground_truth)
-        return SupervisedPairs(manifest, references, truth, data.policy, seed, data.augment_probability)
-    kind, columns = (DescriptorPairs, 7) if data.plan == "descriptor" else (MatcherPairs, 127)
+        return SupervisedPairs(queries, references, truth, data.policy, seed, data.augment_probability)
+    manifest = read_manifest(data.train, root=data.root)
+    kind, columns = (DescriptorPairs, 7) if isinstance(data, DescriptorData) else (MatcherPairs, 127)
     if data.neighbours is None:
         return kind(manifest, data.policy, seed)
     neighbours = read_neighbours(data.neighbours, manifest, data.neighbour_columns or columns)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
 from copynce.config import load_config as load_config  # copynce.training gives both
-from copynce.config import require, require_number
-from copynce.data.settings import MOST_THREADS, DataConfig
+from copynce.config import require, require_number, section_chosen_by
+from copynce.data.settings import DATA_SETTINGS, MOST_THREADS, DataConfig, MatcherData
 from copynce.errors import ConfigError
-from copynce.models.settings import DescriptorConfig
-
-_MOST_BLOCKS = 1000
-_LARGEST_SIDE = 8192  # pixels; the largest models take 1,024
+from copynce.models.settings import DescriptorConfig, check_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +85,9 @@ class TrainConfig:
 
     out: str
     """Folder of the run: config, checkpoints, log, list of broken pictures."""
-    data: DataConfig
+    objective: Literal["descriptor"] = "descriptor"
+    """What is trained; ``model`` and ``loss`` are its settings."""
+    data: DataConfig = section_chosen_by("data.pairs", DATA_SETTINGS)
     model: DescriptorConfig = field(default_factory=DescriptorConfig)
     weights: str | None = None
     """What to start from: a backbone, a released file, or a checkpoint or run, head and temperature included; none:
@@ -121,55 +117,12 @@ class TrainConfig:
         require_number("seed", self.seed, least=0, below=2**63)
         if self.threads is not None:
             require_number("threads", self.threads, least=1, most=MOST_THREADS)
-        if self.data.plan == "matcher":
+        if isinstance(self.data, MatcherData):
             raise ConfigError(
-                "data.plan=matcher makes pairs of different pictures too, which a descriptor's losses have no use for: "
-                "it learns from copies only; use data.plan=descriptor or data.plan=supervised"
+                "data.pairs=matcher makes pairs of different pictures too, which a descriptor's losses have no use "
+                "for: it learns from copies only; use data.pairs=descriptor or data.pairs=supervised"
             )
         patches = check_model(self.model)
         if self.loss.target != "overlap":
             here = f"at most {patches}, the patches of a picture"
             require(self.loss.neighbours <= patches, "loss.neighbours", here, self.loss.neighbours)
-
-
-def check_model(config: DescriptorConfig) -> int:
-    """The number of patches of the model that ``config`` describes, found without making its weights.
-
-    Raises ConfigError if there is no such model, or if this machine cannot hold its weights.
-    """
-    return _check_model(json.dumps(config.to_dict(), default=repr))
-
-
-@functools.lru_cache(maxsize=64)
-def _check_model(described: str) -> int:
-    import torch
-
-    from copynce.models import Descriptor
-
-    config = DescriptorConfig(**json.loads(described))
-    require_number("model.img_size", config.img_size, least=1, most=_LARGEST_SIDE)
-    if config.norm_eps is not None:
-        require_number("model.norm_eps", config.norm_eps, above=0, below=1)
-    depth = config.backbone_options.get("depth")
-    if isinstance(depth, int):  # else a billion blocks are built before anyone can say that they are too many
-        require_number("model.backbone_options.depth", depth, least=1, most=_MOST_BLOCKS)
-    try:
-        with torch.device("meta"):  # shapes without numbers
-            model = Descriptor(config)
-            model.encoder.forward_intermediates(torch.empty(2, 3, config.img_size, config.img_size), indices=1)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
-    except Exception as error:  # whatever timm and torch raise for arguments that they cannot use
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ConfigError(
-            f"model: {config.backbone} cannot be built with backbone_options {config.backbone_options} "
-            f"({type(error).__name__}: {reason})"
-        ) from error
-    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
-        raise ConfigError(
-            f"model: its weights take {size / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory; choose a "
-            "smaller model.img_size, model.dim or model.backbone_options"
-        )
-    return model.grid**2

@@ -35,6 +35,7 @@ from copynce.training.signals import tell
 
 #: Settings, or sections of them, that a run keeps for its whole life, and why.
 FIXED = {
+    "objective": "it is what is trained",
     "data": "it makes the batches",
     "seed": "it makes the batches and the first weights",
     "model": "it is what is trained",
@@ -61,7 +62,9 @@ FREE = {
     "tensorboard": "it says where, not what",
 }
 #: Settings that name a file or folder: one place may be written in several ways.
-_PATHS = {"data.train", "data.root", "data.neighbours", "data.references", "data.ground_truth", "weights"}
+_PATHS = {f"data.{name}" for name in ("train", "root", "neighbours", "queries", "references", "ground_truth")} | {
+    "weights"
+}
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,9 @@ def compare(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]
     """The settings in which two runs differ: {name: (before, now)}; those of the call alone are left out."""
     old, new = dict(_flat(before)), dict(_flat(now))
     return {
-        name: (old[name], new[name])
-        for name in new
-        if FREE.get(name) != "" and _comparable(name, old[name]) != _comparable(name, new[name])
+        name: (old.get(name), new.get(name))  # sections of another class have other settings
+        for name in old | new
+        if FREE.get(name) != "" and _comparable(name, old.get(name)) != _comparable(name, new.get(name))
     }
 
 

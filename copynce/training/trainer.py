@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from copynce.data import Quarantine
 from copynce.data.pairs import PairSampler, PairSource, open_source
 from copynce.errors import DataError, RunError, Stopped, TrainingError
-from copynce.models import Descriptor, param_groups
+from copynce.models import param_groups
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
 from copynce.provenance import running_commit
@@ -26,8 +26,7 @@ from copynce.training.config import TrainConfig
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
 from copynce.training.meters import Outcome, Pace
-from copynce.training.objectives.base import Objective
-from copynce.training.objectives.descriptor import DescriptorObjective
+from copynce.training.objectives import make_objective
 from copynce.training.run import Event, RunFolder, Start
 from copynce.training.schedule import cosine_schedule, scaled_lr
 from copynce.training.signals import StopRequest
@@ -64,7 +63,7 @@ class Trainer:
                 self._source, config.data.batch_size, config.seed, rank=here.rank, world_size=here.size
             )
             torch.manual_seed(config.seed)  # the same initial weights on every rank
-            self._objective: Objective = DescriptorObjective(Descriptor(config.model), config.loss)
+            self._objective = make_objective(config)
         steps_per_epoch = self._sampler.steps_per_epoch
         total = config.optim.steps
         self._total = config.optim.epochs * steps_per_epoch if total is None else total
@@ -81,7 +80,7 @@ class Trainer:
         self._batches: dict[str, int | str] = {
             "items": self._items,
             "seed": config.seed,
-            "plan": f"{config.data.plan}, {len(self._source)} items of {self._source.pairs_per_item}",
+            "pairs": f"{config.data.pairs}, {len(self._source)} items of {self._source.pairs_per_item}",
             "pictures": self._source.fingerprint,
         }
         #: Machine and code, which may change.
@@ -266,7 +265,7 @@ class Trainer:
                 card = {
                     "step": step,
                     "commit": self._place["commit"],
-                    "trained_on": self._config.data.train,
+                    "trained_on": self._config.data.trained_on,
                     "start": self._start.card,
                 }
                 keep = self._config.keep_checkpoints

@@ -120,7 +120,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "optim.betas=[2,3]",
         "seed=-1",
         "data.policy=nope",
-        "data.plan=matcher",
+        "data.pairs=matcher",
         "data.max_megapixels=.inf",
         "loss.log_scale=.nan",
         "model.img_size=33",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from copynce.cli import main
+from copynce.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.py"))]
@@ -58,6 +59,8 @@ def problems(words: list[str], settings: dict[str, str]) -> list[str]:
         keys = [word.split("=")[0] for word in rest if re.match(r"[a-z][\w.]*=", word)]
         wrong += [key for key in keys if not re.search(rf"^ +{re.escape(key)}\b", settings[command], re.MULTILINE)]
         options = [word for word in rest if word.startswith("--")]
+        if command == "train" and len(rest) > 1 and re.fullmatch(r"[a-z][\w-]*", rest[1]):
+            wrong += [] if rest[1] in RECIPES else [f"named run {rest[1]}"]
         return wrong + [option for option in options if option.split("=")[0] not in settings[command]]
     if program == "pytest":
         given = [word for word in rest if re.match(f"({FOLDERS})\\b", word)]
@@ -113,8 +116,8 @@ def test_enough_commands_are_found(settings: dict[str, str]) -> None:
         "pytest benchmarks/none.py",
         "pytest tests/kernels/triton_cases.py -k no_such_case",
         "copynce trane x.yaml",
-        "copynce train scripts/configs/none.yaml",
-        "copynce train scripts/configs/finetune_vits14_112.yaml data.trane=x",
+        "copynce train descripter data.train=x",
+        "copynce train descriptor data.trane=x",
         "torchrun --nproc-per-node 2 -m copynce.cli train data.trane=x",
     ):
         assert problems(line.split(), settings), line

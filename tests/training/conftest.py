@@ -22,12 +22,13 @@ def tiny(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     """A config of a training that takes seconds: two blocks, 32 px; arguments are further overrides."""
 
     def make(*overrides: str, out: str = "run", train: Path | None = None) -> TrainConfig:
+        listed = "queries" if "data.pairs=supervised" in overrides else "train"
         return load_config(
             TrainConfig,
             None,
             [
                 f"out={tmp_path / out}",
-                f"data.train={train or pictures}",
+                f"data.{listed}={train or pictures}",
                 "data.batch_size=4",
                 "data.threads=1",
                 "model.img_size=32",

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import copynce.training  # noqa: F401 - before the forks
+import copynce.training.trainer  # noqa: F401 - before the forks
 from copynce.cli import main
 
 PATIENCE = 100.0  # seconds; gloo's own time-out is many minutes

@@ -133,11 +133,11 @@ def test_two_pairs_an_item_count_as_one_for_the_learning_rate(tiny: Tiny, neighb
     assert logs["neighbours"][0]["info_nce"] > logs["alone"][0]["info_nce"] + 0.3
 
 
-def test_the_supervised_plan_trains_without_tables(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
+def test_supervised_pairs_train_without_tables(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     names = sorted(path.stem for path in pictures.iterdir())
     (tmp_path / "gt.json").write_text(json.dumps({name: [names[i - 1]] for i, name in enumerate(names[:20])}))
-    plan = ("data.plan=supervised", f"data.references={pictures}", f"data.ground_truth={tmp_path / 'gt.json'}")
-    config = tiny(*plan, "data.augment_probability=0.5", "optim.steps=5")
+    pairs = ("data.pairs=supervised", f"data.references={pictures}", f"data.ground_truth={tmp_path / 'gt.json'}")
+    config = tiny(*pairs, "data.augment_probability=0.5", "optim.steps=5")
     train(config)
     log = read_log(Path(config.out) / "log.jsonl")
     assert [line["copynce"] for line in log] == [0.0] * 5

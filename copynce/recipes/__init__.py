@@ -1,0 +1,37 @@
+"""Named runs: ``copynce train NAME key=value``.
+
+A recipe is a function that takes a run, {dotted setting: value}, and returns it with what differs; what it does not
+name stays as it was, at last the default. So one recipe is told by another, and no value stands twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from copynce.errors import ConfigError
+from copynce.recipes import ablations, descriptor
+from copynce.recipes.base import Recipe, Run
+
+RECIPES: Mapping[str, Recipe] = {
+    "descriptor": descriptor.released,
+    "descriptor-vitb": descriptor.vit_base,
+    "descriptor-336": descriptor.at_336,
+    "descriptor-finetune": descriptor.finetune,
+    "descriptor-vits14-112": descriptor.vits14_112,
+    **ablations.RECIPES,
+}
+
+
+def named_run(name: str) -> Run:
+    """The settings in which run ``name`` differs from the defaults. Raises ConfigError for a name that is none."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "copynce train --help lists them"
+        raise ConfigError(f"{name!r} is neither a file of settings nor a named run; {hint}")
+    return RECIPES[name]({})
+
+
+def sentence(name: str) -> str:
+    """What run ``name`` is."""
+    return " ".join((RECIPES[name].__doc__ or "").split())

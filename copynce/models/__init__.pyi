@@ -6,5 +6,5 @@ from .checkpoints import read_checkpoint_metadata as read_checkpoint_metadata
 from .checkpoints import save_checkpoint as save_checkpoint
 from .checkpoints import start_card as start_card
 from .descriptor import Descriptor as Descriptor
-from .descriptor import param_groups as param_groups
+from .parameters import param_groups as param_groups
 from .settings import DescriptorConfig as DescriptorConfig

@@ -21,17 +21,15 @@ from torch import Tensor, nn
 
 from copynce.errors import ConfigError, DataError
 from copynce.files import file_sha256, whole_file
-from copynce.models.convert import Model, find_encoder, shape_facts, square_root
+from copynce.models.convert import find_encoder, shape_facts, square_root
 from copynce.models.descriptor import Descriptor
-from copynce.models.settings import DescriptorConfig
+from copynce.models.kinds import KINDS, KNOWN_HEADS, build_model, kind_of
+from copynce.models.settings import BackboneConfig, DescriptorConfig
 from copynce.models.weight_files import WeightFile, file_of, read_texts, read_weights
 
 _CONFIG = "copynce.config"
 _METADATA = "copynce.metadata"
 _LOG_SCALE = "infonce_log_scale"  # the loss's own parameter in released files
-
-#: Attention heads by width in all known models, for a state dict does not tell: 64 channels each.
-_KNOWN_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 
 #: Parts of others' models that do not change what the encoder does: what comes after it or only serves their training.
 _LEFT = re.compile(r"encoder\.((norm|fc_norm|pre_logits|mask_token)\b|\w*(head|decoder)\w*\.|decoder\w*$)")
@@ -47,7 +45,7 @@ def save_checkpoint(path: str | Path, model: Descriptor, metadata: Mapping[str, 
     path = Path(path)
     texts = {
         "format": "pt",
-        _CONFIG: json.dumps({"model": "descriptor", **model.config.to_dict()}),
+        _CONFIG: json.dumps({"model": kind_of(model).name, **model.config.to_dict()}),
         _METADATA: json.dumps(dict(metadata or {})),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -93,7 +91,10 @@ def load_checkpoint(
     found = find_encoder(file)
     found.tensors.pop(_LOG_SCALE, None)
     own = _own_config(file)
-    model = _build(own, file.path) if own else Descriptor(config or _released_config(found, file.path, num_heads))
+    if own is not None:
+        model = _build(own, file.path)
+    else:
+        model = build_model(config or KINDS["descriptor"].released(found, file.path, num_heads))
     _load_strictly(model, found.tensors, file.path)
     return model.eval()
 
@@ -203,7 +204,7 @@ def resample_position(position: Tensor, old: int, new: int, prefix: int) -> Tens
     )
 
 
-def _compare_attention(model: Descriptor, own: DescriptorConfig | None, path: Path) -> list[str]:
+def _compare_attention(model: Descriptor, own: BackboneConfig | None, path: Path) -> list[str]:
     """What no tensor's shape tells: heads, activation and epsilon. Says what to know, raises where it differs."""
     heads, activation, epsilon = _unseen(model)
     if own is not None:
@@ -221,7 +222,7 @@ def _compare_attention(model: Descriptor, own: DescriptorConfig | None, path: Pa
         if their_epsilon != epsilon:
             return [f"it was trained with norm_eps {their_epsilon}, the model has {epsilon}"]
         return []
-    options, known = model.config.backbone_options, _KNOWN_HEADS.get(model.channels)
+    options, known = model.config.backbone_options, KNOWN_HEADS.get(model.channels)
     if heads == known:
         return []
     if "embed_dim" in options and "num_heads" not in options:
@@ -239,62 +240,30 @@ def _unseen(model: Descriptor) -> tuple[int, str, float]:
     return block.attn.num_heads, type(block.mlp.act).__name__, block.norm1.eps
 
 
-def _build(config: DescriptorConfig, path: Path) -> Descriptor:
+def _build(config: BackboneConfig, path: Path) -> Descriptor:
     """The model of a config that came out of a file, and so may hold anything."""
     try:
-        return Descriptor(config)
+        return build_model(config)
     except Exception as error:
         raise DataError(f"{path}: its model cannot be built here: {error}") from error
 
 
-def _own_config(file: WeightFile) -> DescriptorConfig | None:
+def _own_config(file: WeightFile) -> BackboneConfig | None:
     """The config in a file of `save_checkpoint`; None if it holds none."""
     if _CONFIG not in file.texts:
         return None
     settings = _json_object(file.texts[_CONFIG], file.path)
-    kind = settings.pop("model", "descriptor")
-    if kind != "descriptor":
-        raise DataError(f"{file.path} holds a {kind}, expected a descriptor")
-    unknown = settings.keys() - {field.name for field in dataclasses.fields(DescriptorConfig)}
+    name = settings.pop("model", "descriptor")
+    if name not in KINDS:
+        raise DataError(f"{file.path} holds a {name}, expected a {' or a '.join(KINDS)}")
+    kind = KINDS[name].config
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(kind)}
     if unknown:
         raise DataError(f"{file.path} was written by a newer version: its config has {', '.join(sorted(unknown))}")
     try:
-        return DescriptorConfig(**settings)
+        return kind(**settings)
     except (TypeError, ValueError) as error:
         raise DataError(f"{file.path}: the model config that it holds is wrong: {error}") from error
-
-
-def _released_config(found: Model, path: Path, num_heads: int | None) -> DescriptorConfig:
-    """The config of a released descriptor, read off the shapes of its tensors."""
-    tensors = found.tensors
-    if any(name.startswith("fusion.") for name in tensors):
-        raise DataError(f"{path} holds a matcher (it has fusion blocks), expected a descriptor")
-    linear = tensors.get("heads.linear_head.fc1.weight")
-    if linear is None:
-        raise DataError(
-            f"{path} holds an encoder but no descriptor's head and no config of ours: it is a bare backbone, to start "
-            "a training from (weights=FILE), or to be read with the config of a descriptor with head='cls'"
-        )
-    facts: dict[str, Any] = shape_facts(tensors)
-    width, patch = facts["embed_dim"], facts["patch_size"]
-    position = tensors.get("encoder.pos_embed")
-    grid = square_root(position.shape[1] - 1) if position is not None and position.ndim == 3 else None
-    if grid is None:
-        raise DataError(
-            f"{path} is no descriptor's: encoder.pos_embed must be a class position and a square of patches"
-        )
-    heads = num_heads or _KNOWN_HEADS.get(width)
-    if heads is None:
-        raise DataError(
-            f"{path} does not tell how many attention heads its encoder has, and its width {width} is that of no known "
-            f"model ({', '.join(map(str, _KNOWN_HEADS))}); give num_heads or a config"
-        )
-    return DescriptorConfig(
-        backbone="vit_small_patch16_224",
-        backbone_options={**facts, "num_heads": heads},
-        img_size=grid * patch,
-        dim=linear.shape[0],
-    )
 
 
 def _json_object(text: str, path: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ _LARGEST_SIDE = 8192  # pixels; the largest models take 1,024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DescriptorConfig:
-    """What a descriptor is built from; stored beside its weights so that a checkpoint rebuilds itself."""
+class BackboneConfig:
+    """The part that all kinds of models share."""
 
     backbone: str = "vit_small_patch16_224"
     """timm name of a vision transformer with a class token."""
@@ -25,13 +25,6 @@ class DescriptorConfig:
     """Arguments of timm's `VisionTransformer` that differ from the named model: `embed_dim`, `depth`, `num_heads`..."""
     img_size: int = 224
     """Side of the square input in pixels, a multiple of the patch size."""
-    head: Literal["linear_bn", "cls"] = "linear_bn"
-    """`linear_bn`: the released head. `cls`: the class token after the backbone's own final norm, nothing to train
-    beyond the backbone; for judging a pretrained backbone as it is."""
-    dim: int = 512
-    """Length of the descriptor; with `head="cls"` the encoder's width instead, and this is not used."""
-    tokens_block: int = -1
-    """Block whose raw output gives the patch tokens, counted from 0; negative counts from the end."""
     norm_eps: float | None = None
     """LayerNorm epsilon; None: 1e-4 for `linear_bn` (released models), the backbone's own for `cls`."""
     freeze_patch_embed: bool = True
@@ -40,18 +33,34 @@ class DescriptorConfig:
     """Largest stochastic-depth rate, of the last block, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        if self.head not in ("linear_bn", "cls"):
-            raise ValueError(f"head must be 'linear_bn' or 'cls', got {self.head!r}")
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, got {self.dim}")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
         if self.norm_eps is not None and not self.norm_eps > 0.0:
             raise ValueError(f"norm_eps must be positive, got {self.norm_eps}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; `DescriptorConfig(**d)` reverses it."""
+        """Plain values, ready for JSON; the class called with them reverses it."""
         return {**dataclasses.asdict(self), "backbone_options": dict(self.backbone_options)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DescriptorConfig(BackboneConfig):
+    """What a descriptor is built from; stored beside its weights so that a checkpoint rebuilds itself."""
+
+    head: Literal["linear_bn", "cls"] = "linear_bn"
+    """`linear_bn`: the released head. `cls`: the class token after the backbone's own final norm, nothing to train
+    beyond the backbone; for judging a pretrained backbone as it is."""
+    dim: int = 512
+    """Length of the descriptor; with `head="cls"` the encoder's width instead, and this is not used."""
+    tokens_block: int = -1
+    """Block whose raw output gives the patch tokens, counted from 0; negative counts from the end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head not in ("linear_bn", "cls"):
+            raise ValueError(f"head must be 'linear_bn' or 'cls', got {self.head!r}")
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1, got {self.dim}")
 
 
 def check_model(config: DescriptorConfig) -> int:

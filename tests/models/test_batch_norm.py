@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from copynce.models.descriptor import BatchNorm
+from copynce.models.layers import BatchNorm
 
 ROWS = (5, 3)
 

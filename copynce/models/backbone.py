@@ -1,0 +1,114 @@
+"""The backbone of every model: timm's vision transformer, built from settings, and the tokens that it gives."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from copynce.models.settings import BackboneConfig
+
+RELEASED_NORM_EPS = 1e-4
+"""LayerNorm epsilon that the released models were trained and evaluated with (DINO itself: 1e-6)."""
+
+_OWN_OPTIONS = ("img_size", "in_chans", "num_classes", "global_pool", "class_token", "final_norm", "norm_layer",
+                "drop_path_rate", "fc_norm", "device", "dtype")  # fmt: skip
+
+
+def build_encoder(config: BackboneConfig, *, norm_eps: float | None, final_norm: bool) -> VisionTransformer:
+    """The timm transformer of a config, without classifier; ValueError where name or options do not fit.
+
+    norm_eps: where the config tells none; None: the backbone's own. final_norm: whether it has a norm after its blocks.
+    """
+    names = timm.list_models(module="vision_transformer")
+    if config.backbone not in names:
+        near = difflib.get_close_matches(config.backbone, names, n=4)
+        hint = f"; near names: {', '.join(near)}" if near else ", for example vit_small_patch16_224"
+        raise ValueError(f"backbone must name a plain vision transformer of timm, got {config.backbone!r}{hint}")
+    known = [name for name in inspect.signature(VisionTransformer.__init__).parameters if name != "self"]
+    for name in config.backbone_options:
+        if name in _OWN_OPTIONS:
+            raise ValueError(f"backbone_options may not set {name!r}: the model sets it itself")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or ["embed_dim", "depth", "num_heads", "patch_size"]
+            raise ValueError(f"backbone_options has no {name!r}; near names: {', '.join(near)}")
+    options: dict[str, Any] = dict(config.backbone_options)
+    width, heads = options.get("embed_dim"), options.get("num_heads")
+    if width is not None and heads is not None and width % heads:
+        raise ValueError(f"embed_dim must be a multiple of num_heads, got {width} and {heads}")
+    eps = norm_eps if config.norm_eps is None else config.norm_eps
+    if eps is not None:
+        options["norm_layer"] = partial(nn.LayerNorm, eps=eps)
+    encoder = timm.create_model(
+        config.backbone,
+        pretrained=False,
+        img_size=config.img_size,
+        num_classes=0,
+        drop_path_rate=config.drop_path,
+        final_norm=final_norm,
+        **options,
+    )
+    if not isinstance(encoder, VisionTransformer) or not encoder.has_class_token:
+        raise ValueError(f"backbone must have a class token, {config.backbone!r} has none")
+    patch = encoder.patch_embed.patch_size
+    if patch[0] != patch[1] or config.img_size < patch[0] or config.img_size % patch[0]:
+        raise ValueError(
+            f"img_size must be a multiple of the patch size {patch[0]} of {config.backbone!r}, got {config.img_size}"
+        )
+    if config.freeze_patch_embed:
+        encoder.patch_embed.requires_grad_(False)
+    return encoder
+
+
+def tokens_of(encoder: VisionTransformer, images: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Class token [B, C] of the last block and patch tokens [B, L, C] of block `block`, the raw residual stream."""
+    outputs = _outputs(encoder, images, [block, len(encoder.blocks) - 1])
+    return outputs[-1][1][:, 0], outputs[0][0]
+
+
+def class_token_of(encoder: VisionTransformer, images: Tensor) -> Tensor:
+    """Class token [B, C] of the last block, which makes no other token where its form is known, in evaluation."""
+    last = len(encoder.blocks) - 1
+    block = encoder.blocks[last]
+    if last == 0 or encoder.training or type(block) is not Block or type(block.attn) is not Attention:
+        return _outputs(encoder, images, [last])[0][1][:, 0]
+    patch_tokens, prefix = _outputs(encoder, images, [last - 1])[0]
+    return _class_token(block, torch.cat([prefix, patch_tokens], dim=1))
+
+
+def _outputs(encoder: VisionTransformer, images: Tensor, blocks: list[int]) -> Any:
+    """(patch tokens, prefix tokens) of each of `blocks`; what comes after the last of them is not computed."""
+    return encoder.forward_intermediates(
+        images,
+        indices=blocks,
+        return_prefix_tokens=True,
+        stop_early=True,
+        output_fmt="NLC",
+        intermediates_only=True,
+    )
+
+
+def _class_token(block: Any, tokens: Tensor) -> Tensor:
+    """The first of the tokens [B, N, C] that `block` makes in evaluation, [B, C]: its query against all keys."""
+    attn = block.attn
+    normal = block.norm1(tokens)
+    width = attn.num_heads * attn.head_dim
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    query = F.linear(normal[:, :1], weight[:width], None if bias is None else bias[:width])
+    key, value = F.linear(normal, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    query, key, value = (x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    seen = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
+    seen = attn.norm(seen.transpose(1, 2).flatten(2))
+    if attn.gate is not None:
+        seen = seen * attn.gate(normal[:, :1]).sigmoid()
+    token = tokens[:, :1] + block.ls1(attn.proj(seen))
+    return (token + block.ls2(block.mlp(block.norm2(token))))[:, 0]

@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from copynce.pixtrace import EditProgram, RenderPlan, sample_program, trace_pairs
+from copynce.pixtrace import ComposedView, EditProgram, sample_program, trace_pairs
 from dali_pipelines import Pair, PairLoader, PictureLoader, read_picture
 from dali_pipelines.leaves import COLOUR_STEPS, PLACES
 from dali_pipelines.loaders import MEAN, STD, PairPreparation
@@ -262,11 +262,11 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
         pipeline.run()
         return lambda: [pipeline.run() for _ in arrays]
 
-    def plans() -> list[tuple[RenderPlan, RenderPlan]]:
+    def plans() -> list[tuple[ComposedView, ComposedView]]:
         grid = (size, size)
         shapes = [scene.pictures[0].shape for batch in prepared for scene in batch.scenes]
         return [
-            (pair.query_program.plan(shape, grid), pair.reference_program.plan(shape, grid))
+            (pair.query_program.composed(shape, grid), pair.reference_program.composed(shape, grid))
             for pair, shape in zip(flat, shapes, strict=True)
         ]
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from copynce.pixtrace import (
+    ComposedView,
     CoordinateTable,
     Crop,
     EditProgram,
     HorizontalFlip,
     Pad,
-    RenderPlan,
     Resize,
     Rotation,
     Tilt,
@@ -40,13 +40,13 @@ SOURCE = (480, 640)
 PAIRS = 96
 _pool = ThreadPoolExecutor(2)
 
-_rotation = Rotation(25.0, 10.0).at(400, 500, GRID)[0]
-_tilt = Tilt(((0.1, 0.2), (0.3, 0.1), (0.0, 0.2), (0.2, 0.2))).at(400, 500, GRID)[0]
+_rotation = Rotation(25.0, 10.0).absolute(400, 500, GRID)[0]
+_tilt = Tilt(((0.1, 0.2), (0.3, 0.1), (0.0, 0.2), (0.2, 0.2))).absolute(400, 500, GRID)[0]
 PROGRAMS = {
     "affine": EditProgram((Crop(20, 30, 400, 500), HorizontalFlip(), _rotation, Pad(90, 70, 90, 70), Resize(300, 300))),
     "projective": EditProgram((Crop(20, 30, 400, 500), HorizontalFlip(), _rotation, _tilt, Pad(90, 70, 90, 70))),
 }
-STEPWISE = (HorizontalFlip(), Rotation(25.0).at(*SOURCE, GRID)[0], Pad(128, 96, 128, 96), Resize(*GRID))
+STEPWISE = (HorizontalFlip(), Rotation(25.0).absolute(*SOURCE, GRID)[0], Pad(128, 96, 128, 96), Resize(*GRID))
 
 #: Bars in units of c: (name, bar, stretch).
 BARS = {
@@ -71,11 +71,11 @@ def whole_pair(query: EditProgram, reference: EditProgram) -> tuple[np.ndarray, 
     return patch_counts(query_to_reference), patch_counts(query_to_reference.reverse())
 
 
-def batch() -> list[tuple[RenderPlan, RenderPlan] | None]:
+def batch() -> list[tuple[ComposedView, ComposedView] | None]:
     """The descriptor's training pairs: an edited query, the plain reference."""
-    plain = EditProgram(()).plan(SOURCE, GRID)
+    plain = EditProgram(()).composed(SOURCE, GRID)
     return [
-        (sample_program("descriptor", seed=0, epoch=0, uuid=str(k)).plan(SOURCE, GRID), plain) for k in range(PAIRS)
+        (sample_program("descriptor", seed=0, epoch=0, uuid=str(k)).composed(SOURCE, GRID), plain) for k in range(PAIRS)
     ]
 
 
@@ -91,7 +91,7 @@ def steps() -> dict[str, Callable[[], object]]:
     scattered = CoordinateTable(table.index, GRID)
     assert patch_counts(table).sum() == (table.index >= 0).sum()
     plans = batch()
-    large = affine.plan(SOURCE, (2240, 2240))
+    large = affine.composed(SOURCE, (2240, 2240))
     drawn = np.empty((2, 2240, 2240), np.int32)
 
     def trace_large(k: int) -> None:
@@ -100,7 +100,7 @@ def steps() -> dict[str, Callable[[], object]]:
     forward, backward = np.empty((2, PAIRS, *GRID), np.int32)
     return {
         "copy": lambda: np.copyto(target, source),
-        "compose": lambda: projective.plan(SOURCE, GRID),
+        "compose": lambda: projective.composed(SOURCE, GRID),
         "trace (affine)": lambda: affine.trace(SOURCE, GRID),
         "trace (projective)": lambda: projective.trace(SOURCE, GRID),
         "reverse (scatter)": scattered.reverse,

@@ -7,7 +7,7 @@ On the CPU one operator does all from the shrinking to the colours. Functions ``
 operators, for the GPU. Between stages colours are 8 bits, rounded, as where Pillow does each stage; within one they are
 not.
 
-The graph samples nothing and composes nothing: :mod:`dali_pipelines.views` turns a ``RenderPlan`` into its inputs. An
+The graph samples nothing and composes nothing: :mod:`dali_pipelines.views` turns a ``ComposedView`` into its inputs. An
 ``if`` on a graph node is per sample: samples that are off skip the operators inside. An ``if`` marked *build time* is
 decided once when the pipeline is built.
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from copynce.pixtrace import EditProgram, LayerPlan, RenderPlan, trace_pairs
-from copynce.pixtrace.compose import Empty
+from copynce.pixtrace import ComposedView, EditProgram, Layer, trace_pairs
+from copynce.pixtrace.view.composed_view import Empty
 from dali_pipelines.batch import PairBatch
 from dali_pipelines.renderer import MOST_LANES, Batch, Renderer
 from dali_pipelines.rooms import Room
@@ -83,7 +83,7 @@ class _Reader:
         """Read files side by side; the order of the result is that of ``paths``."""
         return list(self._pool.map(self._try, paths))
 
-    def layers(self, plan: RenderPlan) -> list[tuple[AnyPath, EncodedPicture]]:
+    def layers(self, plan: ComposedView) -> list[tuple[AnyPath, EncodedPicture]]:
         """The other pictures of a plan; a broken one is replaced by the next of the list."""
         return [self._layer(layer) for layer in plan.pictures() if layer.color is None]
 
@@ -93,11 +93,11 @@ class _Reader:
         except BrokenPicture as error:
             return error
 
-    def _layer(self, layer: LayerPlan) -> tuple[AnyPath, EncodedPicture]:
+    def _layer(self, layer: Layer) -> tuple[AnyPath, EncodedPicture]:
         count = len(self._pictures)
         if count == 0:
             raise ValueError("the program shows another picture, but pictures is empty")
-        first = int(layer.picture * count)
+        first = int(layer.picture_choice * count)
         for step in range(count):
             path = self._pictures[(first + step) % count]
             found = self._try(path)
@@ -121,9 +121,9 @@ def render_programs(
 ) -> np.ndarray:
     """The views of ``programs`` on the pictures ``paths``: uint8 [N, size, size, 3].
 
-    ``pictures``: files from which ``picture`` of PasteOnto, Matte and Overlay chooses. Erasing noise is clipped to 8
-    bits. Raises :class:`BrokenPicture` for a file that cannot be used, ``ValueError`` naming an edit that cannot be
-    rendered.
+    ``pictures``: files from which ``picture_choice`` of PasteOnto, Matte and Overlay chooses. Erasing noise is clipped
+    to 8 bits. Raises :class:`BrokenPicture` for a file that cannot be used, ``ValueError`` naming an edit that cannot
+    be rendered.
     """
     if len(paths) != len(programs):
         raise ValueError(f"paths and programs must have one length, got {len(paths)} and {len(programs)}")
@@ -135,7 +135,7 @@ def render_programs(
         files: list[tuple[AnyPath, EncodedPicture]] = []
         for i in at:
             picture = reader.read(paths[i])
-            plan = programs[i].plan(picture.shape, (size, size))
+            plan = programs[i].composed(picture.shape, (size, size))
             layers = reader.layers(plan)
             scenes.append(Scene((picture,), (View(plan, 0, tuple(p for _, p in layers)),)))
             files += [(paths[i], picture), *layers]
@@ -192,8 +192,8 @@ class PairPreparation:
         scenes, files, shown, plans = [], [], [], []
         for wanted, found in zip(pairs, self.reader.try_all([p.query_path for p in pairs]), strict=True):
             pair, picture, other = self._readable(wanted, found)
-            query = pair.query_program.plan(picture.shape, shape[1:])
-            reference = pair.reference_program.plan(other.shape, shape[1:])
+            query = pair.query_program.composed(picture.shape, shape[1:])
+            reference = pair.reference_program.composed(other.shape, shape[1:])
             query_layers, reference_layers = self.reader.layers(query), self.reader.layers(reference)
             pictures = (picture,) if other is picture else (picture, other)
             views = (
@@ -474,7 +474,7 @@ class PictureLoader(_EvaluationLoader):
         return self._stream()
 
     def _views(self, picture: EncodedPicture) -> tuple[View, ...]:
-        return (View(EditProgram().plan(picture.shape, self._grid)),)
+        return (View(EditProgram().composed(picture.shape, self._grid)),)
 
 
 class CropLoader(_EvaluationLoader):

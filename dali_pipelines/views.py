@@ -1,4 +1,4 @@
-"""From a composed view (``RenderPlan``) to the arrays that the graph is fed with. Plain numbers; no DALI here."""
+"""From a composed view (``ComposedView``) to the arrays that the graph is fed with. Plain numbers; no DALI here."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import copynce.pixtrace.kernels as kernels
+import copynce.pixtrace.compiled.maps as maps
 from copynce.pixtrace import (
     Blur,
     Clahe,
     ColorJitter,
     ColorMatrix,
+    ComposedView,
     Convolve,
     Equalize,
     Grayscale,
     Jpeg,
-    LayerPlan,
+    Layer,
     Median,
     Noise,
     Pixelate,
     Rain,
-    RenderPlan,
     ShufflePixels,
     Surface,
     ToneCurve,
 )
-from copynce.pixtrace.compose import Empty
 from copynce.pixtrace.edits import PHOTOMETRIC_ORDER
+from copynce.pixtrace.view.composed_view import Empty
 from dali_pipelines.leaves import AS_IS, BY_MATRIX, COLOUR_STEPS, PLACES
 from dali_pipelines.sources import EncodedPicture, Size
 
@@ -54,7 +54,7 @@ _ALONG_GREY = _FROM_YIQ @ np.diag([1.0, 0.0, 0.0]) @ _TO_YIQ
 _TURNED_BY_COSINE = _FROM_YIQ @ np.diag([0.0, 1.0, 1.0]) @ _TO_YIQ
 _TURNED_BY_SINE = _FROM_YIQ @ [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]] @ _TO_YIQ
 
-#: Offsets of the noise texture per axis; an Erase's ``noise`` chooses one of their square.
+#: Offsets of the noise texture per axis; an Erase's ``noise_seed`` chooses one of their square.
 _NOISE_OFFSETS = 256
 
 #: Standard deviation in pixels below which a Gaussian leaves an 8-bit picture as it is.
@@ -117,7 +117,7 @@ def input_layouts(views: int) -> dict[str, str]:
 class View:
     """One view to render: its composed edits, its picture (0 or 1 of the scene) and the pictures of its layers."""
 
-    plan: RenderPlan
+    plan: ComposedView
     picture: int = 0
     layers: tuple[EncodedPicture, ...] = ()
 
@@ -199,7 +199,7 @@ def feed(scenes: Sequence[Scene], size: int, empty: Empty = np.empty) -> list[ob
     return fed
 
 
-def check_plan(plan: RenderPlan) -> None:
+def check_plan(plan: ComposedView) -> None:
     """Raise ``ValueError``, naming the edit, if the graph cannot render the plan."""
     shown = sum(layer.color is None for layer in plan.pictures())
     if shown > LAYERS:
@@ -270,7 +270,7 @@ class _Sample:
             self.compose(plan, shape)
         if plan.erases():
             self.switch("erase")
-            self.noises.append(_noise(plan.noise, size, self.empty))
+            self.noises.append(_noise(plan.noise_seed, size, self.empty))
         self.change_colours(plan)
         if not plan.plain or plan.photometric:
             self.switch("edited")
@@ -287,7 +287,7 @@ class _Sample:
             place = slice(place.start + k * each, place.start + (k + 1) * each)
         self.numbers[place] = value
 
-    def compose(self, plan: RenderPlan, shape: Size) -> None:
+    def compose(self, plan: ComposedView, shape: Size) -> None:
         """Note the places of a view's pictures, their weights, paint and where it is erased.
 
         What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released.
@@ -317,7 +317,7 @@ class _Sample:
             self.note("weight", number, 1 + k)
             self.place(1 + k, layers[number], points[number], self.pictures[k].shape)
 
-    def place(self, k: int, layer: LayerPlan, points: NDArray[np.float32] | None, shape: Size) -> None:
+    def place(self, k: int, layer: Layer, points: NDArray[np.float32] | None, shape: Size) -> None:
         """Note how the ``k``-th picture (0: the view's own) of ``shape`` comes to its place: through its matrix, or
         through a dense map of ``points`` [S, S, 2] in its unit square."""
         extent = layer.extent() if points is None else _dense_extent(points)
@@ -338,7 +338,7 @@ class _Sample:
             far = np.array([width - 0.5, height - 0.5], np.float32)
             self.maps.append(np.clip(points * np.array([width, height], np.float32), np.float32(0.5), far))
 
-    def change_colours(self, plan: RenderPlan) -> None:
+    def change_colours(self, plan: ComposedView) -> None:
         """Note the colour edits."""
         size = self.size
         colours: list[ColorJitter | Grayscale] = []
@@ -379,7 +379,7 @@ class _Sample:
                     self.note("places", len(self.maps))
                     self.maps.append(_shuffled(size))
                 case Noise():
-                    noise = _noise(edit.noise, size)
+                    noise = _noise(edit.noise_seed, size)
                     self.switch("grain")
                     self.note("grain", len(self.noises))
                     self.noises.append(edit.luma * noise[..., :1] + edit.chroma * noise[::-1])
@@ -430,8 +430,8 @@ def _stacked(arrays: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
     return flat[0] if len(flat) == 1 else np.concatenate(flat)
 
 
-def _planes_of(surfaces: Sequence[Surface], plan: RenderPlan) -> NDArray[np.uint8]:
-    """What :meth:`RenderPlan.blend` gives, of a view of a dense map."""
+def _planes_of(surfaces: Sequence[Surface], plan: ComposedView) -> NDArray[np.uint8]:
+    """What :meth:`ComposedView.blend` gives, of a view of a dense map."""
     planes = [surface.weight for surface in surfaces]
     if plan.erases():
         planes.append(plan.erase_mask())
@@ -506,11 +506,11 @@ def _zeros(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
     return zeros
 
 
-def _to_picture(layer: LayerPlan, working: Size) -> np.ndarray:
+def _to_picture(layer: Layer, working: Size) -> np.ndarray:
     """float32 [3, 3]: output points to points of the picture at its working size."""
     height, width = working
     inverse = np.empty((3, 3))  # output -> unit square
-    kernels.invert(layer.matrix, inverse)
+    maps.invert(layer.matrix, inverse)
     return (np.array([[width], [height], [1.0]]) * inverse).astype(np.float32)
 
 
@@ -531,7 +531,7 @@ def _dense_extent(points: np.ndarray) -> tuple[float, float]:
 
 def _drops(rain: Rain, size: int) -> np.ndarray:
     """uint8 0/1 [size, size]: one drop to 600 pixels, where Albumentations 1.3.1 would let them begin."""
-    random = np.random.Generator(np.random.PCG64(rain.noise))
+    random = np.random.Generator(np.random.PCG64(rain.noise_seed))
     count = size * size // 600
     length = min(_DROP, size - 1)
     x = random.integers(min(rain.slant, 0), max(size - max(rain.slant, 0), 0) + 1, count)

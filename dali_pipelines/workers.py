@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.pixtrace.compose import Empty
+from copynce.pixtrace.view.composed_view import Empty
 from dali_pipelines.rooms import Room
 from dali_pipelines.sources import AnyPath, Broken, BrokenPicture
 

@@ -1,7 +1,6 @@
 """PixTrace: edits, edit programs and the coordinate tables that trace every pixel of a copy to its source."""
 
 from copynce.pixtrace.bitmaps import bits_of, mask_of, stroke_bits, text_bits
-from copynce.pixtrace.compose import Bitmap, Cover, LayerPlan, Region, RenderPlan, Surface
 from copynce.pixtrace.edits import (
     Affine,
     Blur,
@@ -9,6 +8,7 @@ from copynce.pixtrace.edits import (
     ColorJitter,
     ColorMatrix,
     Convolve,
+    Cover,
     Crop,
     Edit,
     Equalize,
@@ -18,8 +18,10 @@ from copynce.pixtrace.edits import (
     HorizontalFlip,
     Jpeg,
     Layered,
+    Lens,
     Matte,
     Median,
+    Mesh,
     Noise,
     Overlay,
     Pad,
@@ -28,43 +30,36 @@ from copynce.pixtrace.edits import (
     Photometric,
     Pixelate,
     Rain,
+    Relative,
+    RelativeErase,
+    RelativeMatte,
+    RelativeOverlay,
+    RelativePad,
+    RelativePasteOnto,
+    RelativeStamp,
     Remap,
     Resize,
-    ShufflePixels,
-    Stamp,
-    ToneCurve,
-    VerticalFlip,
-)
-from copynce.pixtrace.programs import EditProgram
-from copynce.pixtrace.sampling import POLICIES, Policy, sample_program
-from copynce.pixtrace.shares import (
-    EraseShare,
-    Lens,
-    MatteShare,
-    Mesh,
-    OverlayShare,
-    PadShare,
-    PasteShare,
     ResizedCrop,
     Rotation,
     Shift,
-    SizeFree,
-    StampShare,
+    ShufflePixels,
+    Stamp,
     Stretch,
     Swirl,
     Tilt,
+    ToneCurve,
+    VerticalFlip,
     Wave,
 )
-from copynce.pixtrace.tables import (
-    CoordinateTable,
-    bridge,
-    patch_counts,
-    patch_overlap,
-    trace,
-    trace_pairs,
-    trace_plan,
-    trace_stepwise,
-)
+from copynce.pixtrace.policies import POLICIES, Policy
+from copynce.pixtrace.programs import EditProgram
+from copynce.pixtrace.sampling import sample_program
+from copynce.pixtrace.tables.pairs import trace_pairs
+from copynce.pixtrace.tables.table import CoordinateTable, bridge, patch_counts, patch_overlap
+from copynce.pixtrace.tables.trace import trace, trace_stepwise, trace_view
+from copynce.pixtrace.view.code import Bitmap, Layer, PlacedCover, Region
+from copynce.pixtrace.view.composed_view import ComposedView
+from copynce.pixtrace.view.pointwise import Surface
 
 __all__ = [
     "POLICIES",
@@ -74,6 +69,7 @@ __all__ = [
     "Clahe",
     "ColorJitter",
     "ColorMatrix",
+    "ComposedView",
     "Convolve",
     "CoordinateTable",
     "Cover",
@@ -82,41 +78,41 @@ __all__ = [
     "EditProgram",
     "Equalize",
     "Erase",
-    "EraseShare",
     "Geometry",
     "Grayscale",
     "HorizontalFlip",
     "Jpeg",
-    "LayerPlan",
+    "Layer",
     "Layered",
     "Lens",
     "Matte",
-    "MatteShare",
     "Median",
     "Mesh",
     "Noise",
     "Overlay",
-    "OverlayShare",
     "Pad",
-    "PadShare",
     "PasteOnto",
-    "PasteShare",
     "Perspective",
     "Photometric",
     "Pixelate",
+    "PlacedCover",
     "Policy",
     "Rain",
     "Region",
+    "Relative",
+    "RelativeErase",
+    "RelativeMatte",
+    "RelativeOverlay",
+    "RelativePad",
+    "RelativePasteOnto",
+    "RelativeStamp",
     "Remap",
-    "RenderPlan",
     "Resize",
     "ResizedCrop",
     "Rotation",
     "Shift",
     "ShufflePixels",
-    "SizeFree",
     "Stamp",
-    "StampShare",
     "Stretch",
     "Surface",
     "Swirl",
@@ -134,6 +130,6 @@ __all__ = [
     "text_bits",
     "trace",
     "trace_pairs",
-    "trace_plan",
     "trace_stepwise",
+    "trace_view",
 ]

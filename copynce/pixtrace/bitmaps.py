@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-import copynce.pixtrace.kernels as kernels
+from copynce.pixtrace.compiled.drawing import draw_stroke
 
 Bits = tuple[str, ...]  #: a bitmap: one text of 0 and 1 per row, so that programs stay plain and comparable
 
@@ -34,7 +34,7 @@ def stroke_bits(points: tuple[tuple[float, float], ...], thickness: float, size:
     if len(points) < 2 or size < 1:
         raise ValueError(f"a stroke needs at least 2 points and 1 pixel, got {len(points)} points, size {size}")
     drawn = np.zeros((size, size), np.uint8)
-    kernels.draw_stroke(np.array(points, np.float64) * size, thickness * size / 2, drawn)
+    draw_stroke(np.array(points, np.float64) * size, thickness * size / 2, drawn)
     return bits_of(drawn)
 
 

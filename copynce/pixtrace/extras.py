@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from copynce.pixtrace.edits import (
+from copynce.pixtrace.edits.base import Photometric
+from copynce.pixtrace.edits.colour import (
     Clahe,
     ColorMatrix,
     Convolve,
@@ -20,7 +21,6 @@ from copynce.pixtrace.edits import (
     Jpeg,
     Median,
     Noise,
-    Photometric,
     Rain,
     ToneCurve,
 )
@@ -76,7 +76,7 @@ def fancy_pca(draw: Draw) -> Photometric:
 
 def gauss_noise(draw: Draw) -> Photometric:
     """Noise of a variance of 10 to 50 on the 0..255 scale, on each channel."""
-    return Noise(chroma=math.sqrt(draw.uniform(10.0, 50.0)) / 255.0, noise=draw.integer(2**31 - 1))
+    return Noise(chroma=math.sqrt(draw.uniform(10.0, 50.0)) / 255.0, noise_seed=draw.integer(2**31 - 1))
 
 
 def hue_saturation_value(draw: Draw) -> Photometric:
@@ -92,7 +92,7 @@ def iso_noise(draw: Draw) -> Photometric:
     """A camera's noise at high sensitivity: of lightness and, weaker, of colour."""
     shift, intensity = draw.uniform(0.01, 0.05), draw.uniform(0.1, 0.5)
     luma, chroma = math.sqrt(51.0 * intensity) / 255.0, 0.6 * math.pi * shift * intensity
-    return Noise(luma=luma, chroma=chroma, noise=draw.integer(2**31 - 1))
+    return Noise(luma=luma, chroma=chroma, noise_seed=draw.integer(2**31 - 1))
 
 
 def image_compression(draw: Draw) -> Photometric:
@@ -158,7 +158,7 @@ def gamma(draw: Draw) -> Photometric:
 def rain(draw: Draw) -> Photometric:
     """Drops, all at one slant of up to 10 pixels."""
     slant = math.trunc(draw.uniform(-10.0, 10.0))
-    return Rain(slant, noise=draw.integer(2**31 - 1))
+    return Rain(slant, noise_seed=draw.integer(2**31 - 1))
 
 
 def snow(draw: Draw) -> Photometric:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 Flat = tuple[float, float, float, float, float, float, float, float, float]
 
-IDENTITY: Flat = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-
 
 def multiply(p: Flat, q: Flat) -> Flat:
     """The matrix product ``p @ q``.
@@ -31,24 +29,6 @@ def multiply(p: Flat, q: Flat) -> Flat:
     )
 
 
-def inverse(p: Flat) -> Flat:
-    """The inverse; the caller has checked that there is one."""
-    a, b, c, d, e, f, g, h, i = p
-    x, y, z = e * i - f * h, f * g - d * i, d * h - e * g
-    s = 1.0 / (a * x + b * y + c * z)
-    return (
-        s * x,
-        s * (c * h - b * i),
-        s * (b * f - c * e),
-        s * y,
-        s * (a * i - c * g),
-        s * (c * d - a * f),
-        s * z,
-        s * (b * g - a * h),
-        s * (a * e - b * d),
-    )
-
-
 def translation(x: float, y: float) -> Flat:
     """Move points by ``(x, y)``."""
     return (1.0, 0.0, x, 0.0, 1.0, y, 0.0, 0.0, 1.0)
@@ -62,3 +42,9 @@ def scaling(x: float, y: float) -> Flat:
 def rows(p: Flat) -> tuple[tuple[float, float, float], ...]:
     """The same matrix as three rows."""
     return p[0:3], p[3:6], p[6:9]
+
+
+def flat(matrix: tuple[tuple[float, float, float], ...]) -> Flat:
+    """Three rows as one tuple."""
+    (a, b, c), (d, e, f), (g, h, i) = matrix
+    return (a, b, c, d, e, f, g, h, i)

@@ -9,17 +9,30 @@ from dataclasses import dataclass
 import numpy as np
 
 import copynce.pixtrace.edits as edits
-import copynce.pixtrace.shares as shares
-from copynce.pixtrace.compose import RenderPlan, compose
-from copynce.pixtrace.edits import Edit, Photometric, Resize, Size
-from copynce.pixtrace.tables import CoordinateTable, Mode, trace, trace_plan
+from copynce.pixtrace.edits import Edit, Photometric, Resize
+from copynce.pixtrace.edits.base import Size
+from copynce.pixtrace.tables.released import Mode
+from copynce.pixtrace.tables.table import CoordinateTable
+from copynce.pixtrace.tables.trace import trace, trace_view
+from copynce.pixtrace.view.compose import compose
+from copynce.pixtrace.view.composed_view import ComposedView
 
-_FAMILIES = {"Edit", "Geometry", "Layered", "Photometric", "SizeFree"}
+# JSON is a file format, older than some names of the code: what is written, where it differs from them.
+_WRITTEN_NAMES = {
+    "RelativePad": "PadShare",
+    "RelativePasteOnto": "PasteShare",
+    "RelativeOverlay": "OverlayShare",
+    "RelativeErase": "EraseShare",
+    "RelativeStamp": "StampShare",
+    "RelativeMatte": "MatteShare",
+}
+_WRITTEN_PARAMETERS = {"picture_choice": "picture", "noise_seed": "noise"}
+_PARAMETERS = {written: name for name, written in _WRITTEN_PARAMETERS.items()}
+#: Every edit but the families, by its written name.
 _EDITS: dict[str, type[Edit]] = {
-    name: value
-    for module in (edits, shares)
-    for name, value in vars(module).items()
-    if isinstance(value, type) and issubclass(value, Edit) and name not in _FAMILIES
+    _WRITTEN_NAMES.get(name, name): value
+    for name, value in vars(edits).items()
+    if isinstance(value, type) and issubclass(value, Edit) and value.__module__ != Edit.__module__
 }
 
 
@@ -43,8 +56,8 @@ class EditProgram:
             if not isinstance(edit, Edit):
                 raise TypeError(f"edits must be edits of copynce.pixtrace, got {edit!r}")
 
-    def plan(self, source_shape: Size, grid: Size = (224, 224)) -> RenderPlan:
-        """The composed view for a source of (height, width) pixels, of the grid's size."""
+    def composed(self, source_shape: Size, grid: Size = (224, 224)) -> ComposedView:
+        """The view of a source of (height, width) pixels, composed, of the grid's size."""
         return compose(self.edits, source_shape, grid, end_at_grid=True)
 
     def trace(self, source_shape: Size, grid: Size = (224, 224), mode: Mode = "exact") -> CoordinateTable:
@@ -53,7 +66,7 @@ class EditProgram:
         ``mode`` as in :func:`copynce.pixtrace.trace`.
         """
         if mode == "exact":
-            return trace_plan(self.plan(source_shape, grid), grid)
+            return trace_view(self.composed(source_shape, grid), grid)
         return trace((*self.edits, Resize(*grid)), source_shape, grid, mode)
 
     def geometry_only(self) -> EditProgram:
@@ -68,7 +81,7 @@ class EditProgram:
 
     def to_json(self) -> str:
         """One line of JSON: a list of edits, each an object with its name under ``edit`` and its parameters."""
-        items = [{"edit": type(edit).__name__, **dataclasses.asdict(edit)} for edit in self.edits]
+        items = [_written(edit) for edit in self.edits]
         return json.dumps(items, default=np.ndarray.tolist)
 
     @classmethod
@@ -83,18 +96,25 @@ class EditProgram:
         return cls(tuple(_edit_from(item) for item in items))
 
 
+def _written(edit: Edit) -> dict[str, object]:
+    name = type(edit).__name__
+    parameters = {_WRITTEN_PARAMETERS.get(key, key): value for key, value in dataclasses.asdict(edit).items()}
+    return {"edit": _WRITTEN_NAMES.get(name, name), **parameters}
+
+
 def _edit_from(item: object) -> Edit:
     if not isinstance(item, dict) or item.get("edit") not in _EDITS:
         raise ValueError(f"each edit names one of {sorted(_EDITS)} under 'edit', got {item!r}")
-    kind = _EDITS[item["edit"]]
-    known = {field.name for field in dataclasses.fields(kind)}
-    parameters = {name: _tuples(value) for name, value in item.items() if name != "edit"}
+    name = item["edit"]
+    kind = _EDITS[name]
+    known = {_WRITTEN_PARAMETERS.get(field.name, field.name) for field in dataclasses.fields(kind)}
+    parameters = {key: _tuples(value) for key, value in item.items() if key != "edit"}
     if not parameters.keys() <= known:
-        raise ValueError(f"{kind.__name__} has the parameters {sorted(known)}, got {sorted(parameters)}")
+        raise ValueError(f"{name} has the parameters {sorted(known)}, got {sorted(parameters)}")
     try:
-        return kind(**parameters)
+        return kind(**{_PARAMETERS.get(key, key): value for key, value in parameters.items()})
     except TypeError as error:
-        raise ValueError(f"{kind.__name__} cannot be made of {parameters}: {error}") from error
+        raise ValueError(f"{name} cannot be made of {parameters}: {error}") from error
 
 
 def _tuples(value: object) -> object:

@@ -26,17 +26,17 @@ from copynce.pixtrace import (
     HorizontalFlip,
     Lens,
     Matte,
-    MatteShare,
     Mesh,
     Overlay,
     Pad,
     PasteOnto,
     Perspective,
+    RelativeMatte,
+    RelativeStamp,
     Remap,
     Resize,
     Rotation,
     Stamp,
-    StampShare,
     Swirl,
     VerticalFlip,
     Wave,
@@ -86,7 +86,7 @@ def bare(program: EditProgram) -> EditProgram:
     """The geometry and layers of a program, what is painted in the blue of other pictures."""
     return EditProgram(
         tuple(
-            dataclasses.replace(edit, color=(0.0, 0.0, 1.0)) if isinstance(edit, (Stamp, StampShare)) else edit
+            dataclasses.replace(edit, color=(0.0, 0.0, 1.0)) if isinstance(edit, (Stamp, RelativeStamp)) else edit
             for edit in program.geometry_only().edits
         )
     )
@@ -107,7 +107,7 @@ def check(path: Path, programs: Sequence[EditProgram], other: Path) -> None:
     for program, pixels in zip(programs, rendered, strict=True):
         table = program.trace((height, width), (SIZE, SIZE))
         visible = table.index >= 0
-        erased = program.plan((height, width), (SIZE, SIZE)).erase_mask() > 0
+        erased = program.composed((height, width), (SIZE, SIZE)).erase_mask() > 0
         interior, exterior = neighbourhood(visible), neighbourhood(~visible & ~erased)
         # What shows the source must look like it, what does not must not.
         assert (np.abs(pixels[interior][:, 2] - SOURCE_BLUE) <= 1).all(), program
@@ -144,13 +144,13 @@ SINGLE: dict[str, tuple[Edit, ...]] = {
     "pad": (Pad(31, 7, 12, 44),),
     "paste onto": (Resize(80, 60), PasteOnto(200, 170, 33, 51)),
     "overlay": (Overlay(20, 10, 61, 47),),
-    "erase": (Erase(11, 5, 50, 60, noise=5),),
+    "erase": (Erase(11, 5, 50, 60, noise_seed=5),),
     "stamp": (Stamp(bits_of(np.tri(6, 8)), 9, 7, 60, 55),),
-    "text": (StampShare(text_bits("COPY"), 0.4, 0.3, 0.6),),
-    "stroke": (StampShare(stroke_bits(((0.1, 0.2), (0.9, 0.5), (0.2, 0.9)), 0.15), 0.9, 0.5, 0.5),),
+    "text": (RelativeStamp(text_bits("COPY"), 0.4, 0.3, 0.6),),
+    "stroke": (RelativeStamp(stroke_bits(((0.1, 0.2), (0.9, 0.5), (0.2, 0.9)), 0.15), 0.9, 0.5, 0.5),),
     "matte": (
         Resize(80, 60),
-        Matte(bits_of(DISC), ((0.9, -0.4, 30.0), (0.3, 1.1, 10.0), (0.001, 0.0, 1.0)), 120, 130, picture=0.4),
+        Matte(bits_of(DISC), ((0.9, -0.4, 30.0), (0.3, 1.1, 10.0), (0.001, 0.0, 1.0)), 120, 130, picture_choice=0.4),
     ),
     "swirl": (Swirl(0.15, 0.6, 0.4, 0.55),),
     "wave": (Wave(0.04, 0.03, 2.5, 0.2),),
@@ -173,8 +173,8 @@ CHAINS: dict[str, tuple[Edit, ...]] = {
         Resize(100, 90),
     ),
     "stamp, then matte, then turn": (
-        StampShare(text_bits("OK"), 0.5, 0.2, 0.3),
-        MatteShare(bits_of(DISC), 0.8, 30.0, 0.4, 0.6),
+        RelativeStamp(text_bits("OK"), 0.5, 0.2, 0.3),
+        RelativeMatte(bits_of(DISC), 0.8, 30.0, 0.4, 0.6),
         Rotation(-20.0),
     ),
     "overlay, swirl, crop, paste": (
@@ -184,8 +184,8 @@ CHAINS: dict[str, tuple[Edit, ...]] = {
         PasteOnto(200, 200, 10, 30),
     ),
     "erase and stamp below two dense maps": (
-        Erase(10, 10, 30, 20, noise=9),
-        StampShare(("1",), 0.2, 0.9, 0.9),
+        Erase(10, 10, 30, 20, noise_seed=9),
+        RelativeStamp(("1",), 0.2, 0.9, 0.9),
         Lens(0.3),
         HorizontalFlip(),
         Wave(0.03, 0.0, 1.5),

@@ -141,7 +141,7 @@ def both_ways(
     stored = io.BytesIO()
     Image.fromarray(noise(shape, grain=6)).save(stored, "PNG")
     picture = EncodedPicture(np.frombuffer(stored.getvalue(), np.uint8), shape)
-    plans = [program.plan(shape, (side, side)) for program in programs]
+    plans = [program.composed(shape, (side, side)) for program in programs]
     layers = [(picture,) * sum(layer.color is None for layer in plan.pictures()) for plan in plans]
     fed = feed([Scene((picture,), (View(p, 0, others),)) for p, others in zip(plans, layers, strict=True)], side)
     layouts = input_layouts(1)
@@ -187,7 +187,7 @@ def test_composing_agrees_with_dalis_operators() -> None:
         EditProgram(edits) for edits in ((), (HorizontalFlip(),), turned, (around, layer), pasted, (stamp,), waves)
     ]
     together = [
-        EditProgram((*pasted, stamp, around, Erase(2, 3, 10, 9, noise=5), JITTERS[0])),
+        EditProgram((*pasted, stamp, around, Erase(2, 3, 10, 9, noise_seed=5), JITTERS[0])),
         EditProgram((*pasted, *turned, JITTERS[4])),
         EditProgram((*pasted, Pad(40, 30, 20, 0))),  # shrunk to half and less, layers too
     ]
@@ -215,7 +215,7 @@ def test_mixing_blurring_and_finishing_agree_with_dalis_operators() -> None:
     from dali_pipelines import graph
 
     side = 24
-    erasing = (Erase(2, 3, 10, 9, noise=5),)
+    erasing = (Erase(2, 3, 10, 9, noise_seed=5),)
     effects = (ColorMatrix(((0.4, 0.7, 0.2, 0.1), (1.3, -0.6, 0.1, -0.1), (0.0, 0.0, 1.0, 0.0))), Noise(0.1))
     programs = [EditProgram((*more, *effects, Blur(sigma))) for sigma in (9.0, 40.0, 100.0) for more in ((), erasing)]
 
@@ -318,9 +318,9 @@ def test_working_sizes(span: tuple[float, float], shape: tuple[int, int], expect
 def test_what_is_off_costs_no_bytes() -> None:
     picture = EncodedPicture(np.zeros(1000, np.uint8), (375, 500))
     names = list(input_layouts(2))
-    plain = EditProgram().plan((375, 500), (224, 224))
-    mirrored = EditProgram((HorizontalFlip(),)).plan((375, 500), (224, 224))
-    padded = EditProgram((Pad(50, 50, 50, 50),)).plan((375, 500), (224, 224))
+    plain = EditProgram().composed((375, 500), (224, 224))
+    mirrored = EditProgram((HorizontalFlip(),)).composed((375, 500), (224, 224))
+    padded = EditProgram((Pad(50, 50, 50, 50),)).composed((375, 500), (224, 224))
     fed = feed([Scene((picture,), (View(p), View(plain))) for p in (plain, mirrored, padded)], 224)
     row = dict(zip(names, fed, strict=True))
     assert row["scene_flags"].tolist() == [[True, False, False]] * 3
@@ -337,5 +337,5 @@ def test_plans_that_the_graph_cannot_render_are_named() -> None:
     grid = (32, 32)
     layers = (PasteOnto(40, 40, 0, 0), Overlay(0, 0, 5, 5), Overlay(5, 5, 5, 5))
     with pytest.raises(ValueError, match="at most 2 other pictures, this program shows 3"):
-        check_plan(EditProgram(layers).plan((20, 20), grid))
-    check_plan(EditProgram((Crop(0, 0, 9, 9), Resize(8, 8), *layers[:2])).plan((20, 20), grid))
+        check_plan(EditProgram(layers).composed((20, 20), grid))
+    check_plan(EditProgram((Crop(0, 0, 9, 9), Resize(8, 8), *layers[:2])).composed((20, 20), grid))

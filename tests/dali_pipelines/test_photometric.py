@@ -192,7 +192,7 @@ def test_order_is_colour_blur_jpeg(picture: Path) -> None:
 def test_erasing_comes_last_with_its_own_noise(picture: Path) -> None:
     plain, first, again, second = (
         rendered(picture, *edits)
-        for edits in ((Blur(9.0),), *[(Erase(8, 16, 20, 30, noise=n), Blur(9.0)) for n in (1, 1, 2)])
+        for edits in ((Blur(9.0),), *[(Erase(8, 16, 20, 30, noise_seed=n), Blur(9.0)) for n in (1, 1, 2)])
     )
     box = np.zeros((SIZE, SIZE), bool)
     box[8:28, 16:46] = True
@@ -382,7 +382,7 @@ def test_every_extra_operation_renders(picture: Path, operation: Callable[[Fixed
 
 @pytest.mark.parametrize("slant", [-9, 0, 4])
 def test_rain_is_slanted_grey_lines_a_mean_and_darker(picture: Path, slant: int) -> None:
-    plan = EditProgram((Rain(slant, noise=3),)).plan((SIZE, SIZE), (SIZE, SIZE))
+    plan = EditProgram((Rain(slant, noise_seed=3),)).composed((SIZE, SIZE), (SIZE, SIZE))
     encoded = EncodedPicture(np.zeros(1, np.uint8), (SIZE, SIZE))
     fed = feed([Scene((encoded,), (View(plan),))], SIZE)
     drops = fed[list(input_layouts(1)).index("view_0.planes")][0] > 0  # type: ignore[index]
@@ -395,5 +395,7 @@ def test_rain_is_slanted_grey_lines_a_mean_and_darker(picture: Path, slant: int)
     wet = np.pad(np.where(drops, 200.0, as_array(picture)), ((3, 3), (3, 3), (0, 0)), mode="reflect")
     for axis in (0, 1):
         wet = np.apply_along_axis(np.convolve, axis, wet, np.full(7, 1 / 7), mode="valid")
-    assert np.abs(rendered(picture, Rain(slant, noise=3)) - 0.7 * wet).max() <= 1.0
-    assert not np.array_equal(rendered(picture, Rain(slant, noise=3)), rendered(picture, Rain(slant, noise=4)))
+    assert np.abs(rendered(picture, Rain(slant, noise_seed=3)) - 0.7 * wet).max() <= 1.0
+    assert not np.array_equal(
+        rendered(picture, Rain(slant, noise_seed=3)), rendered(picture, Rain(slant, noise_seed=4))
+    )

@@ -18,7 +18,7 @@ def test_the_sheet_has_a_cell_for_every_edit(tmp_path: Path) -> None:
     rows = -(-(len(MOVING) + len(COLOURS)) // 4)
     assert sheet.size == (4 * (3 * 36 - 4 + 12) + 12, rows * (20 + 32 + 12) + 12)
     assert {type(edit) for three in COLOURS.values() for edit in three} == set(PHOTOMETRIC_ORDER)
-    moving = {type(c) for edits in MOVING.values() for edit in edits for c in edit.at(300, 300, (32, 32))}
+    moving = {type(c) for edits in MOVING.values() for edit in edits for c in edit.absolute(300, 300, (32, 32))}
     wanted = "Crop Resize HorizontalFlip VerticalFlip Affine Perspective Pad PasteOnto Matte Overlay Stamp Erase Remap"
     assert {kind.__name__ for kind in moving if not issubclass(kind, Photometric)} == set(wanted.split())
 

@@ -42,7 +42,7 @@ def pull_points(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tupl
     height, width = source_shape
     chain: list[tuple[Any, int, int]] = []
     for edit in edits:
-        for concrete in edit.at(height, width, grid):
+        for concrete in edit.absolute(height, width, grid):
             chain.append((concrete, height, width))
             height, width = concrete.output_size(height, width)
     y, x = np.mgrid[:height, :width] + 0.5
@@ -145,14 +145,16 @@ def random_chain(
         elif kind == 3:
             edit = VerticalFlip()
         elif kind == 4:
-            (edit,) = Rotation(float(rng.uniform(0, 360)), float(rng.uniform(-30, 30))).at(height, width, (1, 1))
+            (edit,) = Rotation(float(rng.uniform(0, 360)), float(rng.uniform(-30, 30))).absolute(height, width, (1, 1))
         elif kind == 5:
             moves = tuple((float(a), float(b)) for a, b in rng.uniform(0, 0.4, (4, 2)))
-            (edit,) = Tilt(moves).at(height, width, (1, 1))
+            (edit,) = Tilt(moves).absolute(height, width, (1, 1))
         elif kind == 6:
             edit = Pad(*(int(v) for v in rng.integers(0, max(2, min(height, width) // 5), 4)))
         elif kind == 7:
-            (edit,) = Stretch(float(rng.uniform(0.6, 1.5)), float(rng.uniform(0.6, 1.5))).at(height, width, (1, 1))
+            (edit,) = Stretch(float(rng.uniform(0.6, 1.5)), float(rng.uniform(0.6, 1.5))).absolute(
+                height, width, (1, 1)
+            )
         elif kind == 8:
             h, w = height + int(rng.integers(60)), width + int(rng.integers(60))
             top, left = int(rng.integers(h - height + 1)), int(rng.integers(w - width + 1))

@@ -13,33 +13,33 @@ import numpy as np
 import pytest
 
 from copynce.pixtrace import (
+    ComposedView,
     EditProgram,
-    RenderPlan,
     Rotation,
     Swirl,
     bridge,
     sample_program,
     trace_pairs,
-    trace_plan,
+    trace_view,
 )
 
 GRID = (96, 80)
 
 
-def plans_of(count: int, edited_reference: bool = True) -> list[tuple[RenderPlan, RenderPlan] | None]:
-    plans: list[tuple[RenderPlan, RenderPlan] | None] = []
+def plans_of(count: int, edited_reference: bool = True) -> list[tuple[ComposedView, ComposedView] | None]:
+    plans: list[tuple[ComposedView, ComposedView] | None] = []
     for k in range(count):
-        query = sample_program("phase2", seed=0, epoch=0, uuid=f"q{k}").plan((200, 300), GRID)
+        query = sample_program("phase2", seed=0, epoch=0, uuid=f"q{k}").composed((200, 300), GRID)
         if k % 5 == 3:
             plans.append(None)
         elif k % 2 and edited_reference:
-            plans.append((query, sample_program("matcher", seed=0, epoch=0, uuid=f"r{k}").plan((200, 300), GRID)))
+            plans.append((query, sample_program("matcher", seed=0, epoch=0, uuid=f"r{k}").composed((200, 300), GRID)))
         else:
-            plans.append((query, EditProgram(()).plan((200, 300), GRID)))
+            plans.append((query, EditProgram(()).composed((200, 300), GRID)))
     return plans
 
 
-def tables_of(plans: list[tuple[RenderPlan, RenderPlan] | None], threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def tables_of(plans: list[tuple[ComposedView, ComposedView] | None], threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
     # Filled with rubbish: a pixel that is not written shows.
     arrays = np.full((2, len(plans), *GRID), -77, np.int32)
     trace_pairs(plans, GRID, arrays[0], arrays[1], threads=threads)
@@ -49,7 +49,10 @@ def tables_of(plans: list[tuple[RenderPlan, RenderPlan] | None], threads: int = 
 def test_a_batch_equals_single_bridges() -> None:
     plans = plans_of(20)
     plans.append(
-        (EditProgram((Swirl(0.2), Rotation(20.0))).plan((200, 300), GRID), EditProgram(()).plan((200, 300), GRID))
+        (
+            EditProgram((Swirl(0.2), Rotation(20.0))).composed((200, 300), GRID),
+            EditProgram(()).composed((200, 300), GRID),
+        )
     )
     forward, backward = tables_of(plans)
     for pair, q, r in zip(plans, forward, backward, strict=True):
@@ -57,7 +60,7 @@ def test_a_batch_equals_single_bridges() -> None:
             assert (q == -1).all()
             assert (r == -1).all()
             continue
-        query, reference = trace_plan(pair[0], GRID), trace_plan(pair[1], GRID)
+        query, reference = trace_view(pair[0], GRID), trace_view(pair[1], GRID)
         assert (q == bridge(query, reference).index).mean() > 0.9999
         assert (r == bridge(reference, query).index).mean() > 0.9999
 
@@ -65,9 +68,9 @@ def test_a_batch_equals_single_bridges() -> None:
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_equal_for_any_number_of_threads(threads: int) -> None:
     """Many times, with pairs that the kernel traces beside pairs of dense maps, which it cannot."""
-    swirled = EditProgram((Swirl(0.2), Rotation(20.0))).plan((200, 300), GRID)
+    swirled = EditProgram((Swirl(0.2), Rotation(20.0))).composed((200, 300), GRID)
     plans = plans_of(13)
-    plans[4] = plans[9] = (swirled, EditProgram(()).plan((200, 300), GRID))
+    plans[4] = plans[9] = (swirled, EditProgram(()).composed((200, 300), GRID))
     expected = tables_of(plans)
     for _ in range(50):
         for one, many in zip(expected, tables_of(plans, threads), strict=True):
@@ -80,7 +83,7 @@ def test_empty_and_one() -> None:
 
 
 def test_errors() -> None:
-    plan = EditProgram(()).plan((20, 30), GRID)
+    plan = EditProgram(()).composed((20, 30), GRID)
     good = np.empty((1, *GRID), np.int32)
     with pytest.raises(
         ValueError, match=r"query_to_reference must be a contiguous int32 array \[1, 96, 80\], got int64"
@@ -88,8 +91,8 @@ def test_errors() -> None:
         trace_pairs([(plan, plan)], GRID, good.astype(np.int64), good)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reference_to_query must be a contiguous"):
         trace_pairs([(plan, plan)], GRID, good, np.empty((1, 80, 96), np.int32).swapaxes(1, 2))
-    with pytest.raises(ValueError, match=r"both plans of pair 0 must be of the size of the grid \(96, 80\)"):
-        trace_pairs([(plan, EditProgram(()).plan((20, 30), (80, 96)))], GRID, good, good.copy())
+    with pytest.raises(ValueError, match=r"both views of pair 0 must be of the size of the grid \(96, 80\)"):
+        trace_pairs([(plan, EditProgram(()).composed((20, 30), (80, 96)))], GRID, good, good.copy())
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         trace_pairs([(plan, plan)], GRID, good, good.copy(), threads=0)
 
@@ -151,9 +154,9 @@ def test_processes_may_fill_the_compile_cache_together(tmp_path: Path) -> None:
     One leaf with the options of all, so that the test compiles for a second and not for a minute.
     """
     code = (
-        "import numba, numpy as np, sys; from copynce.pixtrace import kernels as k;"
+        "import numba, numpy as np, sys; from copynce.pixtrace.compiled import maps, tracing;"
         f"numba.config.CACHE_DIR = {str(tmp_path)!r};"
-        "f = numba.njit('void(int32[:, ::1], int32[::1])', **k._options)(k.scatter.py_func);"
+        "f = numba.njit('void(int32[:, ::1], int32[::1])', **maps.OPTIONS)(tracing.scatter.py_func);"
         "out = np.empty(7, np.int32); f(np.array([[2, 2, -1], [0, 5, 2]], np.int32), out);"
         "print(out[1:].tolist(), sum(f.stats.cache_hits.values()))"
     )

@@ -26,36 +26,36 @@ from copynce.pixtrace import (
     EditProgram,
     Equalize,
     Erase,
-    EraseShare,
     Grayscale,
     HorizontalFlip,
     Jpeg,
     Lens,
     Matte,
-    MatteShare,
     Median,
     Mesh,
     Noise,
     Overlay,
-    OverlayShare,
     Pad,
-    PadShare,
     PasteOnto,
-    PasteShare,
     Perspective,
     Photometric,
     Pixelate,
     Policy,
     Rain,
+    Relative,
+    RelativeErase,
+    RelativeMatte,
+    RelativeOverlay,
+    RelativePad,
+    RelativePasteOnto,
+    RelativeStamp,
     Remap,
     Resize,
     ResizedCrop,
     Rotation,
     Shift,
     ShufflePixels,
-    SizeFree,
     Stamp,
-    StampShare,
     Stretch,
     Swirl,
     Tilt,
@@ -69,7 +69,6 @@ from copynce.pixtrace import (
     text_bits,
 )
 from copynce.pixtrace.edits import PHOTOMETRIC_ORDER
-from copynce.pixtrace.shares import homography
 
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 SHAPES = ((0.4, 0.7), (0.3, 2.0))
@@ -106,12 +105,12 @@ EVERY_EDIT: tuple[Edit, ...] = (
     Stretch(0.7, 1.2),
     Shift(0.1, -0.2),
     Tilt(((0.1, 0.2), (0.3, 0.1), (0.0, 0.2), (0.4, 0.0))),
-    PadShare(0.1, 0.2, 0.3, 0.4),
-    PasteShare(SHAPES, 0.5, 0.6, 0.7, 0.8),
-    OverlayShare(SHAPES, 0.5, 0.6, 0.7, 0.8),
-    EraseShare(SHAPES, 0.5, 0.6, 7),
-    StampShare(("1",), 0.2, 0.3, 0.4),
-    MatteShare(("01", "10"), 0.5, 20.0, 0.4, 0.6),
+    RelativePad(0.1, 0.2, 0.3, 0.4),
+    RelativePasteOnto(SHAPES, 0.5, 0.6, 0.7, 0.8),
+    RelativeOverlay(SHAPES, 0.5, 0.6, 0.7, 0.8),
+    RelativeErase(SHAPES, 0.5, 0.6, 7),
+    RelativeStamp(("1",), 0.2, 0.3, 0.4),
+    RelativeMatte(("01", "10"), 0.5, 20.0, 0.4, 0.6),
     Swirl(0.2),
     Wave(0.01, 0.02),
     Lens(0.3),
@@ -170,9 +169,9 @@ INVALID: list[tuple[Callable[[], object], str]] = [
     (lambda: Perspective(np.eye(2)), "Perspective.matrix must be 3x3 numbers"),  # type: ignore[arg-type]
     (lambda: PasteOnto(0, 5, 0, 0), "PasteOnto.canvas_height must be"),
     (lambda: PasteOnto(5, 5, 0, 0, 1.5), r"PasteOnto.opacity must be a number in \[0, 1\], got 1.5"),
-    (lambda: PasteOnto(5, 5, 0, 0, 0.5, 1.0), "PasteOnto.picture must be"),
+    (lambda: PasteOnto(5, 5, 0, 0, 0.5, 1.0), "PasteOnto.picture_choice must be"),
     (lambda: Overlay(0, 0, 2, 2, math.nan), "Overlay.opacity must be a number .* got nan"),
-    (lambda: Erase(0, 0, 2, 2, -1), "Erase.noise must be"),
+    (lambda: Erase(0, 0, 2, 2, -1), "Erase.noise_seed must be"),
     (lambda: Stamp((), 0, 0, 2, 2), "Stamp.bits must be rows of 0 and 1"),
     (lambda: Stamp(("01", "1"), 0, 0, 2, 2), "Stamp.bits must be rows of 0 and 1 of one length"),
     (lambda: Stamp(("0x",), 0, 0, 2, 2), "Stamp.bits must be rows of 0 and 1"),
@@ -187,10 +186,6 @@ INVALID: list[tuple[Callable[[], object], str]] = [
     (lambda: Rotation(math.inf), "Rotation.angle must be"),
     (lambda: text_bits(""), "text must have at least one character"),
     (lambda: stroke_bits(((0.0, 0.0),), 0.1), "a stroke needs at least 2 points"),
-    (
-        lambda: homography(((0, 0), (1, 0), (1, 1), (0, 1)), ((0, 0), (1, 1), (2, 2), (3, 3))),
-        "no three lie on one line",
-    ),
     (lambda: Policy(crop=1.5), r"Policy.crop must be a number in \[0, 1\], got 1.5"),
     (lambda: Policy(crop_area=(0.5, 0.2)), r"Policy.crop_area must be \(low, high\)"),
     (lambda: Policy(text="always"), "Policy.text must be"),  # type: ignore[arg-type]
@@ -216,20 +211,11 @@ def test_geometry_only() -> None:
     assert len(program.edits) == len(EVERY_EDIT) - len(PHOTOMETRIC_ORDER)
 
 
-def test_homography_meets_its_points() -> None:
-    start = ((3.0, 1.0), (30.0, 4.0), (28.0, 25.0), (1.0, 20.0))
-    end = ((0.0, 0.0), (10.0, 1.0), (12.0, 9.0), (-1.0, 8.0))
-    matrix = np.array(homography(start, end))
-    for (x, y), point in zip(start, end, strict=True):
-        u, v, w = matrix @ (x, y, 1.0)
-        assert (u / w, v / w) == pytest.approx(point, abs=1e-9)
-
-
-def test_size_free_edits_fit_any_picture() -> None:
+def test_relative_edits_fit_any_picture() -> None:
     for height, width in ((1, 1), (1, 400), (333, 1), (37, 1001), (224, 224)):
-        for edit in (edit for edit in EVERY_EDIT if isinstance(edit, SizeFree)):
+        for edit in (edit for edit in EVERY_EDIT if isinstance(edit, Relative)):
             h, w = height, width
-            for concrete in edit.at(height, width, (48, 64)):
+            for concrete in edit.absolute(height, width, (48, 64)):
                 h, w = concrete.output_size(h, w)
             assert min(h, w) >= 1
 
@@ -286,14 +272,14 @@ def test_rates_are_the_released_ones(
 ) -> None:
     found = rates(policy, 4000)
     close = {"abs": 0.03}  # four standard deviations of the rarest
-    assert found["PasteShare"] == pytest.approx(crop / 3, **close)
-    assert found["OverlayShare"] == pytest.approx(crop / 3, **close)
+    assert found["RelativePasteOnto"] == pytest.approx(crop / 3, **close)
+    assert found["RelativeOverlay"] == pytest.approx(crop / 3, **close)
     assert found["ResizedCrop"] == pytest.approx(crop / 3 * 2, **close)  # itself, and half of each of the two others
     assert found["HorizontalFlip"] == pytest.approx(0.5, **close)
     assert found["VerticalFlip"] == pytest.approx(0.1, **close)
     assert found["Tilt"] + found["Rotation"] == pytest.approx(warp, **close)
-    assert found["PadShare"] == pytest.approx(pad, **close)
-    assert found["EraseShare"] == pytest.approx(pad, **close)
+    assert found["RelativePad"] == pytest.approx(pad, **close)
+    assert found["RelativeErase"] == pytest.approx(pad, **close)
     assert found["Jpeg"] == pytest.approx(jpeg, **close)
     assert found["ShufflePixels"] == pytest.approx(pad, **close)
     assert found["Pixelate"] == pytest.approx(pad * (1.0 - 0.22) / (2.2 - 0.22), **close)  # else it changes nothing
@@ -316,7 +302,7 @@ def test_half_of_the_rotations_snap() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_named_policies_stay_with_what_can_be_drawn(policy: str) -> None:
     for k in range(200):
-        plan = sample_program(policy, seed=0, epoch=0, uuid=str(k)).plan((48, 64), (32, 32))
+        plan = sample_program(policy, seed=0, epoch=0, uuid=str(k)).composed((48, 64), (32, 32))
         assert sum(layer.color is None for layer in plan.pictures()) <= 2
 
 
@@ -331,7 +317,7 @@ def test_named_policies_stay_with_what_can_be_drawn(policy: str) -> None:
 )
 def test_both_text_probabilities(name: str, text: str, rate: float) -> None:
     policy = dataclasses.replace(POLICIES[name], text=text, emoji=0.0, stroke=0.0)
-    assert rates(policy, 1500)["StampShare"] == pytest.approx(rate, abs=0.05)
+    assert rates(policy, 1500)["RelativeStamp"] == pytest.approx(rate, abs=0.05)
 
 
 @pytest.mark.parametrize(("name", "emoji", "stroke"), [("descriptor", 0.25, 0.25), ("matcher", 0.35, 0.3)])
@@ -339,7 +325,7 @@ def test_emoji_and_strokes_at_the_released_rates(name: str, emoji: float, stroke
     for field, rate in (("emoji", emoji), ("stroke", stroke)):
         policy = dataclasses.replace(POLICIES[name], **{"text": "none", "emoji": 0.0, "stroke": 0.0, field: rate})
         assert getattr(POLICIES[name], field) == rate
-        assert rates(policy, 800)["StampShare"] == pytest.approx(rate, abs=0.06)
+        assert rates(policy, 800)["RelativeStamp"] == pytest.approx(rate, abs=0.06)
 
 
 def test_the_optional_edits_are_sampled_too() -> None:
@@ -348,7 +334,7 @@ def test_the_optional_edits_are_sampled_too() -> None:
     for k in range(30):
         program = sample_program(policy, seed=0, epoch=0, uuid=str(k))
         assert EditProgram.from_json(program.to_json()) == program
-        plan = program.plan((48, 64), (32, 32))
+        plan = program.composed((48, 64), (32, 32))
         painted.add(any(layer.color is not None for layer in plan.pictures()))
         mapped.add(plan.below is not None)
         assert program.trace((48, 64), (32, 32)).shape == (32, 32)

@@ -15,12 +15,12 @@ from copynce.pixtrace import (
     EditProgram,
     Erase,
     HorizontalFlip,
-    LayerPlan,
+    Layer,
     Matte,
-    MatteShare,
     Overlay,
     Pad,
     PasteOnto,
+    RelativeMatte,
     Remap,
     Resize,
     Rotation,
@@ -28,7 +28,7 @@ from copynce.pixtrace import (
     Swirl,
 )
 from copynce.pixtrace.edits import Geometry
-from copynce.pixtrace.tables import _step
+from copynce.pixtrace.tables.stepwise import step
 
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -37,8 +37,8 @@ def rendered_shares(edits: tuple[Edit, ...], size: tuple[int, int], grid: tuple[
     """float [pictures + 1, H, W]: each picture's share of the colour, the noise last, drawn edit by edit."""
     shares = [np.ones(size), np.zeros(size)]  # the source, the noise
     for edit in edits:
-        for concrete in edit.at(*shares[0].shape, grid):
-            index, _ = _step(concrete, shares[0].shape)
+        for concrete in edit.absolute(*shares[0].shape, grid):
+            index, _ = step(concrete, shares[0].shape)
             shares = [np.where(index < 0, 0.0, share.reshape(-1)[index]) for share in shares]
             if isinstance(concrete, (PasteOnto, Matte)):
                 inside = index >= 0
@@ -75,14 +75,14 @@ CHAINS: dict[str, tuple[Edit, ...]] = {
     "erase under an overlay": (Erase(40, 40, 100, 100, 5), Overlay(80, 80, 100, 100, 0.4)),
     "turned, covered, erased": (Rotation(40.0), Overlay(10, 10, 200, 100), Erase(150, 50, 60, 200)),
     "stamp": (Rotation(15.0), Stamp(("110", "011"), 20, 40, 120, 180, (1.0, 0.0, 0.0), 0.8), Crop(5, 5, 250, 300)),
-    "matte": (MatteShare(("0110", "1111", "1110"), 0.8, 20.0, 0.4, 0.5, 0.9), HorizontalFlip()),
+    "matte": (RelativeMatte(("0110", "1111", "1110"), 0.8, 20.0, 0.4, 0.5, 0.9), HorizontalFlip()),
     "paste, then matte": (
         PasteOnto(400, 500, 30, 40, 0.7),
-        MatteShare(("0110", "1111", "1110"), 0.8, 20.0, 0.4, 0.5, 0.9),
+        RelativeMatte(("0110", "1111", "1110"), 0.8, 20.0, 0.4, 0.5, 0.9),
     ),
     "stamp, then matte": (
         Stamp(("110", "011"), 20, 40, 120, 180, (1.0, 0.0, 0.0), 0.8),
-        MatteShare(("0110", "1111", "1110"), 0.7, -30.0, 0.5, 0.6),
+        RelativeMatte(("0110", "1111", "1110"), 0.7, -30.0, 0.5, 0.6),
     ),
 }
 
@@ -90,7 +90,7 @@ CHAINS: dict[str, tuple[Edit, ...]] = {
 @pytest.mark.parametrize("name", CHAINS)
 def test_weights_equal_a_rendering_of_flat_colours(name: str) -> None:
     edits = (*CHAINS[name], Resize(112, 112))
-    plan = EditProgram(CHAINS[name]).plan((300, 400), (112, 112))
+    plan = EditProgram(CHAINS[name]).composed((300, 400), (112, 112))
     expected = rendered_shares(edits, (300, 400), (112, 112))
     weights = plan.weights()
     assert weights.dtype == np.uint8
@@ -103,23 +103,25 @@ def test_weights_equal_a_rendering_of_flat_colours(name: str) -> None:
 
 def test_layers_lie_where_they_were_laid() -> None:
     """A layer's matrix sends its unit square where the chain moved its box."""
-    plan = EditProgram((Overlay(30, 40, 50, 60, picture=0.5), HorizontalFlip(), Crop(10, 20, 100, 150))).plan(
-        (200, 300), (100, 150)
-    )
+    plan = EditProgram(
+        (Overlay(30, 40, 50, 60, picture_choice=0.5), HorizontalFlip(), Crop(10, 20, 100, 150))
+    ).composed((200, 300), (100, 150))
     (layer,) = plan.layers
-    assert layer.picture == 0.5
+    assert layer.picture_choice == 0.5
     corners = layer.matrix @ np.array([[0, 0, 1], [1, 1, 1]]).T
     assert pytest.approx(np.array([[300 - 40 - 20, 20], [300 - 100 - 20, 70]])) == corners[:2].T
-    canvas = EditProgram((PasteOnto(400, 500, 10, 20, picture=0.25), Resize(200, 100))).plan((100, 100), (200, 100))
+    canvas = EditProgram((PasteOnto(400, 500, 10, 20, picture_choice=0.25), Resize(200, 100))).composed(
+        (100, 100), (200, 100)
+    )
     assert canvas.layers[0].matrix == pytest.approx(np.diag([100.0, 200.0, 1.0]))
     assert canvas.source.matrix == pytest.approx(np.array([[20.0, 0, 4.0], [0, 50.0, 5.0], [0, 0, 1]]))
 
 
 def test_maps_are_the_products_of_the_edits_maps() -> None:
     """Those of layers lead back to the canvas of their birth first."""
-    turn = Rotation(20.0).at(40, 50, (30, 30))[0]
+    turn = Rotation(20.0).absolute(40, 50, (30, 30))[0]
     assert isinstance(turn, Geometry)
-    plan = EditProgram((Crop(1, 2, 40, 50), turn, Overlay(3, 4, 10, 12), Pad(1, 2, 3, 4), turn)).plan(
+    plan = EditProgram((Crop(1, 2, 40, 50), turn, Overlay(3, 4, 10, 12), Pad(1, 2, 3, 4), turn)).composed(
         (60, 70), (30, 30)
     )
     maps = [matrices.scaling(70.0, 60.0), matrices.translation(-2, -1), turn.forward(40, 50)]
@@ -132,30 +134,30 @@ def test_maps_are_the_products_of_the_edits_maps() -> None:
 
 
 def test_extent_is_the_size_that_the_whole_picture_would_span() -> None:
-    plan = EditProgram((Crop(0, 0, 50, 100),)).plan((200, 400), (224, 224))
+    plan = EditProgram((Crop(0, 0, 50, 100),)).composed((200, 400), (224, 224))
     assert plan.source.extent() == pytest.approx((4 * 224, 4 * 224))
-    turned = EditProgram((Rotation(90.0),)).plan((300, 300), (100, 100))
+    turned = EditProgram((Rotation(90.0),)).composed((300, 300), (100, 100))
     assert turned.source.extent() == pytest.approx((100.0, 100.0))
-    tilted = LayerPlan(np.array([[10.0, 0, 0], [0, 10.0, 0], [0.5, 0, 1]]))
+    tilted = Layer(np.array([[10.0, 0, 0], [0, 10.0, 0], [0.5, 0, 1]]))
     assert tilted.extent()[1] > 8.0
 
 
 def test_flags() -> None:
-    assert EditProgram(()).plan((30, 40)).plain
-    assert EditProgram((Resize(5, 5),)).plan((30, 40)).opaque
-    assert not EditProgram((HorizontalFlip(),)).plan((30, 40)).plain
-    assert EditProgram((HorizontalFlip(),)).plan((30, 40)).opaque
-    assert not EditProgram((Pad(1, 0, 0, 0),)).plan((30, 40)).opaque
-    assert EditProgram((Pad(5, 0, 0, 0), Crop(0, 5, 30, 40))).plan((30, 40)).opaque  # the pad was cropped away
+    assert EditProgram(()).composed((30, 40)).plain
+    assert EditProgram((Resize(5, 5),)).composed((30, 40)).opaque
+    assert not EditProgram((HorizontalFlip(),)).composed((30, 40)).plain
+    assert EditProgram((HorizontalFlip(),)).composed((30, 40)).opaque
+    assert not EditProgram((Pad(1, 0, 0, 0),)).composed((30, 40)).opaque
+    assert EditProgram((Pad(5, 0, 0, 0), Crop(0, 5, 30, 40))).composed((30, 40)).opaque  # the pad was cropped away
 
 
 def test_pictures_and_surfaces_of_a_dense_map() -> None:
-    matte = Matte(("1" * 40,) * 30, EYE, 30, 40, picture=0.75)
-    plan = EditProgram((matte, Swirl(0.1), Stamp(("1",), 0, 0, 5, 5, (0.0, 1.0, 0.0)))).plan((30, 40))
+    matte = Matte(("1" * 40,) * 30, EYE, 30, 40, picture_choice=0.75)
+    plan = EditProgram((matte, Swirl(0.1), Stamp(("1",), 0, 0, 5, 5, (0.0, 1.0, 0.0)))).composed((30, 40))
     assert plan.below is not None
-    assert [(layer.picture, layer.color) for layer in plan.pictures()] == [(0.75, None), (0.0, (0.0, 1.0, 0.0))]
+    assert [(layer.picture_choice, layer.color) for layer in plan.pictures()] == [(0.75, None), (0.0, (0.0, 1.0, 0.0))]
     surfaces = plan.surfaces()
-    assert [surface.layer.picture for surface in surfaces] == [0.0, 0.75, 0.0]
+    assert [surface.layer.picture_choice for surface in surfaces] == [0.0, 0.75, 0.0]
     np.testing.assert_array_equal(np.stack([surface.weight for surface in surfaces]), plan.weights())
     u, v, weight = plan.pull(*(np.mgrid[:224, :224] + 0.5)[::-1])
     np.testing.assert_allclose(surfaces[0].points[weight > 0], np.stack([u, v], axis=-1)[weight > 0], atol=1e-6)
@@ -166,12 +168,12 @@ def test_a_dense_map_that_moves_nothing_changes_no_weight(name: str) -> None:
     y, x = np.mgrid[:112, :112] + 0.5
     still = Remap(np.stack([x, y], axis=-1))
     edits = (*CHAINS[name], Resize(112, 112))
-    plain, mapped = (EditProgram(e).plan((300, 400), (112, 112)) for e in (edits, (*edits, still)))
+    plain, mapped = (EditProgram(e).composed((300, 400), (112, 112)) for e in (edits, (*edits, still)))
     assert np.abs(plain.weights().astype(int) - mapped.weights()).max() <= 1 + len(plain.covers)
     np.testing.assert_array_equal(plain.erase_mask(), mapped.erase_mask())
     assert mapped.erases() == plain.erases() == plain.erase_mask().any()
     # Before anything is erased: the same chain without its erasing edits, by the kernel and point by point.
-    kept = EditProgram(tuple(edit for edit in edits if not isinstance(edit, Erase))).plan((300, 400), (112, 112))
+    kept = EditProgram(tuple(edit for edit in edits if not isinstance(edit, Erase))).composed((300, 400), (112, 112))
     weights, rest = np.split(plain.blend(), [1 + len(plain.layers)])
     np.testing.assert_array_equal(weights, kept.weights())
     assert len(rest) == plain.erases() + 3 * plain.paints()
@@ -190,7 +192,7 @@ def test_a_dense_map_that_moves_nothing_changes_no_weight(name: str) -> None:
 def test_photometric_edits_are_kept_once_and_in_order() -> None:
     from copynce.pixtrace import Blur, Grayscale
 
-    plan = EditProgram((Grayscale(), Swirl(0.1), Blur(2.0))).plan((30, 40))
+    plan = EditProgram((Grayscale(), Swirl(0.1), Blur(2.0))).composed((30, 40))
     assert plan.photometric == (Grayscale(), Blur(2.0))
     assert plan.below is not None
     assert plan.below[0].photometric == ()
@@ -203,5 +205,5 @@ def test_oracle_and_plan_agree_on_the_shares(
     for _ in range(20):
         edits = (*chain_of(rng, 5, (120, 90), 20), Resize(64, 48))
         share = pull(edits, (120, 90), (64, 48))[2]
-        weight = EditProgram(edits).plan((120, 90), (64, 48)).weights()[0] / 255.0
+        weight = EditProgram(edits).composed((120, 90), (64, 48)).weights()[0] / 255.0
         assert (np.abs(share - weight) < 0.015).mean() > 0.998

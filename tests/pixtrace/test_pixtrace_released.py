@@ -165,7 +165,7 @@ def test_patch_counts_of_a_released_bridge(oracle: Path) -> None:
     """The loss fixtures' counts of a pair, from its tables (counted with one reference patch more, for no copy)."""
     arrays = np.load(oracle / "copynce_224.npz")
     counts = arrays["counts_que_to_ref"]
-    from copynce.pixtrace.released import rounded
+    from copynce.pixtrace.tables.released import rounded
 
     query = arrays["que_to_ori"]
     reference = arrays["ref_to_ori"]

@@ -20,11 +20,11 @@ from copynce.pixtrace import (
     Erase,
     HorizontalFlip,
     Matte,
-    MatteShare,
     Overlay,
     Pad,
     PasteOnto,
     Perspective,
+    RelativeMatte,
     Remap,
     Resize,
     Rotation,
@@ -40,7 +40,7 @@ from copynce.pixtrace import (
     patch_overlap,
     sample_program,
     trace,
-    trace_plan,
+    trace_view,
 )
 
 property_test = settings(
@@ -273,10 +273,10 @@ def test_sampled_programs_equal_the_oracle(policy: str, exact: Twin, agree: Call
 SPECIAL: dict[str, tuple[Edit, ...]] = {
     "swirl": (Swirl(0.3, 0.45),),
     "wave": (Rotation(10.0), Wave(0.03, 0.05, 2.0, 0.1), Crop(10, 20, 80, 70)),
-    "matte": (MatteShare(("00110", "01111", "11110", "01100"), 0.7, 30.0, 0.4, 0.6), HorizontalFlip()),
+    "matte": (RelativeMatte(("00110", "01111", "11110", "01100"), 0.7, 30.0, 0.4, 0.6), HorizontalFlip()),
     "stamp": (Rotation(20.0), Stamp(("101", "010"), 20, 30, 60, 90), Crop(10, 10, 150, 160)),
     "matte, then swirl, then stamp": (
-        MatteShare(("0110", "1111", "0110"), 0.9, -20.0, 0.5, 0.5),
+        RelativeMatte(("0110", "1111", "0110"), 0.9, -20.0, 0.5, 0.5),
         Swirl(0.2, 0.6),
         Stamp(("1",), 5, 5, 20, 20),
     ),
@@ -303,11 +303,11 @@ def test_pull_equals_the_kernel(chain_of: Callable[..., tuple[Edit, ...]]) -> No
     """The point-by-point way through a plan, which remapped views take, against the fused kernel."""
     rng = np.random.default_rng(5)
     for _ in range(10):
-        plan = EditProgram(chain_of(rng, 4, (90, 120), 20)).plan((90, 120), (48, 64))
+        plan = EditProgram(chain_of(rng, 4, (90, 120), 20)).composed((90, 120), (48, 64))
         y, x = np.mgrid[:48, :64] + 0.5
         u, v, weight = plan.pull(x, y)
         expected = np.where(weight >= 126.5, np.floor(v * 48 + 1e-7) * 64 + np.floor(u * 64 + 1e-7), -1)
-        assert (trace_plan(plan, (48, 64)).index == expected).mean() > 0.998
+        assert (trace_view(plan, (48, 64)).index == expected).mean() > 0.998
 
 
 def test_remap_by_a_crop_is_the_crop() -> None:

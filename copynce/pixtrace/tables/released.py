@@ -7,26 +7,17 @@ positions.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.pixtrace.edits import (
-    Affine,
-    Crop,
-    Edit,
-    Erase,
-    HorizontalFlip,
-    Overlay,
-    Pad,
-    PasteOnto,
-    Perspective,
-    Resize,
-    Size,
-    Stamp,
-    VerticalFlip,
-)
+from copynce.pixtrace.edits.base import Edit, Size
+from copynce.pixtrace.edits.geometry import Affine, Crop, HorizontalFlip, Pad, Perspective, Resize, VerticalFlip
+from copynce.pixtrace.edits.layers import Erase, Overlay, PasteOnto, Stamp
+
+Mode = Literal["exact", "released"]
 
 
 def check_mode(mode: str) -> str:
@@ -43,27 +34,12 @@ def step(edit: Edit, size: Size, single: bool) -> tuple[NDArray[np.int64], bool]
     resizing rounds. What is laid on the picture changes nothing. Raises ``ValueError`` for an edit that the released
     tables do not know.
     """
-    height, width = size
-    out_height, out_width = edit.output_size(height, width)
-    if isinstance(edit, Crop):
-        return _grid(np.arange(edit.height) + edit.top, np.arange(edit.width) + edit.left, size), single
-    if isinstance(edit, Resize):
-        return _grid(_nearest(out_height, height, single), _nearest(out_width, width, single), size), single
-    if isinstance(edit, Pad):
-        return _grid(np.arange(out_height) - edit.top, np.arange(out_width) - edit.left, size), single
-    if isinstance(edit, PasteOnto):
-        return _grid(np.arange(out_height) - edit.top, np.arange(out_width) - edit.left, size), False
-    if isinstance(edit, HorizontalFlip):
-        return _grid(np.arange(height), width - 1 - np.arange(width), size), False
-    if isinstance(edit, VerticalFlip):
-        return _grid(height - 1 - np.arange(height), np.arange(width), size), False
-    if isinstance(edit, (Affine, Perspective)):
-        return _warp(np.linalg.inv(np.array(edit.matrix)), size), False
-    if isinstance(edit, (Overlay, Erase, Stamp)):
-        return _grid(np.arange(height), np.arange(width), size), single
-    raise ValueError(
-        f"mode='released' has no table for {type(edit).__name__}: the released code does not know this edit"
-    )
+    if type(edit) not in _RULES:
+        raise ValueError(
+            f"mode='released' has no table for {type(edit).__name__}: the released code does not know this edit"
+        )
+    out = edit.output_size(*size)
+    return _RULES[type(edit)](edit, size, out, single), single and type(edit) in _STAY_SINGLE
 
 
 def gather(index: NDArray[np.int64], table: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -106,8 +82,33 @@ def _nearest(out: int, size: int, single: bool) -> NDArray[np.int64]:
     return np.minimum(found, size - 1)
 
 
-def _warp(inverse: NDArray[np.float64], size: Size) -> NDArray[np.int64]:
+def _stay(edit: Edit, size: Size, out: Size, single: bool) -> NDArray[np.int64]:
+    return _grid(np.arange(size[0]), np.arange(size[1]), size)
+
+
+def _crop(edit: Crop, size: Size, out: Size, single: bool) -> NDArray[np.int64]:
+    return _grid(np.arange(out[0]) + edit.top, np.arange(out[1]) + edit.left, size)
+
+
+def _resize(edit: Resize, size: Size, out: Size, single: bool) -> NDArray[np.int64]:
+    return _grid(_nearest(out[0], size[0], single), _nearest(out[1], size[1], single), size)
+
+
+def _surround(edit: Pad | PasteOnto, size: Size, out: Size, single: bool) -> NDArray[np.int64]:
+    return _grid(np.arange(out[0]) - edit.top, np.arange(out[1]) - edit.left, size)
+
+
+def _mirror_columns(edit: Edit, size: Size, out: Size, single: bool) -> NDArray[np.int64]:
+    return _grid(np.arange(size[0]), size[1] - 1 - np.arange(size[1]), size)
+
+
+def _mirror_rows(edit: Edit, size: Size, out: Size, single: bool) -> NDArray[np.int64]:
+    return _grid(size[0] - 1 - np.arange(size[0]), np.arange(size[1]), size)
+
+
+def _warp(edit: Affine | Perspective, size: Size, out: Size, single: bool) -> NDArray[np.int64]:
     """The input pixels under the inverse map of integer positions, truncated towards zero."""
+    inverse = np.linalg.inv(np.array(edit.matrix))
     height, width = size
     y, x = np.mgrid[:height, :width].reshape(2, -1)
     points = inverse @ np.stack([x, y, np.ones_like(x)]).astype(np.float64)
@@ -117,3 +118,21 @@ def _warp(inverse: NDArray[np.float64], size: Size) -> NDArray[np.int64]:
     column, row = column.astype(np.int64), row.astype(np.int64)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     return np.where(inside, row * width + column, -1).reshape(height, width)
+
+
+#: The edits that the released code knows, a closed set: (edit, size, size after it, single) to the input pixels.
+_RULES: dict[type[Edit], Callable[..., NDArray[np.int64]]] = {
+    Crop: _crop,
+    Resize: _resize,
+    Pad: _surround,
+    PasteOnto: _surround,
+    HorizontalFlip: _mirror_columns,
+    VerticalFlip: _mirror_rows,
+    Affine: _warp,
+    Perspective: _warp,
+    Overlay: _stay,
+    Erase: _stay,
+    Stamp: _stay,
+}
+#: The edits after which a float32 table is one still; all others make it float64.
+_STAY_SINGLE = {Crop, Resize, Pad, Overlay, Erase, Stamp}

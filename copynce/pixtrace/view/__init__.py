@@ -1,0 +1,1 @@
+"""A program on one picture, composed: what both executors read."""

@@ -3,7 +3,7 @@
     pytest benchmarks/bench_pipeline.py --benchmark-only --benchmark-json=pipeline.json
 
 Photographs are imitated by JPEGs of about 500 x 375 pixels and 40 kB, made on the fly. A round is four batches of 64
-pairs after warm-up (lanes deliver in bursts), on so many pinned cores; ``extra_info`` in the JSON file carries the
+pairs after warm-up (replicas deliver in bursts), on so many pinned cores; ``extra_info`` in the JSON file carries the
 rate, CPU milliseconds a pair, and where they go: each step of the host, decoding, and each stage of the graph (printed
 too, with ``-s``).
 """
@@ -24,12 +24,13 @@ import torch
 from PIL import Image
 
 from copynce.pixtrace import ComposedView, EditProgram, sample_program, trace_pairs
-from dali_pipelines import Pair, PairLoader, PictureLoader, read_picture
-from dali_pipelines.leaves import COLOUR_STEPS, PLACES
-from dali_pipelines.loaders import MEAN, STD, PairPreparation
-from dali_pipelines.rooms import Room
-from dali_pipelines.sources import MAX_PIXELS, Broken
-from dali_pipelines.views import FLAGS, feed, input_layouts
+from dali_pipelines import LoaderOptions, Pair, PairLoader, PictureLoader, read_picture
+from dali_pipelines.arena import Arena
+from dali_pipelines.numba_ops.layout import COLOUR_STEPS, SLOTS
+from dali_pipelines.options import Device
+from dali_pipelines.packing import FLAGS, input_layouts, pack_batch
+from dali_pipelines.preparation import PairPreparation
+from dali_pipelines.reading import Quarantine
 from dali_pipelines.workers import Workers
 
 PICTURES, BATCH, ROUNDS, BATCHES = 128, 64, 8, 4
@@ -66,14 +67,11 @@ def positives(paths: list[Path], epoch: int) -> list[Pair]:
     ]
 
 
-def pair_loader(paths: list[Path], size: int, threads: int, device: str = "cpu") -> PairLoader:
+def pair_loader(paths: list[Path], size: int, threads: int, device: Device = "cpu") -> PairLoader:
     return PairLoader(
         pairs(paths),
         paths,
-        size=size,
-        batch_size=BATCH,
-        device=device,
-        threads=threads,
+        LoaderOptions(size=size, batch_size=BATCH, device=device, threads=threads),
         substitute=lambda pair, attempt: pair,
         on_broken=lambda path, reason: pytest.fail(f"{path}: {reason}"),
     )
@@ -128,15 +126,16 @@ def test_preparing_beside_a_loop(benchmark: Any, photographs: list[Path], proces
     torch without end, as a loop does that launches a GPU's work; 0 processes: by a thread of this one."""
     ahead = 8
     count = ahead + ROUNDS * BATCHES + 1  # one more to find out what it returns
-    preparation = PairPreparation(Batches(photographs, count), photographs, 224, _same, MAX_PIXELS, 2, False)
-    workers = Workers(preparation, processes, count, Broken(None)) if processes else None
+    options = LoaderOptions(size=224, batch_size=BATCH)
+    preparation = PairPreparation(Batches(photographs, count), photographs, options, _same)
+    workers = Workers(preparation, processes, count, Quarantine(None)) if processes else None
     preparation.start(lambda path, reason: pytest.fail(f"{path}: {reason}"))
-    room, numbers, launched, done = Room(), itertools.count(), itertools.count(), threading.Event()
+    arena, numbers, launched, done = Arena(), itertools.count(), itertools.count(), threading.Event()
 
     def prepare() -> None:
         if workers is None:
-            room.clear()
-            preparation.batch(next(numbers), room.empty)
+            arena.clear()
+            preparation.batch(next(numbers), arena.empty)
         else:
             workers.fetch(next(numbers))[1]()
 
@@ -210,7 +209,7 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
     count = len(flat)
     loader = pair_loader(photographs, size, threads=1)
     prepared = [batch for batch in (loader._prepare(pairs) for pairs in batches) if batch is not None]
-    fed = [feed(batch.scenes, size) for batch in prepared]
+    packed = [pack_batch(batch.scenes, size) for batch in prepared]
     files = [
         [
             picture.data
@@ -234,28 +233,27 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
 
     def graph(stages: list[str]) -> Any:
         """A function that runs one batch of every kind through a warm pipeline with these stages only."""
-        arrays = [list(inputs) for inputs in fed]
+        arrays = [list(inputs) for inputs in packed]
         for inputs, v in itertools.product(arrays, (0, 1)):
             at = names.index(f"view_{v}.flags"), names.index(f"view_{v}.numbers")
             flags, numbers = (inputs[k].copy() for k in at)  # type: ignore[attr-defined]
             for names_off, values in (STAGES[stage] for stage in STAGES if stage not in stages):
                 flags[:, [FLAGS.index(name) for name in names_off]] = False
                 for name, value in values.items():
-                    numbers[:, PLACES[name]] = value
+                    numbers[:, SLOTS[name]] = value
             if "place" not in stages:
                 inputs[names.index("scene_flags")] = np.array([[True, False, False]] * BATCH)
                 flags[:, FLAGS.index("as_plain")] = True
             inputs[at[0]], inputs[at[1]] = flags, numbers
-        feeds = itertools.cycle(arrays)
+        batches = itertools.cycle(arrays)
         # Nothing is computed ahead: all work for a batch falls between two readings of the clock.
         pipeline = build_pipeline(
-            lambda: next(feeds),
+            lambda: next(batches),
             views=2,
             size=size,
             batch_size=BATCH,
             threads=1,
             device="cpu",
-            normalize=(MEAN, STD),
             prefetch=1,
         )
         pipeline.build()
@@ -270,12 +268,12 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
             for pair, shape in zip(flat, shapes, strict=True)
         ]
 
-    rooms = [Room() for _ in prepared]  # used again, as the loaders do
+    arenas = [Arena() for _ in prepared]  # used again, as the loaders do
 
     def arrays() -> None:
-        for batch, room in zip(prepared, rooms, strict=True):
-            room.clear()
-            feed(batch.scenes, size, room.empty)
+        for batch, arena in zip(prepared, arenas, strict=True):
+            arena.clear()
+            pack_batch(batch.scenes, size, arena.empty)
 
     decoder = build_decoder(lambda: next(encoded), batch_size=max(map(len, files)), device="cpu")
     decoder.build()
@@ -312,9 +310,8 @@ def test_pictures(benchmark: Any, photographs: list[Path], size: int) -> None:
     """The evaluation's plain resize, one thread."""
 
     # Endless, so that building the pipeline is not in the rate.
-    loader = PictureLoader(
-        photographs * 64, size=size, batch_size=BATCH, threads=1, on_broken=lambda path, reason: pytest.fail(reason)
-    )
+    options = LoaderOptions(size=size, batch_size=BATCH, threads=1)
+    loader = PictureLoader(photographs * 64, options, on_broken=lambda path, reason: pytest.fail(reason))
     batches = iter(loader)
     for _ in range(6):
         indices, pictures = next(batches)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from copynce.data import Quarantine, read_manifest
 from copynce.data.pairs import DescriptorPairs, PairSampler
-from dali_pipelines import PairLoader
+from dali_pipelines import LoaderOptions, PairLoader
 
 #: The share by which memory may grow: allocators and DALI's buffers settle on the largest pictures met.
 LIMIT = 0.02
@@ -79,12 +79,10 @@ def measure(
     with PairLoader(
         sampler.batches(0, epochs * sampler.steps_per_epoch + _AHEAD),
         manifest.paths,
-        size=size,
-        batch_size=batch_size,
-        threads=threads,
-        processes=processes,
+        LoaderOptions(size=size, batch_size=batch_size, threads=threads),
         substitute=plan.substitute,
         on_broken=quarantine.add,
+        processes=processes,
     ) as loader:
         batches = iter(loader)
         for _ in range(epochs):

@@ -41,7 +41,7 @@ from copynce.inspect import (
 from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
 from copynce.pixtrace import CoordinateTable, EditProgram, patch_overlap, sample_program
 from copynce.training import LossConfig, OptimConfig, TrainConfig, checkpoints, read_log, train
-from dali_pipelines import BrokenPicture, PictureLoader, ShardMember, read_picture, render_programs
+from dali_pipelines import BrokenPicture, LoaderOptions, PictureLoader, ShardMember, read_picture, render_programs
 from dali_pipelines.sources import read_bytes
 
 #: Pictures that the demo makes for itself.
@@ -324,7 +324,7 @@ def _probe(query: _Query, references: Manifest, models: dict[str, Descriptor]) -
     maps = {}
     for name, each in models.items():
         pair = [query.path, references.paths[query.original]]
-        loader = PictureLoader(pair, size=each.img_size, batch_size=2, on_broken=_raise_broken)
+        loader = PictureLoader(pair, LoaderOptions(size=each.img_size, batch_size=2), on_broken=_raise_broken)
         images = torch.cat([batch for _, batch in loader])
         with torch.inference_mode():
             _, tokens = each(images)

@@ -1,12 +1,41 @@
-"""What the pair loader gives: one batch of training pairs."""
+"""What the pair loader takes and gives: pairs to show, and a batch of them shown."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING
+
+from dali_pipelines.sources import AnyPath
 
 if TYPE_CHECKING:
     import torch
+
+    from copynce.pixtrace import EditProgram
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two views. ``positive``: whether the query's picture is a copy of the reference's.
+
+    ``traced``: whether the programs tell which pixels are copied: of a positive pair whose views show one file, and of
+    a negative pair, where none is. A copy that somebody else made is positive but not traced.
+    """
+
+    query_path: AnyPath
+    query_program: EditProgram
+    reference_path: AnyPath
+    reference_program: EditProgram
+    positive: bool
+    uuid: str
+    traced: bool = True
+
+    def __post_init__(self) -> None:
+        if self.positive and self.traced and os.fspath(self.query_path) != os.fspath(self.reference_path):
+            raise ValueError(
+                "the views of a traced positive pair must show one picture, "
+                f"got {os.fspath(self.query_path)} and {os.fspath(self.reference_path)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""The Numba leaves as DALI operators of the CPU backend.
+"""What is compiled in :mod:`dali_pipelines.numba_ops`, as DALI operators of the CPU backend.
 
-They go through DALI's Numba operator, which calls C callbacks. These are our own, at the end of
-:mod:`dali_pipelines.leaves`: the plugin's wrappers take seconds to compile in every process and cannot be cached.
+They go through DALI's Numba operator, which calls C callbacks. These are our own
+(:mod:`dali_pipelines.numba_ops.callbacks`): the plugin's wrappers take seconds to compile in every process and cannot
+be cached.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from nvidia import dali
 from nvidia.dali.plugin.numba import NumbaFunction
 
-import dali_pipelines.leaves as leaves
+from dali_pipelines.numba_ops import callbacks
 
 _UINT8, _FLOAT = dali.types.UINT8, dali.types.FLOAT  # type: ignore[attr-defined]
 _FLOAT64 = dali.types.FLOAT64  # type: ignore[attr-defined]
@@ -25,44 +26,44 @@ def resize_operator() -> Callable[..., Any]:
 
     A DALI operator may know shapes, not values, before it runs, hence the size travels as a shape.
     """
-    return _operator(leaves.run_resize, [_UINT8, _UINT8], [3, 3], _UINT8)
+    return _operator(callbacks.run_resize, [_UINT8, _UINT8], [3, 3], _UINT8)
 
 
 @functools.cache
 def compose_operator() -> Callable[..., Any]:
     """``operator(picture, first, second, numbers, planes, maps) -> uint8 [S, S, 3]``; see ``compose_view``."""
     kinds, dims = [_UINT8, _UINT8, _UINT8, _FLOAT, _UINT8, _FLOAT], [3, 3, 3, 1, 3, 3]
-    return _operator(leaves.run_compose, kinds, dims, _UINT8, leaves.square_of_planes)
+    return _operator(callbacks.run_compose, kinds, dims, _UINT8, callbacks.square_of_planes)
 
 
 @functools.cache
 def mix_operator() -> Callable[..., Any]:
     """``operator(image uint8 [H, W, 3], numbers) -> uint8 [H, W, 3]``; see ``mix_channels``."""
-    return _operator(leaves.run_mix, [_UINT8, _FLOAT], [3, 1], _UINT8)
+    return _operator(callbacks.run_mix, [_UINT8, _FLOAT], [3, 1], _UINT8)
 
 
 @functools.cache
 def curve_operator() -> Callable[..., Any]:
     """``operator(image uint8 [H, W, 3], numbers) -> uint8 [H, W, 3]``; see ``apply_curve``."""
-    return _operator(leaves.run_curve, [_UINT8, _FLOAT], [3, 1], _UINT8)
+    return _operator(callbacks.run_curve, [_UINT8, _FLOAT], [3, 1], _UINT8)
 
 
 @functools.cache
 def median_operator() -> Callable[..., Any]:
     """``operator(image uint8 [H, W, 3], numbers) -> uint8 [H, W, 3]``; see ``median``."""
-    return _operator(leaves.run_median, [_UINT8, _FLOAT], [3, 1], _UINT8)
+    return _operator(callbacks.run_median, [_UINT8, _FLOAT], [3, 1], _UINT8)
 
 
 @functools.cache
 def remap_operator() -> Callable[..., Any]:
     """``operator(points float [H, W, 2], image uint8 [h, w, 3]) -> uint8 [H, W, 3]``; see ``remap_bilinear``."""
-    return _operator(leaves.run_remap, [_FLOAT, _UINT8], [3, 3], _UINT8)
+    return _operator(callbacks.run_remap, [_FLOAT, _UINT8], [3, 3], _UINT8)
 
 
 @functools.cache
 def blur_operator() -> Callable[..., Any]:
     """``operator(image uint8 [H, W, 3], numbers) -> uint8 [H, W, 3]``; see ``blur_gaussian``."""
-    return _operator(leaves.run_blur, [_UINT8, _FLOAT], [3, 1], _UINT8)
+    return _operator(callbacks.run_blur, [_UINT8, _FLOAT], [3, 1], _UINT8)
 
 
 @functools.cache
@@ -70,18 +71,18 @@ def finish_operator() -> Callable[..., Any]:
     """``operator(image uint8 [S, S, 3], numbers, planes, noises, scale float [2, 3]) -> float [3, S, S]``; see
     ``finish_view``."""
     kinds, dims = [_UINT8, _FLOAT, _UINT8, _FLOAT, _FLOAT], [3, 1, 3, 3, 2]
-    return _operator(leaves.run_finish, kinds, dims, _FLOAT, leaves.planes_of_first)
+    return _operator(callbacks.run_finish, kinds, dims, _FLOAT, callbacks.planes_of_first)
 
 
 @functools.cache
 def cut_operator() -> Callable[..., Any]:
     """``operator(like [V * S, S, 0], image uint8 [h, w, 3], rows float64 [V, 8]) -> uint8 [V * S, S, 3]``;
     see ``cut_views``."""
-    return _operator(leaves.run_cut, [_UINT8, _UINT8, _FLOAT64], [3, 3, 2], _UINT8)
+    return _operator(callbacks.run_cut, [_UINT8, _UINT8, _FLOAT64], [3, 3, 2], _UINT8)
 
 
 def _operator(
-    run: Any, in_types: list[Any], in_dims: list[int], out_type: Any, shape: Any = leaves.shape_of_first
+    run: Any, in_types: list[Any], in_dims: list[int], out_type: Any, shape: Any = callbacks.shape_of_first
 ) -> Callable[..., Any]:
     class Operator(NumbaFunction):
         def _get_setup_fn_cpu(self, setup_fn: object) -> Any:

@@ -7,14 +7,14 @@ On the CPU one operator does all from the shrinking to the colours. Functions ``
 operators, for the GPU. Between stages colours are 8 bits, rounded, as where Pillow does each stage; within one they are
 not.
 
-The graph samples nothing and composes nothing: :mod:`dali_pipelines.views` turns a ``ComposedView`` into its inputs. An
-``if`` on a graph node is per sample: samples that are off skip the operators inside. An ``if`` marked *build time* is
-decided once when the pipeline is built.
+The graph draws no numbers and composes nothing: :mod:`dali_pipelines.packing` turns a ``ComposedView`` into its inputs.
+An ``if`` on a graph node is per scene: where it is off, the operators inside are skipped. An ``if`` marked *build time*
+is decided once when the pipeline is built.
 
 This module imports DALI; import it only where a pipeline is built.
 """
 
-# ruff: noqa: SIM108 - DALI makes per-sample branches of if statements, not of conditional expressions
+# ruff: noqa: SIM108 - DALI makes branches per scene of if statements, not of conditional expressions
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ from dali_pipelines.cpu_operators import (
     remap_operator,
     resize_operator,
 )
-from dali_pipelines.leaves import COLOUR_STEPS, NUMBERS, PLACES
-from dali_pipelines.views import FLAGS, LAYERS, LUMA, SCENE_FLAGS, input_layouts
+from dali_pipelines.numba_ops.layout import COLOUR_STEPS, LAYERS, LUMA, NUMBERS, SLOTS
+from dali_pipelines.options import MEAN, STD
+from dali_pipelines.packing import FLAGS, SCENE_FLAGS, input_layouts
 
 # DALI's stubs leave out its data types and say "node, nodes or nothing" of every operator.
 fn: Any = dali.fn
@@ -47,9 +48,8 @@ math: Any = dali.math
 pipeline_def: Any = dali.pipeline.pipeline_def
 
 Nodes = dict[str, DataNode]
-Statistics = tuple[Sequence[float], Sequence[float]]
 
-#: Tiles a side and clip limit of Clahe, which DALI takes when the graph is built.
+#: Tiles a side and clip limit of Clahe, which DALI takes when the graph is built; so it has no parameter in a program.
 CLAHE_TILES, CLAHE_LIMIT = 8, 2.5
 
 #: Colour of the drops of Rain and what is left of the brightness.
@@ -65,15 +65,14 @@ def build_pipeline(
     threads: int,
     device: str,
     device_id: int | None = None,
-    normalize: Statistics | None = None,
+    normalized: bool = True,
     prefetch: int = 2,
 ) -> Pipeline:
     """A pipeline that calls ``source`` for the arrays of one batch and returns ``views`` batches of S x S views.
 
-    ``source`` returns one entry per name of :func:`~dali_pipelines.views.input_layouts`, or raises ``StopIteration``.
-    The views are float32 [B, 3, S, S], normalised by ``normalize`` = (mean, std) on the [0, 1] scale, or uint8
-    [B, S, S, 3] if it is None. ``device_id`` None with ``device="gpu"`` defines a graph that can be serialised but not
-    built.
+    ``source`` returns one entry per name of :func:`~dali_pipelines.packing.input_layouts`, or raises ``StopIteration``.
+    The views are float32 [B, 3, S, S], ``normalized`` by :data:`~dali_pipelines.options.MEAN` and ``STD``, or else
+    uint8 [B, S, S, 3]. ``device_id`` None with ``device="gpu"`` defines a graph that can be serialised but not built.
     """
     layouts = input_layouts(views)
 
@@ -88,22 +87,15 @@ def build_pipeline(
         fed = fn.external_source(source=source, num_outputs=len(layouts), layout=list(layouts.values()), batch=True)
         inputs = {name: fed[i] for i, name in enumerate(layouts)}
         rendered = render(inputs, views=views, size=size, device=device)
-        return tuple(finish(pixels, _of_view(inputs, v), normalize, size, device) for v, pixels in enumerate(rendered))
+        return tuple(finish(pixels, _of_view(inputs, v), normalized, size, device) for v, pixels in enumerate(rendered))
 
     return pipeline()
 
 
-def build_cutter(
-    source: Callable[[], Sequence[Any]],
-    *,
-    size: int,
-    batch_size: int,
-    threads: int,
-    normalize: Statistics,
-) -> Pipeline:
+def build_cutter(source: Callable[[], Sequence[Any]], *, batch_size: int, threads: int) -> Pipeline:
     """A pipeline of the CPU that decodes once and cuts all views of a picture: float32 [B, 3, V * S, S], normalised.
 
-    ``source`` returns encoded pictures, the table [V, 8] of each (rows of :meth:`~dali_pipelines.views.Cut.row`) and
+    ``source`` returns encoded pictures, the table [V, 8] of each (rows of :meth:`~dali_pipelines.cuts.Cut.row`) and
     empty arrays [V * S, S, 0].
     """
 
@@ -111,7 +103,7 @@ def build_cutter(
     def pipeline() -> DataNode:
         encoded, rows, like = fn.external_source(source=source, num_outputs=3, batch=True)
         views = fn.reshape(cut_operator()(like, decode(encoded, "cpu"), rows), layout="HWC")
-        return _normalised(views, normalize)
+        return _normalised(views)
 
     return pipeline()
 
@@ -129,7 +121,7 @@ def build_decoder(
 
 
 def render(inputs: Nodes, *, views: int, size: int, device: str) -> list[DataNode]:
-    """Views uint8 [S, S, 3], nothing erased, from the inputs of :func:`~dali_pipelines.views.input_layouts`."""
+    """Views uint8 [S, S, 3], nothing erased, from the inputs of :func:`~dali_pipelines.packing.input_layouts`."""
     on = {name: inputs["scene_flags"][k] for k, name in enumerate(SCENE_FLAGS)}
     first = decode(inputs["picture_0"], device)
     first_plain = plain_resize(first, on["plain_0"], inputs["like"], device)
@@ -163,16 +155,16 @@ def view(picture: DataNode, plain: DataNode, inputs: Nodes, size: int, device: s
 
 
 def flag(inputs: Nodes, name: str) -> DataNode:
-    """Whether something is on for a sample of a view."""
+    """Whether something is on for a view."""
     return inputs["flags"][FLAGS.index(name)]
 
 
 def numbers(inputs: Nodes, name: str) -> DataNode:
-    """Some numbers of a view, float in the shape that :data:`~dali_pipelines.leaves.NUMBERS` says."""
-    place, shape = PLACES[name], NUMBERS[name]
+    """Some numbers of a view, float in the shape that :data:`~dali_pipelines.numba_ops.layout.NUMBERS` says."""
+    slot, shape = SLOTS[name], NUMBERS[name]
     if not shape:  # build time
-        return inputs["numbers"][place.start]
-    return fn.reshape(inputs["numbers"][place.start : place.stop], shape=shape)
+        return inputs["numbers"][slot.start]
+    return fn.reshape(inputs["numbers"][slot.start : slot.stop], shape=shape)
 
 
 def integer(inputs: Nodes, name: str) -> DataNode:
@@ -180,30 +172,29 @@ def integer(inputs: Nodes, name: str) -> DataNode:
     return fn.cast(numbers(inputs, name), dtype=types.INT32)
 
 
-def finish(pixels: DataNode, inputs: Nodes, normalize: Statistics | None, size: int, device: str) -> DataNode:
+def finish(pixels: DataNode, inputs: Nodes, normalized: bool, size: int, device: str) -> DataNode:
     """The view as the pipeline delivers it: float32 [3, S, S], erased and normalised, or uint8 [S, S, 3]."""
-    if device == "cpu" and normalize is not None:  # build time
-        mean, std = (np.array(row, np.float32) for row in normalize)
+    if device == "cpu" and normalized:  # build time
+        mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
         scale = types.Constant(np.stack([1.0 / (255.0 * std), -mean / std]).astype(np.float32))
         finished = finish_operator()(pixels, inputs["numbers"], inputs["planes"], inputs["noises"], scale)
         return fn.reshape(finished, layout="CHW")
-    return finish_twin(pixels, inputs, normalize, size, device)
+    return finish_twin(pixels, inputs, normalized, size, device)
 
 
-def finish_twin(pixels: DataNode, inputs: Nodes, normalize: Statistics | None, size: int, device: str) -> DataNode:
+def finish_twin(pixels: DataNode, inputs: Nodes, normalized: bool, size: int, device: str) -> DataNode:
     """:func:`finish` in DALI's operators: the GPU's way, and that of people's pictures."""
     colours = fn.cast(pixels, dtype=types.FLOAT)
     if flag(inputs, "erase"):
         colours = erase(colours, inputs, size, device)
-    if normalize is None:  # build time
-        return _as_bytes(colours)
-    return _normalised(colours, normalize)
+    if normalized:  # build time
+        return _normalised(colours)
+    return _as_bytes(colours)
 
 
-def _normalised(colours: DataNode, normalize: Statistics) -> DataNode:
-    mean, std = normalize
+def _normalised(colours: DataNode) -> DataNode:
     return fn.crop_mirror_normalize(
-        colours, mean=[255.0 * m for m in mean], std=[255.0 * s for s in std], dtype=types.FLOAT, output_layout="CHW"
+        colours, mean=[255.0 * m for m in MEAN], std=[255.0 * s for s in STD], dtype=types.FLOAT, output_layout="CHW"
     )
 
 
@@ -301,7 +292,7 @@ def warp(picture: DataNode, matrix: DataNode, size: int) -> DataNode:
 def remap(picture: DataNode, points: DataNode, size: int, device: str) -> DataNode:
     """Bilinear dense map; ``points`` [S, S, 2] are (x, y) in the picture's pixels, half a pixel inside of it.
 
-    DALI has no CPU backend of it: there a Numba leaf does the same.
+    DALI has no CPU backend of it: there Numba does the same.
     """
     if device == "cpu":  # build time
         return fn.reshape(remap_operator()(points, picture), layout="HWC")
@@ -348,7 +339,8 @@ def colour(pixels: DataNode, steps: DataNode) -> DataNode:
 
 
 def effects(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
-    """The rarer colour operations, in the order of :data:`copynce.pixtrace.edits.PHOTOMETRIC_ORDER`."""
+    """The rarer colour operations, in the order of ``PHOTOMETRIC_ORDER``: a graph is one fixed chain, which programs
+    must follow, and :func:`~dali_pipelines.packing.check_plan` refuses those that do not."""
     if flag(inputs, "mix"):
         pixels = mix(pixels, inputs, device)
     if flag(inputs, "curve"):

@@ -1,37 +1,43 @@
 """Runs the graph over batches that a background thread prepares ahead, and survives pictures that fail in DALI.
 
-On the CPU several lanes of the same graph render batches in turns, each with its part of the threads. DALI runs one
-operator after the other and waits for the last sample of each, and between operators one thread works alone; the other
-lanes fill these gaps.
+On the CPU several replicas of the graph render batches in turns, each with its part of the threads. DALI runs one
+operator after the other and waits for the last picture of each, and between operators one thread works alone; the other
+replicas fill these gaps.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import itertools
 import os
 import queue
 import threading
-import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dali_pipelines.rooms import Room
-from dali_pipelines.sources import AnyPath, Broken, BrokenPicture, EncodedPicture
-from dali_pipelines.views import Scene, feed
+from dali_pipelines.arena import Arena
+from dali_pipelines.options import LoaderOptions
+from dali_pipelines.packing import Scene, pack_batch
+from dali_pipelines.reading import Quarantine
+from dali_pipelines.sources import AnyPath, EncodedPicture
 from dali_pipelines.workers import Workers
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 Payload = TypeVar("Payload")
 
-#: Batches that the producer keeps ready, beside those inside of DALI.
+#: Batches that the producer keeps ready, beside those inside of DALI; each holds its packed arrays, files and tables.
 QUEUE_DEPTH = 3
 
-#: Most lanes of a loader on the CPU; each holds the memory of two batches.
-MOST_LANES = 4
+#: Most replicas of a graph on the CPU: each holds the memory of two batches, and two threads in one leave few gaps.
+MOST_REPLICAS = 4
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class Batch(Generic[Payload]):
 
 
 @dataclass(frozen=True)
-class _Fed(Generic[Item, Payload]):
-    """A batch, what the pipeline is fed with for it, and what to call when nobody reads the arrays any more."""
+class _Packed(Generic[Item, Payload]):
+    """A batch, its packed arrays, and what to call when nobody reads these any more."""
 
     item: Item
     batch: Batch[Payload]
@@ -101,21 +107,21 @@ def _join(thread: threading.Thread, ready: queue.Queue[Any], stop: threading.Eve
     stop.set()
     while thread.is_alive():
         try:
-            ready.get_nowait()  # a producer that waits for room sees the stop next
+            ready.get_nowait()  # a producer that waits for a free place sees the stop next
         except queue.Empty:
             thread.join(0.01)
 
 
-class _Lane(Generic[Item, Payload]):
+class _Replica(Generic[Item, Payload]):
     """One pipeline of the graph and its batches, in order; ``deal`` gives it the next one or raises StopIteration."""
 
     def __init__(
         self,
         build: Callable[[Callable[[], list[object]]], Any],
-        deal: Callable[[_Lane[Item, Payload]], _Fed[Item, Payload]],
+        deal: Callable[[_Replica[Item, Payload]], _Packed[Item, Payload]],
     ) -> None:
-        self.waiting: deque[_Fed[Item, Payload]] = deque()
-        self.running: deque[_Fed[Item, Payload]] = deque()  # inside of DALI
+        self.waiting: deque[_Packed[Item, Payload]] = deque()
+        self.running: deque[_Packed[Item, Payload]] = deque()  # inside of DALI
         self._build = build
         self._deal = deal
         self._pipeline: Any = None
@@ -128,7 +134,7 @@ class _Lane(Generic[Item, Payload]):
             self._pipeline.build()
         return self._pipeline.run()
 
-    def stop(self) -> _Fed[Item, Payload]:
+    def stop(self) -> _Packed[Item, Payload]:
         """The batch that failed; those after it wait for the pipeline that the next run builds."""
         self._pipeline = None
         self.waiting.extendleft(reversed(self.running))
@@ -136,7 +142,7 @@ class _Lane(Generic[Item, Payload]):
         return self.waiting.popleft()
 
     def close(self) -> None:
-        """Let go of the pipeline, which refers to this lane: its threads and memory end now, not with a collection."""
+        """Let go of the pipeline, which refers to this: its threads and memory end now, not with a collection."""
         self._pipeline = None
         self.waiting.clear()
         self.running.clear()
@@ -150,155 +156,144 @@ class _Lane(Generic[Item, Payload]):
 class Renderer(Generic[Item, Payload]):
     """The graph with its producer. ``prepare(item)`` reads files and returns a :class:`Batch`, or None for nothing.
 
-    ``prepare`` must consult ``broken``: when a file fails in DALI though its header was fine, it is added there, its
-    batch is prepared again, the pipeline is rebuilt and the stream goes on with the same batches in the same order.
+    ``prepare`` must consult ``quarantine``: when a file fails in DALI though its header was fine, it is added there,
+    its batch is prepared again, the pipeline is rebuilt and the stream goes on with the same batches in the same order.
     """
 
     prepare: Callable[[Item], Batch[Payload] | None]
-    broken: Broken
+    quarantine: Quarantine
+    options: LoaderOptions
     views: int
-    size: int
-    batch_size: int
-    device: str = "cpu"
-    device_id: int | None = None
-    threads: int = 2
-    lanes: int = 1  # at most; a device other than the CPU has one
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None
-    #: Seconds that the consumer waited for a batch, and those of them in which DALI itself waited for the producer.
-    wait_seconds: float = field(default=0.0, init=False)
-    producer_wait_seconds: float = field(default=0.0, init=False)
+    normalized: bool = True  # else uint8 [B, S, S, 3]
+    replicas: int = 1  # at most; a device other than the CPU has one
 
     #: Memory of batches that the pipeline is done with.
-    _rooms: deque[Room] = field(default_factory=deque, init=False, repr=False)
+    _arenas: deque[Arena] = field(default_factory=deque, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.device not in ("cpu", "gpu"):
-            raise ValueError(f"device must be 'cpu' or 'gpu', got {self.device!r}")
-        for name in ("size", "batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.device == "gpu" and self.device_id is None:
+        if self.options.device == "gpu" and self.options.device_id is None:
             import torch
 
-            self.device_id = torch.cuda.current_device()
+            self.options = dataclasses.replace(self.options, device_id=torch.cuda.current_device())
 
     def stream(
         self, items: Iterable[Item], workers: Workers | None = None
-    ) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
-        """Yield (payload, DALI outputs) per batch, in order; closing the generator stops the producer.
+    ) -> Iterator[tuple[Payload, list[torch.Tensor]]]:
+        """Yield (payload, views) per batch, in order; closing the generator stops the producer.
 
-        With ``workers`` the items are the numbers of their batches, from 0. What lies in a worker's memory may be read
-        until the next batch is asked for.
+        With ``workers`` the items are the numbers of their batches, from 0. What of the payload lies in a worker's
+        memory may be read until the next batch is asked for.
         """
-        prepare = self._fed if workers is None else functools.partial(self._fetched, workers)
-        producer: Producer[Item, _Fed[Item, Payload] | None] = Producer(prepare, items)
+        prepare = self._pack if workers is None else functools.partial(self._fetch, workers)
+        producer: Producer[Item, _Packed[Item, Payload] | None] = Producer(prepare, items)
+        to_torch = _ToTorch(self.options.dtype if self.normalized else "uint8")
         try:
-            yield from self._run(producer)
+            with contextlib.closing(self._run(producer)) as batches:
+                for payload, outputs in batches:
+                    yield payload, to_torch(outputs)
         finally:
             if workers is not None:
                 workers.close()  # first: the producer may be waiting for one
             producer.close()
+            to_torch.finish()
 
-    def arrays(self, batch: Batch[Payload], room: Room) -> list[object]:
-        """What the pipeline is fed with for a batch; ``room`` holds what is large until the pipeline has run."""
-        return feed(batch.scenes, self.size, room.empty)
+    def arrays(self, batch: Batch[Payload], arena: Arena) -> list[object]:
+        """What the pipeline takes for a batch; ``arena`` holds what is large until the pipeline has run."""
+        return pack_batch(batch.scenes, self.options.size, arena.empty)
 
     def build(self, source: Callable[[], list[object]], threads: int) -> Any:
         """A pipeline that calls ``source`` for the arrays of each batch."""
         from dali_pipelines.graph import build_pipeline
 
+        options = self.options
         return build_pipeline(
             source,
             views=self.views,
-            size=self.size,
-            batch_size=self.batch_size,
+            size=options.size,
+            batch_size=options.batch_size,
             threads=threads,
-            device=self.device,
-            device_id=self.device_id,
-            normalize=self.normalize,
+            device=options.device,
+            device_id=options.device_id,
+            normalized=self.normalized,
         )
 
-    def _fed(self, item: Item) -> _Fed[Item, Payload] | None:
+    def _pack(self, item: Item) -> _Packed[Item, Payload] | None:
         batch = self.prepare(item)
         if batch is None:
             return None
         try:
-            room = self._rooms.popleft()
+            arena = self._arenas.popleft()
         except IndexError:  # all are on the way
-            room = Room()
-        room.clear()
-        return _Fed(item, batch, self.arrays(batch, room), functools.partial(self._rooms.append, room))
+            arena = Arena()
+        arena.clear()
+        return _Packed(item, batch, self.arrays(batch, arena), functools.partial(self._arenas.append, arena))
 
-    def _fetched(self, workers: Workers, item: Any) -> _Fed[Any, Payload] | None:
+    def _fetch(self, workers: Workers, item: Any) -> _Packed[Any, Payload] | None:
         found, release = workers.fetch(item)
         if found is None:
             release()
             return None
         batch, arrays = found
-        return _Fed(item, batch, arrays, release)
+        return _Packed(item, batch, arrays, release)
 
-    def _run(self, producer: Producer[Any, Any]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
-        count = min(self.lanes, self.threads) if self.device == "cpu" else 1
+    def _run(self, producer: Producer[Any, Any]) -> Generator[tuple[Payload, tuple[Any, ...]]]:
+        threads = self.options.threads
+        count = min(self.replicas, threads) if self.options.device == "cpu" else 1
         failure: list[BaseException] = []
+        # Batches go to the replicas in turns, and are taken from them in turns: so their order stays.
         dealer = itertools.cycle(range(count))
 
-        def deal(lane: _Lane[Any, Payload]) -> _Fed[Any, Payload]:
-            """The next batch of a lane; those of the others on the way are put by."""
-            started = time.perf_counter()
+        def deal(replica: _Replica[Any, Payload]) -> _Packed[Any, Payload]:
+            """The next batch of a replica; those of the others on the way are put by."""
             try:
-                while not lane.waiting:
-                    fed = next(producer)
-                    if fed is not None:
-                        lanes[next(dealer)].waiting.append(fed)
+                while not replica.waiting:
+                    packed = next(producer)
+                    if packed is not None:
+                        replicas[next(dealer)].waiting.append(packed)
             except StopIteration:
                 raise
             except BaseException as error:
                 # The batches before it are still delivered; then it is raised as it is, not wrapped by DALI.
                 failure.append(error)
                 raise StopIteration from None
-            finally:
-                self.producer_wait_seconds += time.perf_counter() - started
-            return lane.waiting.popleft()
+            return replica.waiting.popleft()
 
-        shares = [self.threads // count + (k < self.threads % count) for k in range(count)]
-        lanes = [_Lane(functools.partial(self.build, threads=share), deal) for share in shares]
+        shares = [threads // count + (k < threads % count) for k in range(count)]
+        replicas = [_Replica(functools.partial(self.build, threads=share), deal) for share in shares]
         try:
-            yield from self._deliver(lanes)
+            yield from self._deliver(replicas)
         finally:
-            for lane in lanes:
-                lane.close()
+            for replica in replicas:
+                replica.close()
         if failure:
             raise failure[0]
 
-    def _deliver(self, lanes: list[_Lane[Any, Payload]]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
-        """What the lanes render, in turns, until the one whose turn it is has no batch."""
-        turns = itertools.cycle(lanes)
-        lane = next(turns)
+    def _deliver(self, replicas: list[_Replica[Any, Payload]]) -> Iterator[tuple[Payload, tuple[Any, ...]]]:
+        """What the replicas render, in turns, until the one whose turn it is has no batch."""
+        turns = itertools.cycle(replicas)
+        replica = next(turns)
         while True:
-            started = time.perf_counter()
             try:
-                outputs = lane.run()
+                outputs = replica.run()
             except StopIteration:
                 break
             except RuntimeError as error:
-                failed = lane.stop()
+                failed = replica.stop()
                 repaired = self._repair(failed, error)
                 failed.release()
-                if repaired is None:  # nothing is left of this batch: the next one is the next lane's
-                    lane = next(turns)
+                if repaired is None:  # nothing is left of this batch: the next one is the next replica's
+                    replica = next(turns)
                 else:
-                    lane.waiting.appendleft(repaired)
+                    replica.waiting.appendleft(repaired)
                 continue
-            finally:
-                self.wait_seconds += time.perf_counter() - started
-            done = lane.running.popleft()
+            done = replica.running.popleft()
             yield done.batch.payload, outputs
             done.release()
-            lane = next(turns)
+            replica = next(turns)
 
-    def _repair(self, fed: _Fed[Any, Payload], error: RuntimeError) -> _Fed[Any, Payload] | None:
+    def _repair(self, packed: _Packed[Any, Payload], error: RuntimeError) -> _Packed[Any, Payload] | None:
         """Find the files of a failed batch that DALI cannot decode and prepare the batch without them."""
-        files = {os.fspath(path): (path, picture) for path, picture in fed.batch.files}
+        files = {os.fspath(path): (path, picture) for path, picture in packed.batch.files}
         # All at once first: if no file is to blame, the error must not wait for a pipeline of each.
         if self._decode([picture for _, picture in files.values()]):
             raise error
@@ -306,16 +301,17 @@ class Renderer(Generic[Item, Payload]):
         if not culprits:
             raise error
         for path in culprits:
-            self.broken.add(BrokenPicture(path, "the header is fine but the picture cannot be decoded"))
-        return self._fed(fed.item)
+            self.quarantine.add(path, "the header is fine but the picture cannot be decoded")
+        return self._pack(packed.item)
 
     def _decode(self, pictures: Sequence[EncodedPicture]) -> bool:
         """True if DALI decodes all of them, to the sizes that their headers say."""
         from dali_pipelines.graph import build_decoder
 
         data = [picture.data for picture in pictures]
+        options = self.options
         decoder = build_decoder(
-            lambda: data, batch_size=len(data), device=self.device, device_id=self.device_id
+            lambda: data, batch_size=len(data), device=options.device, device_id=options.device_id
         )  # fmt: skip
         decoder.build()
         try:
@@ -323,3 +319,33 @@ class Renderer(Generic[Item, Payload]):
         except RuntimeError:
             return False
         return all(tuple(decoded[k].shape()[:2]) == picture.shape for k, picture in enumerate(pictures))
+
+
+class _ToTorch:
+    """DALI's batches as torch tensors of ``dtype``, on their device.
+
+    On the CPU a tensor is DALI's memory, which it keeps, unless its dtype is another. On a GPU it is a copy: DALI would
+    use its memory again as soon as nobody on the host holds it, though torch's stream has yet to read it.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+        self._copied: deque[tuple[torch.cuda.Event, list[torch.Tensor]]] = deque()  # and when
+
+    def __call__(self, outputs: Sequence[Any]) -> list[torch.Tensor]:
+        import torch
+
+        dtype = getattr(torch, self._dtype)  # DALI knows no bfloat16
+        found = [torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in outputs]
+        if not found[0].is_cuda:
+            return [tensor.to(dtype) for tensor in found]
+        copies = [tensor.to(dtype, copy=True) for tensor in found]
+        self._copied.append((torch.cuda.current_stream(found[0].device).record_event(), found))
+        while self._copied and self._copied[0][0].query():
+            self._copied.popleft()
+        return copies
+
+    def finish(self) -> None:
+        """Wait for the last copies; what they copy is held until then."""
+        while self._copied:
+            self._copied.popleft()[0].synchronize()

@@ -17,15 +17,13 @@ import os
 import re
 import stat
 import struct
-import threading
 import warnings
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
 Size = tuple[int, int]
 AnyPath = str | os.PathLike[str]
@@ -75,30 +73,6 @@ class BrokenPicture(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.path, self.reason)
-
-
-class Broken:
-    """The broken files of one loader: each is reported once, with its reason, and never tried again."""
-
-    def __init__(self, report: Callable[[AnyPath, str], None] | None) -> None:
-        self._report = report
-        self._lock = threading.Lock()
-        self.reasons: dict[str, str] = {}
-
-    def __contains__(self, path: AnyPath) -> bool:
-        return os.fspath(path) in self.reasons
-
-    def add(self, error: BrokenPicture) -> None:
-        with self._lock:
-            new = os.fspath(error.path) not in self.reasons
-            self.reasons.setdefault(os.fspath(error.path), error.reason)
-        if new and self._report is not None:
-            self._report(error.path, error.reason)
-
-    def known(self) -> dict[str, str]:
-        """The reasons as they are now, by path."""
-        with self._lock:
-            return dict(self.reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +229,10 @@ class EncodedPicture:
     shape: Size
 
 
-def read_picture(path: AnyPath, *, max_pixels: int = MAX_PIXELS, apply_exif: bool = False) -> EncodedPicture:
+def read_picture(path: AnyPath, *, max_pixels: int = MAX_PIXELS) -> EncodedPicture:
     """Read a picture file, or one inside a shard, for the graph.
 
-    EXIF orientation is not applied (PROTOCOLS 2) unless ``apply_exif``. Alpha and transparent palette entries are laid
+    EXIF orientation is not applied (PROTOCOLS 2). Alpha and transparent palette entries are laid
     over white, for training and evaluation alike: what is hidden under them is arbitrary. (The released code drops the
     alpha of RGBA files, PROTOCOLS 2 and 6.3; DISC21's JPEG files have none.) Of several pages or frames the first
     counts; 16-bit grey is scaled to 8 bits. Raises :class:`BrokenPicture` if the file is missing, empty, no picture,
@@ -277,8 +251,6 @@ def read_picture(path: AnyPath, *, max_pixels: int = MAX_PIXELS, apply_exif: boo
                 raise BrokenPicture(path, f"{width}x{height} pixels, more than the limit of {max_pixels}")
             if image.format == "JPEG" and width * height > _JPEG_PIXELS * len(content):
                 raise BrokenPicture(path, f"{width}x{height} pixels, more than {len(content)} bytes can hold")
-            if apply_exif and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                return _as_pnm(_to_rgb(ImageOps.exif_transpose(image)))
             if _decodes_as_is(image, content):
                 return EncodedPicture(np.frombuffer(content, np.uint8), (height, width))
             return _as_pnm(_to_rgb(image))
@@ -347,6 +319,7 @@ def _is_ordinary_png(content: bytes) -> bool:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
         wide = np.asarray(image).astype(np.int64)
+        # 65,535 = 257 * 255; half of 257 rounds to the nearest level.
         return Image.fromarray(((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no defined white; save the picture with 8 or 16 bits")

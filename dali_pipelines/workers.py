@@ -28,20 +28,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copynce.pixtrace.view.composed_view import Empty
-from dali_pipelines.rooms import Room
-from dali_pipelines.sources import AnyPath, Broken, BrokenPicture
+from dali_pipelines.arena import SharedArena
+from dali_pipelines.reading import Quarantine
+from dali_pipelines.sources import AnyPath
 
-#: Batches that a worker prepares ahead of the one that is fetched next.
+#: Batches that a worker prepares ahead of the one that is fetched next: it works while one waits.
 _AHEAD = 2
 
-#: Broken files of which a question tells a worker.
+#: Broken files of which a question tells a worker, at most; the rest with the next ones.
 _MOST_TOLD = 64
 
 #: Signals that reach the owner's whole group and ask it to end: it may want to finish its work first, and needs its
 #: workers for that. Blocked in a worker from its first instruction on; it ends with its pipe.
 _OWNERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-#: Bytes from which on an array goes through shared memory.
+#: Bytes from which on an array goes through shared memory; to name its place there takes some hundred.
 _LARGE = 2048
 
 
@@ -91,14 +92,14 @@ def require_guard() -> None:
 class Workers:
     """``processes`` workers, which prepare the batches 0, 1, ... in turns; :meth:`fetch` gives them in this order.
 
-    Workers are told of the ``broken`` files, which take those that workers find. ValueError if ``preparation`` cannot
-    be pickled, RuntimeError if the calling script would begin again in each.
+    Workers are told of the files in ``quarantine``, which takes those that workers find. ValueError if ``preparation``
+    cannot be pickled, RuntimeError if the calling script would begin again in each.
     """
 
-    def __init__(self, preparation: Preparation, processes: int, batches: int, broken: Broken) -> None:
+    def __init__(self, preparation: Preparation, processes: int, batches: int, quarantine: Quarantine) -> None:
         require_guard()
         self._batches = batches
-        self._broken = broken
+        self._quarantine = quarantine
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DALI's and torch's threads
         self._workers: list[_Worker] = []
         try:
@@ -123,7 +124,7 @@ class Workers:
         worker = self._workers[index % len(self._workers)]
         outcome, block = worker.receive()
         for path, reason in outcome.broken:
-            self._broken.add(BrokenPicture(path, reason))
+            self._quarantine.add(path, reason)
         following = index + len(self._workers) * _AHEAD
         if following < self._batches:
             self._ask(following)
@@ -137,7 +138,7 @@ class Workers:
             worker.end()
 
     def _ask(self, index: int) -> None:
-        self._workers[index % len(self._workers)].ask(index, self._broken.known())
+        self._workers[index % len(self._workers)].ask(index, self._quarantine.reasons())
 
 
 class _Outcome:
@@ -221,11 +222,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Pickler(pickle.Pickler):
-    """Writes large arrays as places in a room, where it copies those that lie elsewhere."""
+    """Writes large arrays as places in an arena, where it copies those that lie elsewhere."""
 
-    def __init__(self, file: io.BytesIO, room: SharedRoom) -> None:
+    def __init__(self, file: io.BytesIO, arena: SharedArena) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self._room = room
+        self._arena = arena
         self._copies: dict[int, tuple[NDArray[Any], tuple[int, tuple[int, ...], str]]] = {}
 
     def persistent_id(self, value: object) -> tuple[int, tuple[int, ...], str] | None:
@@ -233,53 +234,16 @@ class _Pickler(pickle.Pickler):
             return None
         if id(value) in self._copies:
             return self._copies[id(value)][1]
-        start = self._room.start_of(value)
+        start = self._arena.start_of(value)
         if start is None:
-            inside = self._room.empty(value.shape, value.dtype)
-            start = self._room.start_of(inside)
+            inside = self._arena.empty(value.shape, value.dtype)
+            start = self._arena.start_of(inside)
             if start is None:
-                return None  # the room is full; it will be larger when it is used again
+                return None  # the arena is full; it will be larger when it is used again
             inside[...] = value
         place = (start, value.shape, value.dtype.str)
         self._copies[id(value)] = value, place  # kept, for another array may get the number of one that is gone
         return place
-
-
-class SharedRoom(Room):
-    """A room of ``size`` bytes that another process maps by its descriptor; not in /dev/shm, which often is small."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.is_new = False
-        self._descriptor: int | None = None
-        if size:
-            self._block = self._make(size)
-
-    @property
-    def size(self) -> int:
-        return self._block.size
-
-    def start_of(self, array: NDArray[Any]) -> int | None:
-        """The byte at which a contiguous array lies in the room; None if it lies elsewhere."""
-        start = array.ctypes.data - self._block.ctypes.data
-        inside = start >= 0 and start + array.nbytes <= self._block.size
-        return start if inside and array.flags.c_contiguous else None
-
-    def send(self, pipe: Connection, number: int, owner: int) -> None:
-        """Tell the owner of which block the next message speaks, and hand it over if it has not seen it."""
-        is_new, self.is_new = self.is_new, False
-        pipe.send((number, self._block.size, is_new))
-        if is_new:
-            assert self._descriptor is not None, "made by _make"
-            reduction.send_handle(pipe, self._descriptor, owner)
-
-    def _make(self, size: int) -> NDArray[np.uint8]:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor = os.memfd_create("dali_pipelines", os.MFD_CLOEXEC)
-        os.ftruncate(self._descriptor, size)
-        self.is_new = True
-        return np.frombuffer(mmap.mmap(self._descriptor, size), np.uint8)
 
 
 def _portable(error: Exception) -> Exception:
@@ -298,7 +262,7 @@ def _serve(pipe: Connection, preparation: Preparation) -> None:
     owner = os.getppid()
     broken: list[tuple[AnyPath, str]] = []
     preparation.start(lambda path, reason: broken.append((path, reason)))
-    rooms: list[SharedRoom] = []
+    arenas: list[SharedArena] = []
     free: list[int] = []
     while True:
         try:
@@ -307,21 +271,21 @@ def _serve(pipe: Connection, preparation: Preparation) -> None:
             return
         free += freed
         if not free:
-            rooms.append(SharedRoom(max((room.size for room in rooms), default=0)))
-            free.append(len(rooms) - 1)
+            arenas.append(SharedArena(max((arena.size for arena in arenas), default=0)))
+            free.append(len(arenas) - 1)
         number = free.pop()
-        room = rooms[number]
-        room.clear()
+        arena = arenas[number]
+        arena.clear()
         preparation.leave_out(known)
         broken.clear()
         try:
-            outcome = _Outcome(preparation.batch(index, room.empty), None, broken)
+            outcome = _Outcome(preparation.batch(index, arena.empty), None, broken)
         except Exception as error:
             outcome = _Outcome(None, _portable(error), broken)
         message = io.BytesIO()
-        _Pickler(message, room).dump(outcome)
+        _Pickler(message, arena).dump(outcome)
         try:
-            room.send(pipe, number, owner)
+            arena.send(pipe, number, owner)
             pipe.send_bytes(message.getbuffer())
         except OSError:
             return

@@ -20,7 +20,7 @@ from copynce.errors import UserError
 from copynce.inspect import affinity, draw_affinity
 from copynce.models import load_checkpoint
 from copynce.pixtrace import EditProgram
-from dali_pipelines import PictureLoader, render_programs
+from dali_pipelines import LoaderOptions, PictureLoader, render_programs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,9 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model = load_checkpoint(given.checkpoint)
         broken: dict[str, str] = {}
-        loader = PictureLoader(
-            paths, size=model.img_size, batch_size=2, on_broken=lambda path, reason: broken.update({str(path): reason})
-        )
+        options = LoaderOptions(size=model.img_size, batch_size=2)
+        loader = PictureLoader(paths, options, on_broken=lambda path, reason: broken.update({str(path): reason}))
         batches = list(loader)
     except (UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
 from copynce.retrieval.features import Computed, FeatureFile, Features, read_features, write_features
 from copynce.retrieval.search import normalised
-from dali_pipelines import PictureLoader
+from dali_pipelines import LoaderOptions, PictureLoader
 from dali_pipelines.sources import AnyPath, ShardMember
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -161,15 +161,14 @@ def _extract_part(
     unchecked = precision == "auto" and bf16_in_hardware(device)
     bf16 = precision == "bf16" or unchecked
     broken: list[tuple[AnyPath, str]] = []
-    loader = PictureLoader(
-        pictures.paths,
+    options = LoaderOptions(
         size=size,
         batch_size=batch_size,
         device="gpu" if device.type == "cuda" else "cpu",
         device_id=device.index,
         threads=threads,
-        on_broken=lambda path, reason: broken.append((path, reason)),
     )
+    loader = PictureLoader(pictures.paths, options, on_broken=lambda path, reason: broken.append((path, reason)))
     rows: list[NDArray[np.int64]] = []
     values: list[NDArray[np.float32]] = []
     for indices, images in loader:

@@ -30,7 +30,7 @@ from copynce.training.objectives import make_objective
 from copynce.training.run import Event, RunFolder, Start
 from copynce.training.schedule import cosine_schedule, scaled_lr
 from copynce.training.signals import StopRequest
-from dali_pipelines import BrokenPicture, PairBatch, PairLoader
+from dali_pipelines import BrokenPicture, LoaderOptions, PairBatch, PairLoader
 
 
 def train(config: TrainConfig, *, on_step: Callable[[int], None] | None = None) -> Path:
@@ -154,19 +154,22 @@ class Trainer:
 
     def _loader(self, first_step: int) -> PairLoader:
         config = self._config
-        return PairLoader(
-            self._sampler.batches(first_step, self._total),
-            self._source.pictures.paths,
+        options = LoaderOptions(
             size=config.model.img_size,
             batch_size=config.data.batch_size * self._source.pairs_per_item,
             device="gpu" if self._here.device.type == "cuda" else "cpu",
             threads=config.data.threads,
-            processes=config.data.processes,
             max_pixels=int(config.data.max_megapixels * 1e6),
             # What autocast would make of the views at the model's first product.
             dtype="bfloat16" if self._bf16 else "float32",
+        )
+        return PairLoader(
+            self._sampler.batches(first_step, self._total),
+            self._source.pictures.paths,
+            options,
             substitute=self._source.substitute,
             on_broken=self._quarantine.add,
+            processes=config.data.processes,
         )
 
     def _steps(self, loader: PairLoader, first_step: int, on_step: Callable[[int], None] | None) -> None:

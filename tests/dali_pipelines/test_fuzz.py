@@ -26,11 +26,12 @@ import pytest
 from PIL import Image
 
 from copynce.pixtrace import EditProgram, sample_program
-from dali_pipelines import Pair, PairLoader, PictureLoader
+from dali_pipelines import LoaderOptions, Pair, PairLoader, PictureLoader
 
 FILES = int(os.environ.get("COPYNCE_FUZZ", "30"))
 FORMATS = ("jpg", "png", "webp", "bmp", "tiff", "gif")
-SIZE, BATCH = 32, 64
+BATCH = 64
+OPTIONS = LoaderOptions(size=32, batch_size=BATCH)
 #: Memory that damaged headers of pictures of some kilobytes may make the process take.
 MOST_BYTES = 4 * 2**30
 
@@ -227,8 +228,7 @@ def through_pairs(paths: list[Path], good: Path) -> dict[str, list[Any]]:
     batches = PairLoader(
         [[pair(path) for path in paths[i : i + BATCH]] for i in range(0, len(paths), BATCH)],
         [good],
-        size=SIZE,
-        batch_size=BATCH,
+        OPTIONS,
         substitute=lambda wanted, attempt: pair(good),
         on_broken=lambda path, reason: told.append((Path(path).name, reason)),
     )
@@ -241,7 +241,7 @@ def through_pictures(paths: list[Path]) -> dict[str, list[Any]]:
     """Names delivered and (name, reason) told by the evaluation loader."""
     told: list[tuple[str, str]] = []
     report: Callable[[Any, str], None] = lambda path, reason: told.append((Path(path).name, reason))  # noqa: E731
-    pictures = PictureLoader(paths, size=SIZE, batch_size=BATCH, on_broken=report)
+    pictures = PictureLoader(paths, OPTIONS, on_broken=report)
     return accounted((paths[i].name for indices, _ in pictures for i in indices.tolist()), told)
 
 

@@ -1,4 +1,4 @@
-"""Operators beside their twins, what the host feeds, and the GPU graph as far as it shows without a GPU."""
+"""Operators beside their twins, what the host packs, and the GPU graph as far as it shows without a GPU."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from copynce.pixtrace import (
     sample_program,
 )
 from dali_pipelines import render_programs
-from dali_pipelines.leaves import remap_bilinear, resize_bicubic, warp_bilinear
-from dali_pipelines.loaders import MEAN, STD
+from dali_pipelines.numba_ops.resize import resize_bicubic
+from dali_pipelines.numba_ops.warp import remap_bilinear, warp_bilinear
+from dali_pipelines.packing import FLAGS, Scene, View, check_plan, input_layouts, pack_batch, working_size
 from dali_pipelines.sources import EncodedPicture
-from dali_pipelines.views import FLAGS, Scene, View, check_plan, feed, input_layouts, working_size
 
 SHAPES = [((97, 130), (48, 48)), ((40, 31), (63, 257)), ((1, 1), (7, 5)), ((300, 17), (1, 64)), ((64, 64), (64, 64))]
 
@@ -143,13 +143,15 @@ def both_ways(
     picture = EncodedPicture(np.frombuffer(stored.getvalue(), np.uint8), shape)
     plans = [program.composed(shape, (side, side)) for program in programs]
     layers = [(picture,) * sum(layer.color is None for layer in plan.pictures()) for plan in plans]
-    fed = feed([Scene((picture,), (View(p, 0, others),)) for p, others in zip(plans, layers, strict=True)], side)
+    packed = pack_batch(
+        [Scene((picture,), (View(p, 0, others),)) for p, others in zip(plans, layers, strict=True)], side
+    )  # fmt: skip
     layouts = input_layouts(1)
 
     @dali.pipeline_def(batch_size=len(programs), num_threads=2, device_id=None, enable_conditionals=True)
     def both() -> tuple[object, ...]:
         nodes = fn.external_source(
-            source=lambda: fed, num_outputs=len(fed), layout=list(layouts.values()), batch=True
+            source=lambda: packed, num_outputs=len(packed), layout=list(layouts.values()), batch=True
         )  # fmt: skip
         inputs = {name: nodes[i] for i, name in enumerate(layouts)}
         shown, of_view = graph.decode(inputs["picture_0"], "cpu"), graph._of_view(inputs, 0)
@@ -171,7 +173,7 @@ JITTERS = (
 
 
 def test_composing_agrees_with_dalis_operators() -> None:
-    """Places, weights, paint and colours of a view: in one leaf, and as on the GPU; alone and together."""
+    """Places, weights, paint and colours of a view: in one operator, and as on the GPU; alone and together."""
     from dali_pipelines import graph
 
     side = 24
@@ -220,7 +222,7 @@ def test_mixing_blurring_and_finishing_agree_with_dalis_operators() -> None:
     programs = [EditProgram((*more, *effects, Blur(sigma))) for sigma in (9.0, 40.0, 100.0) for more in ((), erasing)]
 
     def both(picture: object, inputs: dict[str, object]) -> tuple[object, ...]:
-        fast, twin = (finish(picture, inputs, (MEAN, STD), side, "cpu") for finish in (graph.finish, graph.finish_twin))
+        fast, twin = (finish(picture, inputs, True, side, "cpu") for finish in (graph.finish, graph.finish_twin))
         mixed = graph.mix(picture, inputs, "cpu"), graph.mix_twin(picture, inputs)
         return *mixed, graph.blur(picture, inputs, "cpu"), graph.blur_twin(picture, inputs), fast, twin
 
@@ -268,13 +270,13 @@ def test_warping_agrees_with_dalis_operator() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2])
-@pytest.mark.parametrize("normalize", [None, (MEAN, STD)], ids=["uint8", "normalised"])
-def test_the_gpu_graph_is_valid(views: int, normalize: tuple[tuple[float, ...], tuple[float, ...]] | None) -> None:
+@pytest.mark.parametrize("normalized", [False, True], ids=["uint8", "normalised"])
+def test_the_gpu_graph_is_valid(views: int, normalized: bool) -> None:
     """DALI checks every operator and argument when it serialises, also where no GPU is."""
     from dali_pipelines.graph import build_pipeline
 
     pipeline = build_pipeline(
-        lambda: [], views=views, size=224, batch_size=8, threads=2, device="gpu", device_id=None, normalize=normalize
+        lambda: [], views=views, size=224, batch_size=8, threads=2, device="gpu", device_id=None, normalized=normalized
     )
     assert len(pipeline.serialize()) > 1000
 
@@ -321,15 +323,15 @@ def test_what_is_off_costs_no_bytes() -> None:
     plain = EditProgram().composed((375, 500), (224, 224))
     mirrored = EditProgram((HorizontalFlip(),)).composed((375, 500), (224, 224))
     padded = EditProgram((Pad(50, 50, 50, 50),)).composed((375, 500), (224, 224))
-    fed = feed([Scene((picture,), (View(p), View(plain))) for p in (plain, mirrored, padded)], 224)
-    row = dict(zip(names, fed, strict=True))
+    packed = pack_batch([Scene((picture,), (View(p), View(plain))) for p in (plain, mirrored, padded)], 224)
+    row = dict(zip(names, packed, strict=True))
     assert row["scene_flags"].tolist() == [[True, False, False]] * 3
     flags = dict(zip(FLAGS, row["view_0.flags"].T.tolist(), strict=True))
     assert flags["as_plain"] == [True, True, True]
     assert flags["edited"] == flags["warp_0"] == [False, True, True]
     assert flags["blend"] == [False, False, True]
-    assert [w.size for w in fed[names.index("view_0.planes")]] == [0, 0, 224 * 224]  # type: ignore[attr-defined]
-    assert [w.size for w in fed[names.index("view_1.noises")]] == [3, 3, 3]  # type: ignore[attr-defined]
+    assert [w.size for w in packed[names.index("view_0.planes")]] == [0, 0, 224 * 224]  # type: ignore[attr-defined]
+    assert [w.size for w in packed[names.index("view_1.noises")]] == [3, 3, 3]  # type: ignore[attr-defined]
     assert [p.size for p in row["picture_1"]] == [1, 1, 1]
 
 

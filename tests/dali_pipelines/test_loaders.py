@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ import torch
 from PIL import Image
 
 from copynce.pixtrace import EditProgram, sample_program
-from dali_pipelines import BrokenPicture, Pair, PairLoader, PictureLoader, render_programs
-from dali_pipelines.loaders import MEAN, STD
+from dali_pipelines import BrokenPicture, LoaderOptions, Pair, PairLoader, PictureLoader, render_programs
+from dali_pipelines.options import MEAN, STD
+from dali_pipelines.packing import FLAGS, input_layouts
 from dali_pipelines.renderer import Renderer
-from dali_pipelines.sources import EncodedPicture
-from dali_pipelines.views import FLAGS, input_layouts
+from dali_pipelines.sources import AnyPath, EncodedPicture
 
 SIZE = 48
 
@@ -70,18 +71,30 @@ def to_uint8(normalised: torch.Tensor) -> np.ndarray:
     return (255 * colours).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def loader(batches: list[list[Pair]], pictures: list[Path], **options: object) -> PairLoader:
-    def refuse(pair: Pair, attempt: int) -> Pair:
-        raise AssertionError(f"nothing is broken here, got {pair} at {attempt}")
+def refuse(pair: Pair, attempt: int) -> Pair:
+    raise AssertionError(f"nothing is broken here, got {pair} at {attempt}")
 
-    settings = {
-        "size": SIZE,
-        "batch_size": 4,
-        "substitute": refuse,
-        "on_broken": lambda path, reason: None,
-        "threads": 1,
-    }
-    return PairLoader(batches, pictures, **(settings | options))  # type: ignore[arg-type]
+
+def ignore(path: AnyPath, reason: str) -> None:
+    """Nobody is told."""
+
+
+def loader(
+    batches: Iterable[list[Pair]],
+    pictures: list[Path],
+    *,
+    substitute: Callable[[Pair, int], Pair] = refuse,
+    on_broken: Callable[[AnyPath, str], None] = ignore,
+    **options: Any,
+) -> PairLoader:
+    settings = LoaderOptions(**({"size": SIZE, "batch_size": 4, "threads": 1} | options))
+    return PairLoader(batches, pictures, settings, substitute=substitute, on_broken=on_broken)
+
+
+def picture_loader(
+    paths: list[Path], *, on_broken: Callable[[AnyPath, str], None] = ignore, **options: Any
+) -> PictureLoader:
+    return PictureLoader(paths, LoaderOptions(**({"size": SIZE} | options)), on_broken=on_broken)
 
 
 def test_pairs_are_the_rendered_programs_and_their_tables(pictures: list[Path]) -> None:
@@ -139,8 +152,7 @@ def test_views_come_in_half_precision(pictures: list[Path], dtype: str) -> None:
     for side in ("query", "reference"):
         assert getattr(half, side).dtype == wanted
         assert torch.equal(getattr(half, side), getattr(exact, side).to(wanted))
-    settings = {"size": SIZE, "batch_size": 2, "on_broken": lambda path, reason: None}
-    ((_, whole),) = PictureLoader(pictures[:2], dtype=dtype, **settings)  # type: ignore[arg-type]
+    ((_, whole),) = picture_loader(pictures[:2], dtype=dtype, batch_size=2)
     assert whole.dtype == wanted
 
 
@@ -200,13 +212,13 @@ def test_an_error_that_no_file_is_to_blame_for_comes_at_once(
     arrays, decode = Renderer.arrays, Renderer._decode
     looks: list[int] = []
 
-    def bad(self: Renderer, batch: object, room: object) -> list[object]:
-        fed = arrays(self, batch, room)
+    def bad(self: Renderer, batch: object, arena: object) -> list[object]:
+        packed = arrays(self, batch, arena)
         names = list(input_layouts(2))
         on = [name in ("edited", "effects", "convolve") for name in FLAGS]
-        fed[names.index("view_0.flags")] = np.array([on] * 4)
-        fed[names.index("view_0.kernel")] = [np.ones((3, 3, 3, 3), np.float32)] * 4  # of more dimensions than a view
-        return fed
+        packed[names.index("view_0.flags")] = np.array([on] * 4)
+        packed[names.index("view_0.kernel")] = [np.ones((3, 3, 3, 3), np.float32)] * 4  # of more dimensions than a view
+        return packed
 
     def counted(self: Renderer, files: list[EncodedPicture]) -> bool:
         looks.append(len(files))
@@ -231,7 +243,7 @@ def test_the_samplers_exception_arrives_after_the_good_batches(pictures: list[Pa
 
     seen = []
     with pytest.raises(KeyError, match="out of order") as caught:
-        seen.extend(loader(batches(), pictures))  # type: ignore[arg-type]
+        seen.extend(loader(batches(), pictures))
     assert len(seen) <= 1
     assert any(entry.name == "batches" for entry in caught.traceback)
 
@@ -242,9 +254,8 @@ def test_leaving_early_stops_the_threads(pictures: list[Path]) -> None:
             yield [positive(path) for path in pictures[:4]]
 
     before = threading.active_count()
-    with loader(endless(), pictures) as batches:  # type: ignore[arg-type]
+    with loader(endless(), pictures) as batches:
         assert len(next(iter(batches)).uuids) == 4
-        assert batches.wait_seconds > 0
     assert not [thread for thread in threading.enumerate() if thread.name == "dali_pipelines producer"]
     assert threading.active_count() <= before + 1  # an idle reader thread may still be ending
 
@@ -253,9 +264,10 @@ def test_a_forgotten_loader_does_not_hang_the_interpreter(pictures: list[Path]) 
     script = f"""
 import itertools
 from copynce.pixtrace import EditProgram
-from dali_pipelines import Pair, PairLoader
+from dali_pipelines import LoaderOptions, Pair, PairLoader
 pair = Pair({str(pictures[0])!r}, EditProgram(), {str(pictures[0])!r}, EditProgram(), True, "a")
-loader = PairLoader(itertools.repeat([pair] * 4), [], size=32, batch_size=4, substitute=None, on_broken=None)
+options = LoaderOptions(size=32, batch_size=4)
+loader = PairLoader(itertools.repeat([pair] * 4), [], options, substitute=None, on_broken=None)
 batches = iter(loader)
 print(next(batches).query.shape[0])
 """
@@ -287,7 +299,7 @@ def test_settings_are_checked(pictures: list[Path]) -> None:
 
 
 def test_pictures_equal_pillow(pictures: list[Path]) -> None:
-    seen = list(PictureLoader(pictures, size=SIZE, batch_size=5, on_broken=lambda path, reason: None))
+    seen = list(picture_loader(pictures, batch_size=5))
     assert [len(indices) for indices, _ in seen] == [5, 5, 2]
     assert torch.cat([indices for indices, _ in seen]).tolist() == list(range(12))
     found = to_uint8(torch.cat([batch for _, batch in seen])).astype(int)
@@ -305,13 +317,11 @@ def test_pictures_equal_pillow(pictures: list[Path]) -> None:
 def test_broken_pictures_are_left_out_of_evaluation(pictures: list[Path], broken: list[Path]) -> None:
     told: list[str] = []
     paths = [*pictures[:3], *broken, *pictures[3:5]]
-    evaluation = PictureLoader(
-        paths, size=SIZE, batch_size=3, on_broken=lambda path, reason: told.append(Path(path).name), threads=2
-    )
+    evaluation = picture_loader(paths, batch_size=3, on_broken=lambda path, reason: told.append(Path(path).name))
     seen = list(evaluation)
     assert torch.cat([indices for indices, _ in seen]).tolist() == [0, 1, 2, 9, 10]
     assert sorted(told) == sorted(path.name for path in broken)
-    clean = list(PictureLoader(pictures[:5], size=SIZE, batch_size=5, on_broken=lambda path, reason: None))
+    clean = list(picture_loader(pictures[:5], batch_size=5))
     assert torch.equal(torch.cat([batch for _, batch in seen]), clean[0][1])
 
 
@@ -319,9 +329,9 @@ def test_broken_pictures_are_left_out_of_evaluation(pictures: list[Path], broken
 def test_batches_of_which_nothing_is_left(pictures: list[Path], broken: list[Path], threads: int) -> None:
     """One picture a batch: those of broken files are empty, some only once DALI has failed; the order stays."""
     paths = [*pictures[:2], *broken[-2:], pictures[2], *broken, pictures[3], broken[-1], *pictures[4:9]]
-    seen = list(PictureLoader(paths, size=SIZE, batch_size=1, on_broken=lambda path, reason: None, threads=threads))
+    seen = list(picture_loader(paths, batch_size=1, threads=threads))
     assert [paths[i] for indices, _ in seen for i in indices.tolist()] == pictures[:9]
-    clean = list(PictureLoader(pictures[:9], size=SIZE, batch_size=9, on_broken=lambda path, reason: None))
+    clean = list(picture_loader(pictures[:9], batch_size=9))
     assert torch.equal(torch.cat([batch for _, batch in seen]), clean[0][1])
 
 
@@ -329,7 +339,7 @@ def test_a_loader_ends_its_threads_when_it_ends(pictures: list[Path]) -> None:
     """DALI's too, and without waiting for the garbage collector."""
 
     def threads_after_a_round(stop_early: bool) -> int:
-        batches = iter(PictureLoader(pictures, size=SIZE, batch_size=2, on_broken=lambda path, reason: None, threads=2))
+        batches = iter(picture_loader(pictures, batch_size=2))
         next(batches)
         if stop_early:
             batches.close()  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ from copynce.pixtrace import (
     sample_program,
 )
 from dali_pipelines import EncodedPicture, render_programs
-from dali_pipelines.views import Scene, View, feed, input_layouts
+from dali_pipelines.packing import Scene, View, input_layouts, pack_batch
 
 SIZE = 64
 DEVICE = os.environ.get("COPYNCE_DEVICE", "cpu")
@@ -384,8 +384,8 @@ def test_every_extra_operation_renders(picture: Path, operation: Callable[[Fixed
 def test_rain_is_slanted_grey_lines_a_mean_and_darker(picture: Path, slant: int) -> None:
     plan = EditProgram((Rain(slant, noise_seed=3),)).composed((SIZE, SIZE), (SIZE, SIZE))
     encoded = EncodedPicture(np.zeros(1, np.uint8), (SIZE, SIZE))
-    fed = feed([Scene((encoded,), (View(plan),))], SIZE)
-    drops = fed[list(input_layouts(1)).index("view_0.planes")][0] > 0  # type: ignore[index]
+    packed = pack_batch([Scene((encoded,), (View(plan),))], SIZE)
+    drops = packed[list(input_layouts(1)).index("view_0.planes")][0] > 0  # type: ignore[index]
     # Six drops of 21 pixels; some overlap or leave at the side.
     assert 60 < drops.sum() <= SIZE * SIZE // 600 * 21
     rows, columns = np.nonzero(drops[..., 0])

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from copynce.pixtrace import EditProgram
 from dali_pipelines import (
     BrokenPicture,
+    LoaderOptions,
     Pair,
     PairLoader,
     PictureLoader,
@@ -22,6 +23,7 @@ from dali_pipelines import (
     read_picture,
     render_programs,
 )
+from dali_pipelines.options import MEAN, STD
 
 SIZE = 32
 
@@ -70,24 +72,14 @@ def test_formats_equal_pillow(tmp_path: Path, colours: np.ndarray, name: str, mo
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_on_demand_only(
-    tmp_path: Path, colours: np.ndarray, orientation: int, suffix: str
-) -> None:
+def test_exif_orientation_is_not_applied(tmp_path: Path, colours: np.ndarray, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
     Image.fromarray(colours).save(path, exif=exif)
     assert read_picture(path).shape == (48, 60)
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-    assert read_picture(path, apply_exif=True).shape == (upright.height, upright.width)
     if orientation in (1, 6):
-        for apply_exif, expected in ((False, Image.open(path)), (True, upright)):
-            loader = PictureLoader(
-                [path], size=SIZE, batch_size=1, on_broken=pytest.fail, mean=[0] * 3, std=[1] * 3, apply_exif=apply_exif
-            )
-            ((_, found),) = loader
-            np.testing.assert_array_equal((255 * found[0]).round().permute(1, 2, 0).numpy(), resized(expected))
+        np.testing.assert_array_equal(plain(path), resized(Image.open(path)))
 
 
 def png_of_16_bits(values: np.ndarray) -> bytes:
@@ -194,14 +186,14 @@ def test_odd_files_are_what_pillow_sees_to_both_loaders(tmp_path: Path, colours:
     for name, (content, _) in odd.items():
         (tmp_path / name).write_bytes(content)
     paths = [tmp_path / name for name in odd]
-    options = {"size": SIZE, "batch_size": len(paths), "on_broken": pytest.fail, "mean": [0] * 3, "std": [1] * 3}
+    options = LoaderOptions(size=SIZE, batch_size=len(paths))
     pairs = [Pair(path, EditProgram(), path, EditProgram(), positive=True, uuid=path.name) for path in paths]
-    (batch,) = PairLoader([pairs], paths, substitute=pytest.fail, **options)  # type: ignore[arg-type]
-    ((indices, pictures),) = PictureLoader(paths, **options)  # type: ignore[arg-type]
+    (batch,) = PairLoader([pairs], paths, options, substitute=pytest.fail, on_broken=pytest.fail)
+    ((indices, pictures),) = PictureLoader(paths, options, on_broken=pytest.fail)
     assert indices.tolist() == list(range(len(paths)))
     for i, (name, (_, expected)) in enumerate(odd.items()):
         for found in (batch.query[i], batch.reference[i], pictures[i]):
-            colours = (255 * found).round().permute(1, 2, 0).numpy()
+            colours = (255 * (found.permute(1, 2, 0).numpy() * np.array(STD) + np.array(MEAN))).round()
             np.testing.assert_array_equal(colours, resized(expected.convert("RGB")), err_msg=name)
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from PIL import Image
 
 from copynce.data import read_manifest
 from copynce.data.pairs import DescriptorPairs, PairSampler
-from dali_pipelines import Pair, PairBatch, PairLoader
-from dali_pipelines.workers import _LARGE, SharedRoom, Workers
+from dali_pipelines import LoaderOptions, Pair, PairBatch, PairLoader
+from dali_pipelines.reading import Quarantine
+from dali_pipelines.workers import _LARGE, Workers
 
 SIZE, BATCH, STEPS = 48, 6, 9
 
@@ -49,11 +50,9 @@ def run(pictures: Path, processes: int, told: list[str]) -> Iterator[PairBatch]:
         PairLoader(
             PairSampler(plan, BATCH, seed=3).batches(0, STEPS),
             plan.pictures.paths,
-            size=SIZE,
-            batch_size=BATCH,
+            LoaderOptions(size=SIZE, batch_size=BATCH),
             substitute=plan.substitute,
             on_broken=lambda path, reason: told.append(f"{Path(path).name}: {reason}"),
-            threads=2,
             processes=processes,
         )
     )
@@ -128,8 +127,7 @@ def test_an_error_arrives_after_the_good_batches_and_tells_its_story(pictures: P
     loader = PairLoader(
         Faulty(PairSampler(plan, BATCH, seed=3).batches(0, STEPS)),
         plan.pictures.paths,
-        size=SIZE,
-        batch_size=BATCH,
+        LoaderOptions(size=SIZE, batch_size=BATCH),
         substitute=plan.substitute,
         on_broken=lambda path, reason: None,
         processes=2,
@@ -142,18 +140,24 @@ def test_an_error_arrives_after_the_good_batches_and_tells_its_story(pictures: P
 
 
 def test_wrong_settings_are_named(pictures: Path) -> None:
-    options = {"size": 8, "batch_size": 2, "substitute": lambda p, k: p, "on_broken": lambda p, r: None}
+
+    def make(batches: Iterable[Sequence[Pair]], processes: int) -> PairLoader:
+        options = LoaderOptions(size=8, batch_size=2)
+        return PairLoader(
+            batches, [], options, substitute=lambda p, k: p, on_broken=lambda p, r: None, processes=processes
+        )
+
     with pytest.raises(ValueError, match="processes must be at least 0, got -1"):
-        PairLoader([], [], processes=-1, **options)  # type: ignore[arg-type]
+        make([], processes=-1)
     with pytest.raises(ValueError, match="with processes, batches must be a sequence, got list_iterator"):
-        PairLoader(iter([]), [], processes=1, **options)  # type: ignore[arg-type]
+        make(iter([]), processes=1)
     with pytest.raises(ValueError, match=r"batches and substitute must be picklable: .*lambda"):
-        list(PairLoader([[]], [], processes=1, **options))  # type: ignore[arg-type]
+        list(make([[]], processes=1))
     assert children() == 0
 
 
 class Numbers:
-    """A preparation of arrays inside and outside of the room, large, small, not contiguous, shared."""
+    """A preparation of arrays inside and outside of the arena, large, small, not contiguous, shared."""
 
     def start(self, report: object) -> None: ...
 
@@ -169,9 +173,7 @@ class Numbers:
 
 
 def test_arrays_arrive_as_they_were() -> None:
-    from dali_pipelines.sources import Broken
-
-    workers = Workers(Numbers(), 2, 9, Broken(None))
+    workers = Workers(Numbers(), 2, 9, Quarantine(None))
     try:
         for index in range(9):
             found, release = workers.fetch(index)
@@ -193,18 +195,6 @@ def test_arrays_arrive_as_they_were() -> None:
             workers.fetch(9)
     finally:
         workers.close()
-
-
-def test_a_shared_room_knows_what_lies_in_it() -> None:
-    room = SharedRoom(1000)
-    room.clear()
-    first, second = room.empty((10,), np.uint8), room.empty((10, 10), np.float32)
-    assert (room.start_of(first), room.start_of(second)) == (0, 64)
-    assert room.start_of(second.T) is None  # not contiguous
-    assert room.start_of(room.empty((1000,), np.uint8)) is None  # no room left
-    assert room.start_of(np.zeros(10)) is None
-    room.clear()
-    assert room.size > 1000
 
 
 def test_workers_end_when_their_owner_is_killed(pictures: Path, tmp_path: Path) -> None:
@@ -244,9 +234,7 @@ def test_signals_for_the_owner_do_not_end_its_workers(pictures: Path) -> None:
             os.kill(child.pid or 0, number)
     assert len(list(batches)) == STEPS - 1
 
-    from dali_pipelines.sources import Broken
-
-    workers = Workers(Numbers(), 1, 2, Broken(None))
+    workers = Workers(Numbers(), 1, 2, Quarantine(None))
     try:
         (child,) = multiprocessing.active_children()
         for number in signals:

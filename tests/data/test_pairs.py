@@ -15,7 +15,7 @@ from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairSampler, PairS
 from copynce.data.synthetic import make_pictures
 from copynce.errors import DataError
 from copynce.pixtrace import EditProgram, sample_program
-from dali_pipelines import Pair, PairLoader
+from dali_pipelines import LoaderOptions, Pair, PairLoader
 
 PLAIN = EditProgram()
 
@@ -219,9 +219,7 @@ def test_every_plan_feeds_the_loader_past_broken_pictures(kind: str, files: Mani
     with PairLoader(
         sampler.batches(0, 8),
         plan.pictures.paths,
-        size=32,
-        batch_size=4 * plan.pairs_per_item,
-        threads=1,
+        LoaderOptions(size=32, batch_size=4 * plan.pairs_per_item, threads=1),
         substitute=plan.substitute,
         on_broken=quarantine.add,
     ) as loader:

@@ -17,7 +17,7 @@ from copynce.data import Manifest, Quarantine, read_manifest
 from copynce.data.pairs import DescriptorPairs, PairSampler
 from copynce.data.shards import expand_shards, read_shard
 from copynce.errors import DataError
-from dali_pipelines import BrokenPicture, PairLoader, PictureLoader, ShardMember, read_picture
+from dali_pipelines import BrokenPicture, LoaderOptions, PairLoader, PictureLoader, ShardMember, read_picture
 
 
 def write_shard(path: Path, files: Mapping[str, bytes], format: int = tarfile.PAX_FORMAT) -> Path:
@@ -386,7 +386,7 @@ def test_loaders_see_the_pictures_of_the_files(shards: Path, photographs: Manife
     quarantine = Quarantine()
     packed = read_manifest(shards)
     seen = [
-        list(PictureLoader(manifest.paths, size=64, batch_size=10, on_broken=quarantine.add))
+        list(PictureLoader(manifest.paths, LoaderOptions(size=64, batch_size=10), on_broken=quarantine.add))
         for manifest in (packed, photographs)
     ]
     for (rows, pictures), (expected_rows, expected) in zip(*seen, strict=True):
@@ -398,8 +398,7 @@ def test_loaders_see_the_pictures_of_the_files(shards: Path, photographs: Manife
         with PairLoader(
             PairSampler(plan, 6, seed=0).batches(0, 4),
             manifest.paths,
-            size=64,
-            batch_size=6,
+            LoaderOptions(size=64, batch_size=6),
             substitute=plan.substitute,
             on_broken=quarantine.add,
         ) as loader:
@@ -419,7 +418,7 @@ def test_broken_members_are_listed_and_left_out(photographs: Manifest, tmp_path:
     write_shard(tmp_path / "0.tar", files)
     manifest = read_manifest(tmp_path)
     quarantine = Quarantine(tmp_path / "broken.jsonl")
-    (batch,) = PictureLoader(manifest.paths, size=32, batch_size=6, on_broken=quarantine.add)
+    (batch,) = PictureLoader(manifest.paths, LoaderOptions(size=32, batch_size=6), on_broken=quarantine.add)
     assert batch[0].tolist() == [0, 2, 3, 5]
     assert sorted(path for path, _ in quarantine.entries()) == [f"{tmp_path}/0.tar/1.jpg", f"{tmp_path}/0.tar/4.jpg"]
     assert manifest.paths[1] in Quarantine(tmp_path / "broken.jsonl")

@@ -20,7 +20,8 @@ from copynce.retrieval.crops import (
     one_of_one,
     one_of_two,
 )
-from dali_pipelines import CropLoader, Cut
+from dali_pipelines import CropLoader, Cut, LoaderOptions
+from dali_pipelines.options import MEAN, STD
 
 SIZE = 40
 
@@ -84,11 +85,8 @@ def test_views_equal_pillows(picture: Path, tmp_path: Path, cuts: object) -> Non
     loader = CropLoader(
         [picture, tmp_path / "broken.jpg", picture],
         cuts,  # type: ignore[arg-type]
-        size=SIZE,
-        batch_size=2,
+        LoaderOptions(size=SIZE, batch_size=2),
         on_broken=lambda path, reason: told.append(Path(path).name),
-        mean=[0] * 3,
-        std=[1] * 3,
     )
     assert len(loader) == 2
     (first, views), (second, again) = loader
@@ -98,7 +96,8 @@ def test_views_equal_pillows(picture: Path, tmp_path: Path, cuts: object) -> Non
     assert views.shape == (1, len(wanted), 3, SIZE, SIZE)
     assert (views == again).all()
     for cut, view in zip(wanted, views[0], strict=True):
-        found = (255 * view).round().permute(1, 2, 0).numpy().astype(int)
+        colours = view.permute(1, 2, 0).numpy() * np.array(STD) + np.array(MEAN)
+        found = (255 * colours).round().astype(int)
         if cut.angle % 90 == 0:
             turned = image.rotate(cut.angle, expand=True) if cut.box is None else image.crop(cut.box)
             np.testing.assert_array_equal(found, resized(turned), err_msg=str(cut))
@@ -125,6 +124,15 @@ def test_every_picture_needs_as_many_views(picture: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="cuts must give as many views for every picture, got 2, 1"):
         list(
             CropLoader(
-                paths, lambda w, h: [Cut()] * (1 + (w == h)), size=SIZE, batch_size=2, on_broken=lambda path, why: None
+                paths,
+                lambda w, h: [Cut()] * (1 + (w == h)),
+                LoaderOptions(size=SIZE, batch_size=2),
+                on_broken=lambda path, why: None,
             )
         )
+
+
+def test_crops_are_cut_on_the_cpu() -> None:
+    options = LoaderOptions(size=SIZE, batch_size=2, device="gpu")
+    with pytest.raises(ValueError, match="device must be 'cpu', got 'gpu'"):
+        CropLoader([], one_of_one, options, on_broken=lambda path, why: None)

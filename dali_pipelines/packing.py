@@ -1,4 +1,4 @@
-"""From a composed view (``ComposedView``) to the arrays that the graph is fed with. Plain numbers; no DALI here."""
+"""From composed views (``ComposedView``) to the arrays that the graph takes. Plain numbers; no DALI here."""
 
 from __future__ import annotations
 
@@ -33,17 +33,13 @@ from copynce.pixtrace import (
 )
 from copynce.pixtrace.edits import PHOTOMETRIC_ORDER
 from copynce.pixtrace.view.composed_view import Empty
-from dali_pipelines.leaves import AS_IS, BY_MATRIX, COLOUR_STEPS, PLACES
+from dali_pipelines.numba_ops.layout import AS_IS, BY_MATRIX, COLOUR_STEPS, LAYERS, LUMA, NUMBERS, SLOTS, WIDTH
+from dali_pipelines.patterns import drops, noise, shuffled
 from dali_pipelines.sources import EncodedPicture, Size
 
-#: Other pictures that one view can show.
-LAYERS = 2
-
-#: A picture is shrunk (antialiased) before the warp if the warp would minify it more than this.
+#: A picture is shrunk (antialiased) before the warp if the warp would minify it more than this. Bilinear weights span 2
+#: pixels: at 1.5 each pixel still counts, beyond 2 some would be left out. A shrinking costs as much as the warp.
 MAX_MINIFICATION = 1.5
-
-#: ITU-R 601 luma of R, G, B.
-LUMA = (0.299, 0.587, 0.114)
 
 _NO_STEPS = np.tile(np.eye(3, 4, dtype=np.float32), (COLOUR_STEPS, 1, 1))
 _LUMA = np.array(LUMA, np.float32)
@@ -54,21 +50,15 @@ _ALONG_GREY = _FROM_YIQ @ np.diag([1.0, 0.0, 0.0]) @ _TO_YIQ
 _TURNED_BY_COSINE = _FROM_YIQ @ np.diag([0.0, 1.0, 1.0]) @ _TO_YIQ
 _TURNED_BY_SINE = _FROM_YIQ @ [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]] @ _TO_YIQ
 
-#: Offsets of the noise texture per axis; an Erase's ``noise_seed`` chooses one of their square.
-_NOISE_OFFSETS = 256
-
-#: Standard deviation in pixels below which a Gaussian leaves an 8-bit picture as it is.
+#: Standard deviation in pixels below which a Gaussian leaves an 8-bit picture as it is: the next pixel weighs 4e-6.
 _LEAST_SIGMA = 0.2
 
-#: Pixels that a drop of Rain is high.
-_DROP = 20
-
-#: Share of the pixels that ShufflePixels moves.
-_SHUFFLED = 0.1
+#: Side in pixels of the views for which a Blur's sigma is given; other views get as much of their side.
+_BLUR_SIDE = 224
 
 _EFFECTS = ("mix", "curve", "equalize", "clahe", "rain", "convolve", "median", "pixelate", "shuffle", "grain")
 
-#: What is on for a sample: of its pictures, and of each of its views. The graph skips what is off.
+#: What is on for a scene: of its pictures, and of each of its views. The graph skips what is off.
 SCENE_FLAGS = ("plain_0", "separate", "plain_1")
 FLAGS = (
     *("as_plain", "edited", "layer_0", "layer_1", "effects", "blur", "jpeg"),
@@ -78,7 +68,7 @@ FLAGS = (
     *("blend", "painted", "colour", "erase"),
 )
 
-#: Inputs of a view whose shapes differ from sample to sample, and their DALI layouts.
+#: Inputs of a view whose shapes differ from view to view, and their DALI layouts.
 _LARGE = {
     "layer_picture_0": "",
     "layer_picture_1": "",
@@ -93,11 +83,11 @@ _FLAG = {name: k for k, name in enumerate(FLAGS)}
 
 def _plain_numbers() -> NDArray[np.float32]:
     """The numbers of a view of which nothing is edited."""
-    numbers = np.zeros(PLACES["mask"].stop, np.float32)
+    numbers = np.zeros(WIDTH, np.float32)
     for name in ("weight", "painted", "drops", "places", "grain", "mask"):
-        numbers[PLACES[name]] = -1
-    numbers[PLACES["way"]] = AS_IS
-    numbers[PLACES["steps"]] = _NO_STEPS.reshape(-1)
+        numbers[SLOTS[name]] = -1
+    numbers[SLOTS["way"]] = AS_IS
+    numbers[SLOTS["steps"]] = _NO_STEPS.reshape(-1)
     return numbers
 
 
@@ -105,7 +95,7 @@ _PLAIN_NUMBERS = _plain_numbers()
 
 
 def input_layouts(views: int) -> dict[str, str]:
-    """Every input of the graph with ``views`` views, in the order in which they are fed, and its DALI layout."""
+    """Every input of the graph with ``views`` views, in the order in which they are packed, and its DALI layout."""
     layouts = {"scene_flags": "", "like": "HWC", "picture_0": ""} | ({"picture_1": ""} if views == 2 else {})
     for v in range(views):
         layouts |= {f"view_{v}.flags": "", f"view_{v}.numbers": ""}
@@ -124,51 +114,13 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """One sample of a batch: one or two pictures and the views of them."""
+    """One or two pictures and the views of them: what DALI calls a sample of a batch."""
 
     pictures: tuple[EncodedPicture, ...]
     views: tuple[View, ...]
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A view of a picture for evaluation: a box (left, top, right, bottom) of its pixels, or the whole picture turned.
-
-    A box may leave the picture and shows black there; ``box`` None is the whole picture. ``angle``: degrees
-    counter-clockwise, on a canvas that holds all of the picture, black elsewhere; with a box it must be 0.
-    """
-
-    box: tuple[int, int, int, int] | None = None
-    angle: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
-            raise ValueError(
-                f"Cut.box must be (left, top, right, bottom) with left < right, top < bottom, got {self.box}"
-            )
-        if self.box is not None and self.angle:
-            raise ValueError(f"Cut.angle must be 0 where a box is given, got {self.angle!r} and {self.box}")
-
-    def row(self, height: int, width: int) -> tuple[float, ...]:
-        """Width and height of the view in pixels, and the affine map (a, b, c, d, e, f) of its points to the picture's.
-
-        Turned as ``PIL.Image.rotate(angle, expand=True)`` does it.
-        """
-        if self.box is not None:
-            left, top, right, bottom = self.box
-            return right - left, bottom - top, 1.0, 0.0, left, 0.0, 1.0, top
-        cos, sin = (round(f(math.radians(-self.angle)), 15) for f in (math.cos, math.sin))
-        x, y = width / 2, height / 2
-        forth = np.array([[cos, sin], [-sin, cos]])
-        corners = forth @ [[-x, x, x, -x], [-y, -y, y, y]] + [[x], [y]]
-        canvas = np.ceil(corners.max(axis=1)) - np.floor(corners.min(axis=1))
-        if self.angle % 90 == 0:
-            canvas = np.abs(forth) @ (width, height)
-        shift = (x, y) - forth @ canvas / 2
-        return (*canvas.tolist(), cos, sin, float(shift[0]), -sin, cos, float(shift[1]))
-
-
-def feed(scenes: Sequence[Scene], size: int, empty: Empty = np.empty) -> list[object]:
+def pack_batch(scenes: Sequence[Scene], size: int, empty: Empty = np.empty) -> list[object]:
     """The arrays of one batch, in the order of :func:`input_layouts`: dense [B, ...], or a list where shapes differ.
 
     ``empty(shape, dtype)`` gives the memory of the large ones.
@@ -176,27 +128,27 @@ def feed(scenes: Sequence[Scene], size: int, empty: Empty = np.empty) -> list[ob
     batch = len(scenes)
     scene_flags = np.zeros((batch, len(SCENE_FLAGS)), bool)
     seconds: list[NDArray[Any]] = []
-    views: list[list[_Sample]] = [[] for _ in scenes[0].views]
+    views: list[list[_PackedView]] = [[] for _ in scenes[0].views]
     flags = np.zeros((len(views), batch, len(FLAGS)), bool)
     numbers = np.tile(_PLAIN_NUMBERS, (len(views), batch, 1))
     for i, scene in enumerate(scenes):
         seconds.append(scene.pictures[1].data if len(scene.pictures) == 2 else _NO_BYTES)
         scene_flags[i, SCENE_FLAGS.index("separate")] = len(scene.pictures) == 2
         for v, view in enumerate(scene.views):
-            sample = _Sample(flags[v, i], numbers[v, i], size, empty)
-            sample.fill(view, scene.pictures[view.picture].shape)
+            packed = _PackedView(flags[v, i], numbers[v, i], size, empty)
+            packed.fill(view, scene.pictures[view.picture].shape)
             scene_flags[i, SCENE_FLAGS.index(f"plain_{view.picture}")] |= flags[v, i, _FLAG["as_plain"]]
-            views[v].append(sample)
+            views[v].append(packed)
     like = _zeros((batch, size, size, 0), np.dtype(np.uint8))
-    fed: list[object] = [scene_flags, like, [scene.pictures[0].data for scene in scenes]]
+    inputs: list[object] = [scene_flags, like, [scene.pictures[0].data for scene in scenes]]
     if len(views) == 2:
-        fed.append(_column(seconds, _NO_BYTES))
-    for v, samples in enumerate(views):
-        fed += [flags[v], numbers[v]]
-        large = [sample.large() for sample in samples]
-        unused = _unused(size)
-        fed += [_column([arrays.get(name, unused[name]) for arrays in large], unused[name]) for name in _LARGE]
-    return fed
+        inputs.append(_column(seconds, _NO_BYTES))
+    unused = _unused(size)
+    for v, of_scenes in enumerate(views):
+        inputs += [flags[v], numbers[v]]
+        large = [packed.large() for packed in of_scenes]
+        inputs += [_column([arrays.get(name, unused[name]) for arrays in large], unused[name]) for name in _LARGE]
+    return inputs
 
 
 def check_plan(plan: ComposedView) -> None:
@@ -242,8 +194,8 @@ def _minifies_little(have: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return all(h <= MAX_MINIFICATION * w for h, w in zip(have, wanted, strict=True))
 
 
-class _Sample:
-    """One view of one sample: its flags and numbers (:data:`~dali_pipelines.leaves.NUMBERS`), and its large arrays."""
+class _PackedView:
+    """A view's flags and numbers (:data:`~dali_pipelines.numba_ops.layout.NUMBERS`), and its large arrays."""
 
     def __init__(self, flags: NDArray[np.bool_], numbers: NDArray[np.float32], size: int, empty: Empty) -> None:
         self.flags, self.numbers = flags, numbers
@@ -270,7 +222,7 @@ class _Sample:
             self.compose(plan, shape)
         if plan.erases():
             self.switch("erase")
-            self.noises.append(_noise(plan.noise_seed, size, self.empty))
+            self.noises.append(noise(plan.noise_seed, size, self.empty))
         self.change_colours(plan)
         if not plan.plain or plan.photometric:
             self.switch("edited")
@@ -281,11 +233,8 @@ class _Sample:
 
     def note(self, name: str, value: Any, k: int | None = None) -> None:
         """Set numbers; with ``k`` those of the ``k``-th picture."""
-        place = PLACES[name]
-        if k is not None:
-            each = (place.stop - place.start) // (1 + LAYERS)
-            place = slice(place.start + k * each, place.start + (k + 1) * each)
-        self.numbers[place] = value
+        of_name = self.numbers[SLOTS[name]].reshape(NUMBERS[name])
+        of_name[... if k is None else k] = value
 
     def compose(self, plan: ComposedView, shape: Size) -> None:
         """Note the places of a view's pictures, their weights, paint and where it is erased.
@@ -305,6 +254,7 @@ class _Sample:
         if self.planes:
             self.switch("blend")
             self.note("weight", 0, 0)
+            # Planes lie as ``blend`` gives them: the weights of all layers, the mask, three of paint.
             if plan.erases():
                 self.note("mask", len(layers))
             if plan.paints():
@@ -329,7 +279,7 @@ class _Sample:
         if points is None:
             self.switch(f"warp_{k}")
             self.note("way", BY_MATRIX, k)
-            self.note("matrix", _to_picture(layer, working).reshape(-1), k)
+            self.note("matrix", _to_picture(layer, working), k)
         else:
             self.switch(f"remap_{k}")
             self.note("way", len(self.maps), k)
@@ -351,7 +301,7 @@ class _Sample:
                     mixing = np.array(edit.rows)
                     mixing[:, 3] *= 255.0
                     self.switch("mix")
-                    self.note("mixing", mixing.reshape(-1))
+                    self.note("mixing", mixing)
                 case ToneCurve():
                     levels = 255.0 * np.interp(np.linspace(0, len(edit.levels) - 1, 256), _steps(edit), edit.levels)
                     self.switch("curve")
@@ -363,7 +313,7 @@ class _Sample:
                 case Rain():
                     self.switch("rain")
                     self.note("drops", sum(map(len, self.planes)))
-                    self.planes.append(_drops(edit, size))
+                    self.planes.append(drops(edit, size))
                 case Convolve():
                     # DALI correlates, and so does Pillow: the kernel is not mirrored.
                     new = np.array(edit.kernel, np.float64)
@@ -377,16 +327,17 @@ class _Sample:
                 case ShufflePixels():
                     self.switch("shuffle")
                     self.note("places", len(self.maps))
-                    self.maps.append(_shuffled(size))
+                    self.maps.append(shuffled(size))
                 case Noise():
-                    noise = _noise(edit.noise_seed, size)
+                    grain = noise(edit.noise_seed, size)
                     self.switch("grain")
                     self.note("grain", len(self.noises))
-                    self.noises.append(edit.luma * noise[..., :1] + edit.chroma * noise[::-1])
-                case Blur() if edit.sigma * size / 224 >= _LEAST_SIGMA:
-                    sigma = edit.sigma * size / 224
+                    self.noises.append(edit.luma * grain[..., :1] + edit.chroma * grain[::-1])
+                case Blur() if edit.sigma * size / _BLUR_SIDE >= _LEAST_SIGMA:
+                    sigma = edit.sigma * size / _BLUR_SIDE
                     self.switch("blur")
                     self.note("sigma", sigma)
+                    # Beyond three sigma lie 0.3 % of a Gaussian; a mirrored border has no more than the view's pixels.
                     self.note("reach", min(math.ceil(3.0 * sigma), size - 1))
                 case Jpeg():
                     self.switch("jpeg")
@@ -398,7 +349,7 @@ class _Sample:
             self.switch("effects")
         if colours and (steps := _colour_steps(colours)) is not None:
             self.switch("colour")
-            self.note("steps", steps.reshape(-1))
+            self.note("steps", steps)
 
     def large(self) -> dict[str, NDArray[Any]]:
         """Those of the large arrays (``_LARGE``) that the view uses."""
@@ -527,44 +478,3 @@ def _dense_extent(points: np.ndarray) -> tuple[float, float]:
     tall = np.hypot(across[..., 0], down[..., 0])[shown] / area[shown]
     wide = np.hypot(across[..., 1], down[..., 1])[shown] / area[shown]
     return float(np.percentile(tall, 90)), float(np.percentile(wide, 90))
-
-
-def _drops(rain: Rain, size: int) -> np.ndarray:
-    """uint8 0/1 [size, size]: one drop to 600 pixels, where Albumentations 1.3.1 would let them begin."""
-    random = np.random.Generator(np.random.PCG64(rain.noise_seed))
-    count = size * size // 600
-    length = min(_DROP, size - 1)
-    x = random.integers(min(rain.slant, 0), max(size - max(rain.slant, 0), 0) + 1, count)
-    y = random.integers(0, size - length + 1, count)
-    along = np.arange(length + 1)
-    rows = y[:, None] + along
-    columns = x[:, None] + np.floor(rain.slant * along / length + 0.5).astype(np.int64)
-    inside = (rows < size) & (columns >= 0) & (columns < size)
-    drops = np.zeros((size, size), np.uint8)
-    drops[rows[inside], columns[inside]] = 1
-    return drops
-
-
-@functools.lru_cache(maxsize=4)
-def _shuffled(size: int) -> np.ndarray:
-    """float32 [size, size, 2]: where each pixel comes from, (x, y) of its centre."""
-    random = np.random.Generator(np.random.PCG64(10))
-    moved = np.flatnonzero(random.random(size * size) < _SHUFFLED)
-    places = np.arange(size * size)
-    places[moved] = random.permutation(moved)
-    return np.stack([places % size + 0.5, places // size + 0.5], axis=-1).reshape(size, size, 2).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=4)
-def _noise_texture(size: int) -> np.ndarray:
-    """N(0, 1) on the [0, 1] colour scale, times 255; the seed is arbitrary but fixed."""
-    side = size + _NOISE_OFFSETS
-    return 255.0 * np.random.Generator(np.random.PCG64(0)).standard_normal((side, side, 3), dtype=np.float32)
-
-
-def _noise(number: int, size: int, empty: Empty = np.empty) -> np.ndarray:
-    """float32 [size, size, 3]: the window of the texture that ``number`` chooses."""
-    y, x = number % _NOISE_OFFSETS, number // _NOISE_OFFSETS % _NOISE_OFFSETS
-    noise = empty((size, size, 3), np.float32)
-    noise[:] = _noise_texture(size)[y : y + size, x : x + size]
-    return noise

@@ -45,21 +45,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from copynce import kernels
-from copynce.kernels.coordinate_table_reference import fixed_point_matrix
-from copynce.kernels.copynce import copynce_bwd, copynce_fwd, copynce_triton, copynce_triton_backward, keeps_cosines
-from copynce.kernels.patch_overlap import (
-    empty_outputs,
-    patch_overlap,
-    patch_overlap_fwd,
-    patch_overlap_of_matrix,
-    power_mode,
-    power_table,
-)
+from copynce.kernels import patch_overlap as overlap_module
+from copynce.kernels.copynce import backward, forward, launch_config
+from copynce.kernels.copynce.backward import copynce_bwd
+from copynce.kernels.copynce.forward import copynce_fwd
+from copynce.kernels.copynce.launch_config import keeps_cosines
+from copynce.kernels.copynce.op import copynce_triton, copynce_triton_backward
+from copynce.kernels.launch import next_power_of_2
+from copynce.kernels.patch_overlap import empty_outputs, patch_overlap, patch_overlap_fwd, power_mode, power_table
 
 ARCHITECTURES = (80, 90)
 LARGEST_SHARED = 110 * 1024
-BYTES_BARS = {"forward": 91e6, "backward": 149e6, "prior": 170e6, "prior of a matrix": 131e6}  # B=192, L=196, D=384
+BYTES_BARS = {"forward": 91e6, "backward": 149e6, "prior": 170e6}  # B=192, L=196, D=384
 LAUNCHES_BAR, ATEN_BAR = 5, 4
 PATCH = 16
 
@@ -145,39 +142,36 @@ def recorder(stage: Callable[[], str]) -> Iterator[list[Launch]]:
     def record(kernel: Any, grid: Any, arguments: Any, constants: Any, warps: int, stages: int) -> None:
         launches.append(Launch(stage(), kernel, grid, arguments, constants, warps, stages))
 
-    with (
-        mock.patch.object(kernels.copynce, "launch", record),
-        mock.patch.object(kernels.patch_overlap, "launch", record),
-        mock.patch.object(kernels.coordinate_table, "launch", record),
-    ):
+    with ExitStack() as stack:
+        for module in (overlap_module, forward, backward):
+            stack.enter_context(mock.patch.object(module, "launch", record))
         yield launches
 
 
-def record_step(shape: Shape, matrix: bool = False) -> list[Launch]:
-    """Launches of prior, forward and backward of one step, on tensors without memory; the prior from tables or maps."""
+def record_step(shape: Shape) -> list[Launch]:
+    """Launches of prior, forward and backward of one step, on tensors without memory."""
     stage = "prior"
     size = (shape.side, shape.side)
     settings = PATCH, shape.gamma, shape.released
     with torch.device("meta"), recorder(lambda: stage) as launches:
         overlaps = [empty_outputs(torch.empty(0), shape.pairs, size, size, PATCH, shape.gamma) for _ in range(2)]
         tables = [torch.empty(shape.pairs, *size, dtype=torch.int32) for _ in range(2)]
-        if matrix:
-            scratch, fixed = tables[0], fixed_point_matrix(torch.empty(shape.pairs, 3, 3, dtype=torch.float64))
-            patch_overlap_fwd(scratch, fixed, *overlaps[0], size, size, *settings)
-            patch_overlap_fwd(scratch, None, *overlaps[1], size, size, *settings)
-        else:
-            for table, overlap in zip(tables, overlaps, strict=True):
-                patch_overlap_fwd(table, None, *overlap, size, size, *settings)
+        for table, overlap in zip(tables, overlaps, strict=True):
+            patch_overlap_fwd(table, *overlap, size, *settings)
         query, reference = (torch.empty(shape.pairs, shape.patches, shape.channels, dtype=shape.dtype) for _ in "qr")
-        share, upstream = torch.empty(shape.pairs), torch.empty(())
+        pair_weight, upstream = torch.empty(shape.pairs), torch.empty(())
         mode = power_mode(shape.gamma)
-        powers = share if mode else power_table(shape.gamma, PATCH**2, torch.device("meta"))
+        powers = pair_weight if mode else power_table(shape.gamma, PATCH**2, torch.device("meta"))
         common = (*overlaps[0], *overlaps[1])
         stage = "forward"
         stash = keeps_cosines(query, reference)
-        _, cosine, *factors = copynce_fwd(query, reference, *common, share, powers, 1 / 16, mode, shape.released, stash)
+        _, cosine, *factors = copynce_fwd(
+            query, reference, *common, pair_weight, powers, 1 / 16, mode, shape.released, stash
+        )
         stage = "backward"
-        copynce_bwd(upstream, query, reference, *common, *factors, share, powers, cosine, 1 / 16, mode, shape.released)
+        copynce_bwd(
+            upstream, query, reference, *common, *factors, pair_weight, powers, cosine, 1 / 16, mode, shape.released
+        )
     return launches
 
 
@@ -218,15 +212,15 @@ def aten_operators() -> list[str]:
     with recorder(lambda: "") as launches, _Counter() as counter:
         table = torch.zeros(2, *size, dtype=torch.int32)
         tokens = torch.zeros(2, 4, 16, dtype=torch.bfloat16)
-        active, upstream = torch.ones(2, dtype=torch.bool), torch.ones(())
+        traced, upstream = torch.ones(2, dtype=torch.bool), torch.ones(())
         counter.names.clear()
-        overlaps = [kernels.patch_overlap.patch_overlap._init_fn(table, *size, *settings) for _ in range(2)]
+        overlaps = [patch_overlap._init_fn(table, *size, *settings) for _ in range(2)]
         common = (*overlaps[0], *overlaps[1])
-        _, cosine, *factors, share = kernels.copynce.copynce_triton._init_fn(
-            tokens, tokens, *common, active, PATCH, 1 / 16, *settings[1:], True
+        _, cosine, *factors, pair_weight = copynce_triton._init_fn(
+            tokens, tokens, *common, traced, PATCH, 1 / 16, *settings[1:], True
         )
-        kernels.copynce.copynce_triton_backward._init_fn(
-            upstream, tokens, tokens, *common, cosine, *factors, share, PATCH, 1 / 16, *settings[1:]
+        copynce_triton_backward._init_fn(
+            upstream, tokens, tokens, *common, cosine, *factors, pair_weight, PATCH, 1 / 16, *settings[1:]
         )
     assert len(launches) == LAUNCHES_BAR
     return counter.names
@@ -274,8 +268,7 @@ def resources_of(launch: Launch, arch: int, shape: Shape) -> Resources:
     function = re.search(r"Function (\w+):\s*REG:(\d+) STACK:(\d+)", usage)
     assert function is not None, f"cuobjdump reports no function: {usage}"
     return Resources(
-        kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel")
-        + "_matrix" * launch.constants.get("MATRIX", 0),
+        kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel"),
         stage=launch.stage,
         arch=arch,
         patches=shape.patches,
@@ -378,13 +371,8 @@ def faults_of(resources: Resources) -> list[str]:
 
 def traffic() -> tuple[dict[str, float], int, list[str]]:
     """Bytes of each stage, Triton launches and ATen operators of one step at B=192, L=196, D=384 in bfloat16."""
-    launches, from_matrix = record_step(Shape()), record_step(Shape(), matrix=True)
+    launches = record_step(Shape())
     moved: dict[str, float] = {stage: bytes_of(launches, stage) for stage in ("forward", "backward", "prior")}
-    # The scratch is filled once; maxima go in and entries come out: all counted, although a slice of it stays in L2.
-    scratch = kernels.patch_overlap.scratch_samples(192, 224, 224) * 224 * 224 * 4
-    table = 192 * 224 * 224 * 4
-    moved["prior of a matrix"] = bytes_of(from_matrix, "prior") + table + scratch
-    moved["prior of a matrix, if the scratch stays in L2"] = bytes_of(from_matrix, "prior") - table + scratch
     return moved, len(launches), aten_operators()
 
 
@@ -414,8 +402,7 @@ def ahead_of_time(patches: list[int], channels: list[int], gammas: list[float], 
     print(" ".join(name.rjust(width) for name, width in zip(columns, widths, strict=True)))
     rows = []
     for shape in [Shape(patches=l, channels=d, gamma=g) for l in patches for d in channels for g in gammas]:  # noqa: E741
-        launched = record_step(shape) + record_step(shape, matrix=True)[:1]
-        for launch in launched:
+        for launch in record_step(shape):
             if launch.stage == "prior" and shape.channels != channels[0]:
                 continue
             for arch in ARCHITECTURES:
@@ -506,21 +493,10 @@ def flop_of(shape: Shape) -> dict[str, float]:
     return {"forward": one, "backward": 2 * one}
 
 
-def _bytes_of_overlap(shape: Shape) -> Iterator[int]:
-    """Bytes of counts and prior rows, both directions."""
-    size = (shape.side, shape.side)
-    with torch.device("meta"):
-        for _ in range(2):
-            for tensor in empty_outputs(torch.empty(0), shape.pairs, size, size, PATCH, shape.gamma):
-                yield tensor.numel() * tensor.element_size()
-
-
 def bounds_of(shape: Shape, bandwidth: float, rate: float) -> dict[str, float]:
     """Seconds that each stage takes at least: its bytes over the copy's rate or its FLOP over the product's."""
     launches = record_step(shape)
     moved = {stage: bytes_of(launches, stage) / bandwidth for stage in ("prior", "forward", "backward")}
-    # The scratch of the reverse tables stays in the last-level cache.
-    moved["prior of a matrix"] = sum(_bytes_of_overlap(shape)) / bandwidth
     products = flop_of(shape)
     moved["forward"] = max(moved["forward"], products["forward"] / rate)
     moved["backward"] = max(moved["backward"], products["backward"] / rate)
@@ -532,20 +508,17 @@ def stages_of(shape: Shape, batch: list[Tensor]) -> dict[str, Callable[[], objec
     query, reference, *tables = batch
     size = (shape.side, shape.side)
     settings = PATCH, shape.gamma, shape.released
-    active = torch.ones(shape.pairs, dtype=torch.bool, device="cuda")
-    turn = torch.tensor([[0.9, 0.2, 5.0], [-0.2, 0.9, 40.0], [0.0, 0.0, 1.0]], dtype=torch.float64, device="cuda")
-    matrices = turn.repeat(shape.pairs, 1, 1)
+    traced = torch.ones(shape.pairs, dtype=torch.bool, device="cuda")
     overlaps = [patch_overlap(table, *size, *settings) for table in tables]
     common = (query.detach(), reference.detach(), *overlaps[0], *overlaps[1])
     form = PATCH, 1 / 16, shape.gamma, shape.released
     stash = keeps_cosines(query, reference)
-    *_, share = kept = copynce_triton(*common, active, *form, stash)[1:]
+    *_, pair_weight = kept = copynce_triton(*common, traced, *form, stash)[1:]
     upstream = torch.ones((), device="cuda")
     return {
         "prior": lambda: [patch_overlap(table, *size, *settings) for table in tables],
-        "prior of a matrix": lambda: patch_overlap_of_matrix(matrices, *size, *size, *settings),
-        "forward": lambda: copynce_triton(*common, active, *form, stash),
-        "backward": lambda: copynce_triton_backward(upstream, *common, *kept[:-1], share, *form),
+        "forward": lambda: copynce_triton(*common, traced, *form, stash),
+        "backward": lambda: copynce_triton_backward(upstream, *common, *kept[:-1], pair_weight, *form),
     }
 
 
@@ -687,18 +660,19 @@ PRIOR_CANDIDATES = tuple((bins, warps) for bins in (256, 512, 1024, 2048, 4096) 
 
 def _candidates(shape: Shape) -> Iterator[tuple[str, str, list[Any]]]:
     """(stage, what is tried, patches of module attributes that set it)."""
-    width = max(256, kernels.copynce.next_power_of_2(shape.patches))
-    for stage, table, chunks in (("forward", "_FORWARD", (0,)), ("backward", "_BACKWARD", CHUNKS)):
+    width = max(256, next_power_of_2(shape.patches))
+    for stage, table, chunks in (
+        ("forward", launch_config.FORWARD, (0,)),
+        ("backward", launch_config.BACKWARD, CHUNKS),
+    ):
         for settings, chunk in itertools.product(CANDIDATES, chunks):
-            config = kernels.copynce.Config(*settings, chunk)
-            yield stage, str(config), [mock.patch.dict(getattr(kernels.copynce, table), {width: config})]
-    for stage in ("prior", "prior of a matrix"):
-        for bins, warps in PRIOR_CANDIDATES:
-            patches = [
-                mock.patch.object(kernels.patch_overlap, name, value)
-                for name, value in (("_BINS", bins), ("_WARPS", warps))
-            ]
-            yield stage, f"bins={bins}, warps={warps}", patches
+            config = launch_config.Config(*settings, chunk)
+            yield stage, str(config), [mock.patch.dict(table, {width: config})]
+    for bins, warps in PRIOR_CANDIDATES:
+        patches = [
+            mock.patch.object(overlap_module, name, value) for name, value in (("_BINS", bins), ("_WARPS", warps))
+        ]
+        yield "prior", f"bins={bins}, warps={warps}", patches
 
 
 def _time_candidate(shape: Shape, batch: list[Tensor], index: int, rounds: int) -> float | str:

@@ -1,4 +1,4 @@
-"""Patch-overlap counts and the row scales of the prior, from coordinate tables or straight from 3x3 matrices.
+"""Patch-overlap counts and the row scales of the prior, from coordinate tables.
 
 ``n_ij`` is the number of pixels of patch i whose entry lies in patch j of the other picture, ``n_i0`` of those without
 source (eq. 4). The prior ``w_ij = scale_i * power(n_ij)`` is never stored: the loss reads a byte a count and makes it
@@ -15,9 +15,7 @@ weight is 1 all the same, because the scale is made from the saturated count.
 
 Shapes: B pairs, H x W pixels of the table, L its patches, M patches of the other picture, P pixels a patch, S = M
 rounded up to 16 (rows that start on 16 bytes are what vector loads need; the rest of a row is 0).
-Cost: 4 B H W bytes read and B L S written for one direction. From matrices the first direction reads nothing and
-leaves the reverse table (the last pixel in raster order wins: an integer maximum) in a scratch for the second: 4 bytes
-a pixel written and read once more, and 16 MiB filled once.
+Cost: 4 B H W bytes read and B L S written for one direction.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -33,8 +31,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .coordinate_table import project
-from .coordinate_table_reference import fixed_point_matrix
 from .launch import launch, next_power_of_2
 
 # Rows of the prior tensor [B, 2, L], or [B, 3, L] where the power comes from the table.
@@ -46,8 +42,6 @@ PEAK = tl.constexpr(2)
 _BINS = 512
 _WARPS = 2
 _GAMMA_LIMIT = 2.0**17  # (1023 / 1024)^gamma is below 2^-150 here: the largest bins alone are left, as at infinity
-# Reverse tables in flight: they stay in the last-level cache of A100 (40 MB) and H100 (50 MB).
-_SCRATCH_BYTES = 16 << 20
 
 
 @triton.jit
@@ -66,12 +60,10 @@ def power(b_count, b_peak, p_power, POWER: tl.constexpr):
 
 @triton.jit
 def _patch_overlap_kernel(
-    p_table,  # [B, H, W] int32: base + pixel index in the other picture, or less; with MATRIX, the scratch [B, HT, WT]
-    p_matrix,  # [B, 3, 3] int64: fixed-point map to the other picture, read with MATRIX only
+    p_table,  # [B, H, W] int32: pixel index in the other picture; any other number is no source
     p_power,  # [P + 1] float32: read with POWER 0 only
     p_counts,  # [B, L, STRIDE] uint8 or int16: out
     p_prior,  # [B, 2 or 3, L] float32: out, rows SCALE, MASS and, with POWER 0 only, PEAK
-    base,  # int32: what is added to an index in p_table
     H: tl.constexpr,
     W: tl.constexpr,
     HT: tl.constexpr,  # sides of the other picture
@@ -80,7 +72,6 @@ def _patch_overlap_kernel(
     STRIDE: tl.constexpr,
     RUN: tl.constexpr,  # neighbouring patches of one program
     MP: tl.constexpr,  # bins of a patch: M padded to a power of two
-    MATRIX: tl.constexpr,  # entries come from p_matrix, and p_table receives the reverse table (below base before)
     POWER: tl.constexpr,
     RELEASED: tl.constexpr,
 ):
@@ -101,14 +92,8 @@ def _patch_overlap_kernel(
     o_x = tl.arange(0, PX)[None, :]
     o_pixel = (i_row * PATCH + o_y) * W + i_first * PATCH + o_x
     m_pixel = (o_y < PATCH) & (o_x < PATCH * RUN) & (i_first * PATCH + o_x < W)
-    if MATRIX:
-        b_entry = project(p_matrix + i_sample * 9, i_row * PATCH + o_y, i_first * PATCH + o_x, HT, WT)
-        m_source = m_pixel & (b_entry >= 0)
-        tl.atomic_max(p_table + i_sample * (HT * WT) + b_entry, base + o_pixel, mask=m_source, sem="relaxed")
-    else:
-        p_entry = p_table + i_sample * (H * W) + o_pixel
-        b_entry = tl.load(p_entry, mask=m_pixel, other=-1) - base
-        m_source = (b_entry >= 0) & (b_entry < HT * WT)
+    b_entry = tl.load(p_table + i_sample * (H * W) + o_pixel, mask=m_pixel, other=-1)
+    m_source = (b_entry >= 0) & (b_entry < HT * WT)
     b_target = (b_entry // WT // PATCH) * (WT // PATCH) + (b_entry % WT) // PATCH
     b_bin = tl.where(m_source, (o_x // PATCH) * MP + b_target, 0)
     b_counts = tl.histogram(tl.reshape(b_bin, (PY * PX,)), RUN * MP, mask=tl.reshape(m_source, (PY * PX,)))
@@ -172,11 +157,6 @@ def patches_of(shape: tuple[int, int], patch_size: int) -> int:
     return (shape[0] // patch_size) * (shape[1] // patch_size)
 
 
-def scratch_samples(batch: int, height: int, width: int) -> int:
-    """Samples whose reverse tables of height x width pixels are in flight at a time."""
-    return min(batch, max(1, _SCRATCH_BYTES // (4 * height * width)))
-
-
 def empty_outputs(
     like: Tensor, batch: int, shape: tuple[int, int], target_shape: tuple[int, int], patch_size: int, gamma: float
 ) -> tuple[Tensor, Tensor]:
@@ -190,47 +170,38 @@ def empty_outputs(
 
 def patch_overlap_fwd(
     table: Tensor,
-    matrix: Tensor | None,
     counts: Tensor,
     prior: Tensor,
-    shape: tuple[int, int],
     target_shape: tuple[int, int],
     patch_size: int,
     gamma: float,
     released: bool,
-    base: int = 0,
 ) -> None:
-    """Fill ``counts`` [B, L, S] and ``prior`` [B, 2 or 3, L] of one direction; one launch.
-
-    ``table`` int32 [B, H, W] is read, with ``base`` added to its indices; with ``matrix`` int64 [B, 3, 3] in fixed
-    point it is [B, HT, WT], all below ``base``, and receives such a reverse table instead.
-    """
-    columns = shape[1] // patch_size
+    """Fill ``counts`` [B, L, S] and ``prior`` [B, 2 or 3, L] of one direction from ``table`` [B, H, W]; one launch."""
+    batch, height, width = table.shape
+    columns = width // patch_size
     bins = max(64, next_power_of_2(patches_of(target_shape, patch_size)))
     run = max(1, min(_BINS // bins, next_power_of_2(columns)))
     constants: dict[str, Any] = {
-        "H": shape[0],
-        "W": shape[1],
+        "H": height,
+        "W": width,
         "HT": target_shape[0],
         "WT": target_shape[1],
         "PATCH": patch_size,
         "STRIDE": counts.shape[2],
         "RUN": run,
         "MP": bins,
-        "MATRIX": matrix is not None,
         "POWER": power_mode(gamma),
         "RELEASED": released,
     }
     arguments = {
         "p_table": table,
-        "p_matrix": table if matrix is None else matrix,
         "p_power": prior if power_mode(gamma) else power_table(gamma, patch_size**2, table.device),
         "p_counts": counts,
         "p_prior": prior,
-        "base": base,
     }
-    programs = (shape[0] // patch_size) * -(-columns // run)
-    launch(_patch_overlap_kernel, (programs, len(table)), arguments, constants, warps=_WARPS, stages=1)
+    programs = (height // patch_size) * -(-columns // run)
+    launch(_patch_overlap_kernel, (programs, batch), arguments, constants, warps=_WARPS, stages=1)
 
 
 @torch.library.custom_op("copynce::patch_overlap", mutates_args=())
@@ -245,7 +216,7 @@ def patch_overlap(
     shape, target_shape = (table.shape[1], table.shape[2]), (target_height, target_width)
     counts, prior = empty_outputs(table, len(table), shape, target_shape, patch_size, gamma)
     if counts.numel():
-        patch_overlap_fwd(table.contiguous(), None, counts, prior, shape, target_shape, patch_size, gamma, released)
+        patch_overlap_fwd(table.contiguous(), counts, prior, target_shape, patch_size, gamma, released)
     return counts, prior
 
 
@@ -255,79 +226,3 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     shape, target_shape = (table.shape[1], table.shape[2]), (target_height, target_width)
     return empty_outputs(table, table.shape[0], shape, target_shape, patch_size, gamma)
-
-
-@torch.library.custom_op("copynce::patch_overlap_of_matrix", mutates_args=())
-def patch_overlap_of_matrix(
-    matrix: Tensor,
-    query_height: int,
-    query_width: int,
-    reference_height: int,
-    reference_width: int,
-    patch_size: int,
-    gamma: float,
-    released: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Counts and prior rows of query to reference, then of reference to query, without a table in between.
-
-    ``matrix`` [B, 3, 3] float64: query to reference, in pixels. The reference-to-query table is the reversal of the
-    other: each reference pixel takes the last query pixel in raster order that falls on it.
-    """
-    query_shape, reference_shape = (query_height, query_width), (reference_height, reference_width)
-    batch = len(matrix)
-    query = empty_outputs(matrix, batch, query_shape, reference_shape, patch_size, gamma)
-    reference = empty_outputs(matrix, batch, reference_shape, query_shape, patch_size, gamma)
-    if not query[0].numel():
-        return *query, *reference
-    fixed = fixed_point_matrix(matrix)
-    samples = scratch_samples(batch, reference_height, reference_width)
-    scratch = matrix.new_empty(samples, reference_height, reference_width, dtype=torch.int32)
-    pixels = query_height * query_width
-    for start in range(0, batch, samples):
-        part = slice(start, min(start + samples, batch))
-        table = scratch[: part.stop - part.start]
-        # Each slice writes above all that the one before left behind, until int32 is full: cleared once, as a rule.
-        base = start // samples % (2**31 // pixels) * pixels
-        if base == 0:
-            scratch.fill_(-1)
-        patch_overlap_fwd(
-            table,
-            fixed[part],
-            query[0][part],
-            query[1][part],
-            query_shape,
-            reference_shape,
-            patch_size,
-            gamma,
-            released,
-            base,
-        )
-        patch_overlap_fwd(
-            table,
-            None,
-            reference[0][part],
-            reference[1][part],
-            reference_shape,
-            query_shape,
-            patch_size,
-            gamma,
-            released,
-            base,
-        )
-    return *query, *reference
-
-
-@patch_overlap_of_matrix.register_fake
-def _(
-    matrix: Tensor,
-    query_height: int,
-    query_width: int,
-    reference_height: int,
-    reference_width: int,
-    patch_size: int,
-    gamma: float,
-    released: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    query_shape, reference_shape = (query_height, query_width), (reference_height, reference_width)
-    query = empty_outputs(matrix, matrix.shape[0], query_shape, reference_shape, patch_size, gamma)
-    return *query, *empty_outputs(matrix, matrix.shape[0], reference_shape, query_shape, patch_size, gamma)

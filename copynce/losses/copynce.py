@@ -1,19 +1,26 @@
-"""CopyNCE, the patch-level loss of the paper (eq. 4 to 7): public function, validation and choice of implementation."""
+"""CopyNCE, the patch-level loss of the paper (eq. 4 to 7): the public function, what it accepts, and who computes it.
+
+``copynce_loss`` checks its tensors and makes its settings, chooses a backend and hands both to that backend's runner,
+which checks what it alone asks for. A runner computes any target: a rival's are tables and settings again.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from copynce.kernels.copynce_reference import copynce_reference
-from copynce.losses.copynce_cpu import LARGEST_LOGIT_RANGE, copynce_cpu_forward
-from copynce.losses.rival_targets import Target, rival_tables
+from copynce.kernels.copynce.reference import copynce_reference
+from copynce.losses.cpu.op import copynce_cpu_forward
+from copynce.losses.rival_targets import rival_tables
+from copynce.losses.settings import SMALLEST_TEMPERATURE, CopyNCESettings, Form, Prior, Target, check_word
 
 try:
-    from copynce.kernels.copynce import LARGEST_PATCH_SIZE, LARGEST_PATCHES, copynce_triton, fits, keeps_cosines
+    from copynce.kernels.copynce.launch_config import LARGEST_PATCH_SIZE, LARGEST_PATCHES, fits, keeps_cosines
+    from copynce.kernels.copynce.op import copynce_triton
     from copynce.kernels.launch import runs_on
     from copynce.kernels.patch_overlap import patch_overlap
 except ImportError:  # no Triton for this platform
@@ -21,9 +28,22 @@ except ImportError:  # no Triton for this platform
 else:
     TRITON = True
 
-Prior = Literal["released", "paper"]
-Form = Literal["nce", "cosine"]
 Backend = Literal["auto", "triton", "cpu", "reference"]
+_BACKENDS = get_args(Backend)
+
+
+class Pairs(NamedTuple):
+    """The tensors of a batch of pairs, as ``copynce_loss`` describes them."""
+
+    query_tokens: Tensor
+    reference_tokens: Tensor
+    query_to_reference: Tensor
+    reference_to_query: Tensor
+    traced: Tensor  # bool [B]: pairs whose pixels are known, which alone count; ``active`` to the public
+
+    @property
+    def needs_gradient(self) -> bool:
+        return torch.is_grad_enabled() and (self.query_tokens.requires_grad or self.reference_tokens.requires_grad)
 
 
 def copynce_loss(
@@ -57,7 +77,7 @@ def copynce_loss(
             ``Lq = Hq / patch_size * Wq / patch_size``.
         reference_to_query: [B, Hr, Wr] int32, the other direction.
         patch_size: side of a patch in pixels.
-        temperature: tau of the softmax over cosines, above 0 (tau in eq. 6).
+        temperature: tau of the softmax over cosines, above 0 (eq. 6).
         gamma: sharpening exponent of the prior in [0, inf] (eq. 5).
         prior: "released" normalises a patch's prior over reference patches and the not-copied share, and averages over
             all patches; "paper" normalises over reference patches only and averages over copied patches.
@@ -67,13 +87,13 @@ def copynce_loss(
         neighbours: targets of a patch under a rival (k of Table 2), at most as many as there are patches.
         form: "nce", the loss above, or the rival "cosine", ``l(q -> r) = (1/N) sum_ij w_ij (1 - cos_ij)``, in plain
             PyTorch on every device (backend "auto" or "reference").
-        active: [B] bool, pairs that count; all by default. The others get gradients of exactly 0, whatever their
-            tokens hold.
+        active: [B] bool, pairs that count, which are those whose pixels were traced; all by default. The others get
+            gradients of exactly 0, whatever their tokens hold.
         backend: "auto" takes the fused path of the tokens' device where it applies, else "reference" (always for
-            float64). "cpu" is the fused path on the CPU, which computes in float32 and needs 2 / temperature <= 80.
-            "triton" is the fused path on CUDA (compute capability 8.0 or more): the same temperatures, at most 1024
-            patches, 16-bit or float32 tokens, float32 ones in autocast's dtype where that is on; an index outside of
-            the other picture counts as no source there, since looking for one would wait for the device.
+            float64). "cpu" is the fused path on the CPU, which computes in float32 and needs a temperature of 0.025 or
+            more. "triton" is the fused path on CUDA (compute capability 8.0 or more): the same temperatures, at most
+            1024 patches, 16-bit or float32 tokens, float32 ones in autocast's dtype where that is on; an index outside
+            of the other picture counts as no source there, since looking for one would wait for the device.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -85,111 +105,32 @@ def copynce_loss(
     >>> float(copynce_loss(tokens, tokens, table, table, patch_size=1, temperature=1.0))  # log(e + 3) - 1
     0.743668...
     """
-    tensors = {
-        "query_tokens": query_tokens,
-        "reference_tokens": reference_tokens,
-        "query_to_reference": query_to_reference,
-        "reference_to_query": reference_to_query,
-    }
-    if active is not None:
-        tensors["active"] = active
-    _check_types(tensors)
-    _check_scalars(patch_size, temperature, gamma, prior, target, neighbours, form, backend)
-    _check_shapes(tensors, patch_size)
-    _check_dtypes_and_devices(tensors)
-    if active is None:
-        active = torch.ones(len(query_tokens), dtype=torch.bool, device=query_tokens.device)
-    if target != "overlap":
-        _check_indices(query_to_reference, reference_to_query)
-        query_to_reference, reference_to_query, patch_size = rival_tables(
-            query_tokens, reference_tokens, query_to_reference, reference_to_query, patch_size, target, neighbours
-        )
-        gamma = 1.0
-    if form == "cosine":
-        backend = "reference"
-    elif backend == "auto":
-        backend = _choose_backend(query_tokens, reference_tokens, temperature, patch_size)
-    if backend == "cpu":
-        _check_cpu(query_tokens, temperature)
-        needs_gradient = torch.is_grad_enabled() and (query_tokens.requires_grad or reference_tokens.requires_grad)
-        loss, *_ = copynce_cpu_forward(
-            query_tokens,
-            reference_tokens,
-            query_to_reference,
-            reference_to_query,
-            active,
-            patch_size,
-            float(temperature),
-            float(gamma),
-            prior == "released",
-            needs_gradient,
-        )
-        return loss
-    if backend == "triton":
-        device = query_tokens.device.type
-        if query_tokens.dtype == torch.float32 and torch.is_autocast_enabled(device):
-            # As for any matrix product: a transformer's residual stream stays float32, which the kernels take slowly.
-            dtype = torch.get_autocast_dtype(device)
-            query_tokens, reference_tokens = query_tokens.to(dtype), reference_tokens.to(dtype)
-        _check_triton(query_tokens, reference_tokens, temperature, patch_size)
-        settings = patch_size, float(gamma), prior == "released"
-        query_overlap = patch_overlap(query_to_reference, *reference_to_query.shape[1:], *settings)
-        reference_overlap = patch_overlap(reference_to_query, *query_to_reference.shape[1:], *settings)
-        needs_gradient = torch.is_grad_enabled() and (query_tokens.requires_grad or reference_tokens.requires_grad)
-        loss, *_ = copynce_triton(
-            query_tokens,
-            reference_tokens,
-            *query_overlap,
-            *reference_overlap,
-            active,
-            patch_size,
-            float(temperature),
-            float(gamma),
-            prior == "released",
-            needs_gradient and keeps_cosines(query_tokens, reference_tokens),
-        )
-        return loss
-    _check_indices(query_to_reference, reference_to_query)
-    with torch.autocast(query_tokens.device.type, enabled=False):
-        return copynce_reference(
-            query_tokens,
-            reference_tokens,
-            query_to_reference,
-            reference_to_query,
-            active,
-            patch_size=patch_size,
-            temperature=temperature,
-            gamma=gamma,
-            prior=prior,
-            form=form,
-        )
+    settings = CopyNCESettings(
+        patch_size=patch_size,
+        temperature=temperature,
+        gamma=gamma,
+        prior=prior,
+        target=target,
+        neighbours=neighbours,
+        form=form,
+    )
+    _check_backend(backend, settings)
+    pairs = _pairs(query_tokens, reference_tokens, query_to_reference, reference_to_query, active, patch_size)
+    return _run(pairs, settings, backend)
 
 
 class CopyNCELoss(nn.Module):
-    """``copynce_loss`` with its settings held; the arguments are those of the function."""
+    """``copynce_loss`` with its settings held: ``settings`` (all defaults if none), with those ``changed`` by name.
 
-    def __init__(
-        self,
-        *,
-        patch_size: int = 16,
-        temperature: float = 1 / 16,
-        gamma: float = 1.0,
-        prior: Prior = "released",
-        target: Target = "overlap",
-        neighbours: int = 1,
-        form: Form = "nce",
-        backend: Backend = "auto",
-    ) -> None:
+    >>> CopyNCELoss(gamma=3.0, prior="paper").settings.gamma
+    3.0
+    """
+
+    def __init__(self, settings: CopyNCESettings | None = None, *, backend: Backend = "auto", **changed: Any) -> None:
         super().__init__()
-        _check_scalars(patch_size, temperature, gamma, prior, target, neighbours, form, backend)
-        self.patch_size = patch_size
-        self.temperature = temperature
-        self.gamma = gamma
-        self.prior: Prior = prior
-        self.target: Target = target
-        self.neighbours = neighbours
-        self.form: Form = form
+        self.settings = replace(settings or CopyNCESettings(), **changed)
         self.backend: Backend = backend
+        _check_backend(backend, self.settings)
 
     def forward(
         self,
@@ -200,81 +141,150 @@ class CopyNCELoss(nn.Module):
         active: Tensor | None = None,
     ) -> Tensor:
         """The loss of one batch, a scalar; see ``copynce_loss``."""
-        return copynce_loss(
-            query_tokens,
-            reference_tokens,
-            query_to_reference,
-            reference_to_query,
-            patch_size=self.patch_size,
-            temperature=self.temperature,
-            gamma=self.gamma,
-            prior=self.prior,
-            target=self.target,
-            neighbours=self.neighbours,
-            form=self.form,
-            active=active,
-            backend=self.backend,
-        )
+        patch_size = self.settings.patch_size
+        pairs = _pairs(query_tokens, reference_tokens, query_to_reference, reference_to_query, active, patch_size)
+        return _run(pairs, self.settings, self.backend)
 
     def extra_repr(self) -> str:
-        return (
-            f"patch_size={self.patch_size}, temperature={self.temperature:g}, gamma={self.gamma:g}, "
-            f"prior={self.prior!r}, target={self.target!r}, neighbours={self.neighbours}, form={self.form!r}, "
-            f"backend={self.backend!r}"
+        held = {**asdict(self.settings), "backend": self.backend}
+        return ", ".join(f"{name}={value!r}" for name, value in held.items())
+
+
+def _pairs(
+    query_tokens: Tensor,
+    reference_tokens: Tensor,
+    query_to_reference: Tensor,
+    reference_to_query: Tensor,
+    active: Tensor | None,
+    patch_size: int,
+) -> Pairs:
+    """The tensors together, once they are known to fit each other."""
+    tensors = {
+        "query_tokens": query_tokens,
+        "reference_tokens": reference_tokens,
+        "query_to_reference": query_to_reference,
+        "reference_to_query": reference_to_query,
+    }
+    if active is not None:
+        tensors["active"] = active
+    _check_types(tensors)
+    _check_shapes(tensors, patch_size)
+    _check_dtypes_and_devices(tensors)
+    if active is None:
+        active = torch.ones(len(query_tokens), dtype=torch.bool, device=query_tokens.device)
+    return Pairs(query_tokens, reference_tokens, query_to_reference, reference_to_query, active)
+
+
+def _run(pairs: Pairs, settings: CopyNCESettings, backend: Backend) -> Tensor:
+    if settings.target != "overlap":
+        pairs, settings = _with_tables_of_rivals(pairs, settings)
+    if backend == "auto":
+        backend = _choose_backend(pairs, settings)
+    return _RUNNERS[backend](pairs, settings)
+
+
+def _with_tables_of_rivals(pairs: Pairs, settings: CopyNCESettings) -> tuple[Pairs, CopyNCESettings]:
+    """Pairs whose tables stand for a rival's targets, and the settings under which their overlap is its weight."""
+    _check_indices(pairs)
+    query_table, reference_table, patch_size = rival_tables(
+        *pairs[:4], settings.patch_size, settings.target, settings.neighbours
+    )
+    pairs = pairs._replace(query_to_reference=query_table, reference_to_query=reference_table)
+    return pairs, replace(settings, patch_size=patch_size, gamma=1.0, target="overlap")
+
+
+def _choose_backend(pairs: Pairs, settings: CopyNCESettings) -> Backend:
+    query, reference = pairs.query_tokens, pairs.reference_tokens
+    if settings.form == "cosine" or not settings.suits_fused_paths:
+        return "reference"
+    if query.device.type == "cpu":
+        return "cpu" if query.dtype != torch.float64 else "reference"
+    if TRITON and runs_on(query.device) and fits(query, reference, settings.patch_size):
+        return "triton"
+    return "reference"
+
+
+def _run_cpu(pairs: Pairs, settings: CopyNCESettings) -> Tensor:
+    device = pairs.query_tokens.device
+    if device.type != "cpu":
+        raise ValueError(f"backend='cpu' needs tokens on the CPU, got {device}; use backend='auto'")
+    if not settings.suits_fused_paths:
+        raise ValueError(
+            f"backend='cpu' needs temperature >= {SMALLEST_TEMPERATURE:g}, got {settings.temperature}; "
+            "use backend='reference'"
+        )
+    loss, *_ = copynce_cpu_forward(
+        *pairs,
+        settings.patch_size,
+        float(settings.temperature),
+        float(settings.gamma),
+        settings.prior == "released",
+        pairs.needs_gradient,
+    )
+    return loss
+
+
+def _run_triton(pairs: Pairs, settings: CopyNCESettings) -> Tensor:
+    query, reference, query_to_reference, reference_to_query, traced = pairs
+    device = query.device
+    if query.dtype == torch.float32 and torch.is_autocast_enabled(device.type):
+        # As for any matrix product: a transformer's residual stream stays float32, which the kernels take slowly.
+        dtype = torch.get_autocast_dtype(device.type)
+        query, reference = query.to(dtype), reference.to(dtype)
+    if not (TRITON and runs_on(device)):
+        raise RuntimeError(
+            "backend='triton' needs Triton and tokens on a CUDA device of compute capability 8.0 or more, "
+            f"got tokens on {device}{'' if TRITON else ' and no Triton'}; use backend='auto'"
+        )
+    patch_size, temperature, gamma = settings.patch_size, float(settings.temperature), float(settings.gamma)
+    if not (settings.suits_fused_paths and fits(query, reference, patch_size)):
+        patches = max(query.shape[1], reference.shape[1])
+        raise ValueError(
+            f"backend='triton' needs float32, float16 or bfloat16 tokens, at most {LARGEST_PATCHES} patches, "
+            f"patch_size <= {LARGEST_PATCH_SIZE} and temperature >= {SMALLEST_TEMPERATURE:g}, got {query.dtype}, "
+            f"{patches} patches, patch_size {patch_size} and temperature {settings.temperature}; "
+            "use backend='reference'"
+        )
+    released = settings.prior == "released"
+    query_overlap = patch_overlap(query_to_reference, *reference_to_query.shape[1:], patch_size, gamma, released)
+    reference_overlap = patch_overlap(reference_to_query, *query_to_reference.shape[1:], patch_size, gamma, released)
+    stash = pairs.needs_gradient and keeps_cosines(query, reference)
+    loss, *_ = copynce_triton(
+        query, reference, *query_overlap, *reference_overlap, traced, patch_size, temperature, gamma, released, stash
+    )
+    return loss
+
+
+def _run_reference(pairs: Pairs, settings: CopyNCESettings) -> Tensor:
+    _check_indices(pairs)
+    with torch.autocast(pairs.query_tokens.device.type, enabled=False):
+        return copynce_reference(
+            *pairs,
+            patch_size=settings.patch_size,
+            temperature=settings.temperature,
+            gamma=settings.gamma,
+            prior=settings.prior,
+            form=settings.form,
         )
 
 
-def _choose_backend(query_tokens: Tensor, reference_tokens: Tensor, temperature: float, patch_size: int) -> Backend:
-    device = query_tokens.device
-    if device.type == "cpu":
-        fused = query_tokens.dtype != torch.float64 and 2 / temperature <= LARGEST_LOGIT_RANGE
-        return "cpu" if fused else "reference"
-    if TRITON and runs_on(device) and fits(query_tokens, reference_tokens, temperature, patch_size):
-        return "triton"
-    return "reference"
+_RUNNERS: dict[str, Callable[[Pairs, CopyNCESettings], Tensor]] = {
+    "cpu": _run_cpu,
+    "triton": _run_triton,
+    "reference": _run_reference,
+}
+
+
+def _check_backend(backend: str, settings: CopyNCESettings) -> None:
+    check_word("backend", backend, _BACKENDS)
+    if settings.form == "cosine" and backend not in ("auto", "reference"):
+        raise ValueError(f"form='cosine' needs backend 'auto' or 'reference', got {backend!r}")
 
 
 def _check_types(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-
-
-def _check_scalars(
-    patch_size: int,
-    temperature: float,
-    gamma: float,
-    prior: str,
-    target: str,
-    neighbours: int,
-    form: str,
-    backend: str,
-) -> None:
-    if isinstance(patch_size, bool) or not isinstance(patch_size, int):
-        raise TypeError(f"patch_size must be an int in pixels, got {type(patch_size).__name__}")
-    if isinstance(neighbours, bool) or not isinstance(neighbours, int):
-        raise TypeError(f"neighbours must be an int, got {type(neighbours).__name__}")
-    for name, number in (("temperature", temperature), ("gamma", gamma)):
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise TypeError(f"{name} must be a float, got {type(number).__name__}")
-    if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1 pixel, got {patch_size}")
-    if neighbours < 1:
-        raise ValueError(f"neighbours must be at least 1, got {neighbours}")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
-    if not gamma >= 0:
-        raise ValueError(f"gamma must lie in [0, inf], got {gamma}")
-    for name, value, known in (
-        ("prior", prior, ("released", "paper")),
-        ("target", target, ("overlap", "feature", "location", "both")),
-        ("form", form, ("nce", "cosine")),
-        ("backend", backend, ("auto", "triton", "cpu", "reference")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-    if form == "cosine" and backend not in ("auto", "reference"):
-        raise ValueError(f"form='cosine' needs backend 'auto' or 'reference', got {backend!r}")
 
 
 def _check_shapes(tensors: dict[str, Tensor], patch_size: int) -> None:
@@ -323,40 +333,11 @@ def _check_dtypes_and_devices(tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} must be on the tokens' device {query.device}, got {tensor.device}")
 
 
-def _check_cpu(query_tokens: Tensor, temperature: float) -> None:
-    if query_tokens.device.type != "cpu":
-        raise ValueError(f"backend='cpu' needs tokens on the CPU, got {query_tokens.device}; use backend='auto'")
-    if 2 / temperature > LARGEST_LOGIT_RANGE:
-        raise ValueError(
-            f"backend='cpu' needs temperature >= {2 / LARGEST_LOGIT_RANGE:g}, got {temperature}; "
-            "use backend='reference'"
-        )
-
-
-def _check_triton(query_tokens: Tensor, reference_tokens: Tensor, temperature: float, patch_size: int) -> None:
-    device = query_tokens.device
-    if not (TRITON and runs_on(device)):
-        raise RuntimeError(
-            "backend='triton' needs Triton and tokens on a CUDA device of compute capability 8.0 or more, "
-            f"got tokens on {device}{'' if TRITON else ' and no Triton'}; use backend='auto'"
-        )
-    if not fits(query_tokens, reference_tokens, temperature, patch_size):
-        patches = max(query_tokens.shape[1], reference_tokens.shape[1])
-        raise ValueError(
-            f"backend='triton' needs float32, float16 or bfloat16 tokens, at most {LARGEST_PATCHES} patches, "
-            f"patch_size <= {LARGEST_PATCH_SIZE} and temperature >= {2 / LARGEST_LOGIT_RANGE:g}, got "
-            f"{query_tokens.dtype}, {patches} patches, patch_size {patch_size} and temperature {temperature}; "
-            "use backend='reference'"
-        )
-
-
-def _check_indices(query_to_reference: Tensor, reference_to_query: Tensor) -> None:
-    if query_to_reference.device.type != "cpu" or torch.compiler.is_compiling() or not query_to_reference.numel():
+def _check_indices(pairs: Pairs) -> None:
+    tables = pairs.query_to_reference, pairs.reference_to_query
+    if tables[0].device.type != "cpu" or torch.compiler.is_compiling() or not tables[0].numel():
         return  # looking at the values would synchronise the device; there an index out of range asserts in the gather
-    for name, table, other in (
-        ("query_to_reference", query_to_reference, reference_to_query),
-        ("reference_to_query", reference_to_query, query_to_reference),
-    ):
+    for name, table, other in zip(("query_to_reference", "reference_to_query"), tables, reversed(tables), strict=True):
         low, high = (int(bound) for bound in torch.aminmax(table))
         pixels = other.shape[1] * other.shape[2]
         if low < -1 or high >= pixels:

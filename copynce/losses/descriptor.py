@@ -8,17 +8,14 @@ computed in float32 (float64 if the features are). Every rank must hold the same
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-Gather = Literal["differentiable", "local_gradient", "none"]
-
-INITIAL_LOG_SCALE = 3.2
-"""Initial value of InfoNCE's learnable log scale: exp(3.2) = 24.53, temperature 0.0408."""
+from copynce.losses.settings import Gather, check_word
 
 _OWN_COSINE = -1.0  # a feature's cosine to itself: the least possible, yet kept in the denominator
 _SMALLEST_SQUARED_DISTANCE = 1e-6
@@ -50,7 +47,7 @@ def info_nce(
             on none.
         gather: where a process group is initialised, "differentiable" takes all ranks' features as columns and sends
             gradients back to them, so that averaged gradients equal those of one large batch; "local_gradient" treats
-            the other ranks' features as constants, as the released code does; "none" uses this rank's features only.
+            the other ranks' features as constants, as the released code does.
 
     Raises:
         TypeError: an argument is no tensor or of the wrong dtype.
@@ -101,7 +98,7 @@ def _cosines(query: Tensor, reference: Tensor, gather: Gather) -> tuple[Tensor, 
         local = F.normalize(torch.cat((query, reference)).to(_working_dtype(query)), dim=-1)
         rows = len(local)
         columns, rank = local, 0
-        if gather != "none" and dist.is_available() and dist.is_initialized():
+        if dist.is_available() and dist.is_initialized():
             rank = dist.get_rank()
             columns = _GatherRanks.apply(local) if gather == "differentiable" else _gather_constants(local, rank)
         cosines = local @ columns.T
@@ -163,9 +160,9 @@ class _RowLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, Tensor]:
-        logits, shares, column, log_scale = ctx.saved_tensors
-        others = shares.scatter(1, column, 0)
-        gradient = others.scatter(1, column, -others.sum(1, keepdim=True))  # share - 1 without its rounding
+        logits, probabilities, column, log_scale = ctx.saved_tensors
+        others = probabilities.scatter(1, column, 0)
+        gradient = others.scatter(1, column, -others.sum(1, keepdim=True))  # probability - 1 without its rounding
         differences = logits - logits.gather(1, column)
         along = torch.where(others == 0, 0, others * differences).sum(1)  # 0 * inf is 0 here
         along = torch.where(upstream == 0, 0, along * upstream).sum()
@@ -234,8 +231,7 @@ def _check(query: Tensor, reference: Tensor, positive: Tensor | None, gather: st
                 f"positive must be [{len(query)}] on {query.device}, one flag a pair, "
                 f"got {list(positive.shape)} on {positive.device}"
             )
-    if gather not in ("differentiable", "local_gradient", "none"):
-        raise ValueError(f"gather must be 'differentiable', 'local_gradient' or 'none', got {gather!r}")
+    check_word("gather", gather, get_args(Gather))
 
 
 def _describe(value: object) -> str:

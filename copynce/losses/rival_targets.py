@@ -23,13 +23,12 @@ Cost: a [B, Lq, Lr] affinity and a sort of its rows for "feature", the same in i
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Target = Literal["overlap", "feature", "location", "both"]
+from copynce.losses.settings import Target
 
 
 @torch.no_grad()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from copynce.config import load_config as load_config  # copynce.training gives both
 from copynce.config import require, require_number, section_chosen_by
 from copynce.data.settings import DATA_SETTINGS, MOST_THREADS, DataConfig, MatcherData
 from copynce.errors import ConfigError
+from copynce.losses.settings import (
+    INITIAL_LOG_SCALE,
+    SMALLEST_TEMPERATURE,
+    CopyNCESettings,
+    Form,
+    Gather,
+    Prior,
+    Target,
+)
 from copynce.models.settings import DescriptorConfig, check_model
 
 
@@ -21,18 +30,18 @@ class LossConfig:
     """Sharpening exponent of the overlap prior (eq. 5)."""
     temperature: float = 1 / 16
     """Of the patch affinity's softmax."""
-    prior: Literal["released", "paper"] = "released"
-    target: Literal["overlap", "feature", "location", "both"] = "overlap"
+    prior: Prior = "released"
+    target: Target = "overlap"
     """What patches are drawn to: the overlap prior, or the paper's rivals (nearest patches by feature, location)."""
     neighbours: int = 1
     """Nearest patches of a rival target (k of Table 2)."""
-    form: Literal["nce", "cosine"] = "nce"
+    form: Form = "nce"
     """Of CopyNCE: cross-entropy over patches, or the rival that only pulls targets together."""
     info_nce_weight: float = 1.0
-    log_scale: float = 3.2
+    log_scale: float = INITIAL_LOG_SCALE
     """Initial log of InfoNCE's learnable inverse temperature: exp(3.2) = 24.5."""
     koleo_weight: float = 5.0
-    gather: Literal["differentiable", "local_gradient"] = "differentiable"
+    gather: Gather = "differentiable"
     """Features of other ranks as negatives: with their gradients, or as constants (the released code)."""
 
     def __post_init__(self) -> None:
@@ -43,9 +52,14 @@ class LossConfig:
             raise ConfigError(f"one of {', '.join(f'loss.{name}' for name in weights)} must be above 0, got 0 for all")
         require_number("loss.gamma", self.gamma, least=0, infinite=True)
         require_number("loss.neighbours", self.neighbours, least=1)
-        require_number("loss.temperature", self.temperature, above=2 / 80)
+        require_number("loss.temperature", self.temperature, above=SMALLEST_TEMPERATURE)  # as the fused loss needs
         # Its exponential must be a float32, in which 0 is exp(-104) and the largest number exp(88.7).
         require_number("loss.log_scale", self.log_scale, least=-80, most=80)
+
+    def copynce(self, patch_size: int) -> CopyNCESettings:
+        """CopyNCE's settings, which have the same names here, for tokens of patches of ``patch_size`` pixels."""
+        names = {field.name for field in fields(CopyNCESettings)} - {"patch_size"}
+        return CopyNCESettings(patch_size=patch_size, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)

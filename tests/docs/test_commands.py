@@ -114,7 +114,7 @@ def test_enough_commands_are_found(settings: dict[str, str]) -> None:
         "python -m benchmarks.guard a b --wright",
         "python scripts/none.py",
         "pytest benchmarks/none.py",
-        "pytest tests/kernels/triton_cases.py -k no_such_case",
+        "pytest tests/kernels/triton/cases_copynce.py -k no_such_case",
         "copynce trane x.yaml",
         "copynce train descripter data.train=x",
         "copynce train descriptor data.trane=x",

@@ -94,7 +94,7 @@ def test_a_wheel_holds_the_kernels_as_files_of_copynce_and_nothing_called_kernel
         for path in [*(project / package).rglob("*.py*"), project / package / "py.typed"]
         if path.suffix in (".py", ".pyi", ".typed")
     }
-    expected |= {f"copynce/kernels/{path.name}" for path in (project / "kernels").glob("*.py")}
+    expected |= {f"copynce/{path.relative_to(project)}" for path in (project / "kernels").rglob("*.py")}
     assert {name for name in names if not name.startswith("copynce-")} == expected
 
 

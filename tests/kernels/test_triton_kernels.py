@@ -15,25 +15,28 @@ import torch
 triton = pytest.importorskip("triton")
 study = pytest.importorskip("benchmarks.kernels")
 
-CASES = Path(__file__).with_name("triton_cases.py")
+#: A file an operator. Each runs in a process of its own: the variable must be set before a kernel is imported.
+CASES = sorted((Path(__file__).parent / "triton").glob("cases_*.py"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_cases(**environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(CASES)]
+def run_cases(cases: Path, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", str(cases)]
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
 @pytest.mark.numeric
-def test_cases_in_the_interpreter() -> None:
-    run_cases(TRITON_INTERPRET="1", OMP_NUM_THREADS="1")  # tiny arrays: threads only wait for each other
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_cases_in_the_interpreter(cases: Path) -> None:
+    run_cases(cases, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")  # tiny arrays: threads only wait for each other
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cases_on_the_gpu() -> None:
-    run_cases(TRITON_INTERPRET="0")
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_cases_on_the_gpu(cases: Path) -> None:
+    run_cases(cases, TRITON_INTERPRET="0")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def test_no_bar_is_missed(compiled: dict) -> None:
     assert compiled["missed"] == []
     names = {(row["kernel"], row["arch"]) for row in compiled["kernels"]}
-    kernels = ("patch_overlap", "patch_overlap_matrix", "copynce_fwd", "copynce_finalise", "copynce_bwd")
+    kernels = ("patch_overlap", "copynce_fwd", "copynce_finalise", "copynce_bwd")
     assert names == {(kernel, arch) for kernel in kernels for arch in (80, 90)}
 
 
@@ -70,7 +73,6 @@ def test_launches_and_bytes_of_a_step(compiled: dict) -> None:
     assert compiled["bytes"]["forward"] <= 91e6
     assert compiled["bytes"]["backward"] <= 149e6
     assert compiled["bytes"]["prior"] <= 170e6
-    assert compiled["bytes"]["prior of a matrix"] <= 131e6
 
 
 @triton.jit
@@ -80,7 +82,7 @@ def _running_on(b_product, i_channel):
 
 @pytest.mark.skipif(triton.knobs.runtime.interpret, reason="compiles")
 def test_the_guard_names_a_forward_that_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("copynce.kernels.copynce._finished", _running_on)
+    monkeypatch.setattr("copynce.kernels.copynce.forward.finished", _running_on)
     shape = study.Shape()
     launch = next(one for one in study.record_step(shape) if one.stage == "forward")
     fresh = triton.jit(launch.kernel.fn)  # a kernel remembers what it called when it was first compiled

@@ -20,7 +20,7 @@ def main(rank: int, folder: Path) -> None:
     batch = torch.load(folder / "batch.pt")
     half = len(batch["query"]) // 2
     results = {}
-    for gather in ("differentiable", "local_gradient", "none"):
+    for gather in ("differentiable", "local_gradient"):
         for loss_name in ("info_nce", "koleo", "info_nce of some", "koleo of some"):
             query, reference = (
                 batch[name][rank * half : (rank + 1) * half].clone().requires_grad_() for name in ("query", "reference")

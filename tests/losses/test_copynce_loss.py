@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from copynce.losses import CopyNCELoss, copynce_cpu, copynce_loss
+from copynce.losses import CopyNCELoss, copynce_loss
+from copynce.losses.cpu import op
 
 pytestmark = pytest.mark.numeric
 
@@ -202,7 +203,7 @@ SHAPES = [  # query pixels, reference pixels, patch size, channels
 @pytest.fixture(params=["tiles", "library"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Who makes the CPU path's products: one of the two suits this processor, both must be right."""
-    monkeypatch.setattr(copynce_cpu, "TILES_PAY", request.param == "tiles")
+    monkeypatch.setattr(op, "TILES_PAY", request.param == "tiles")
     return request.param
 
 
@@ -372,7 +373,7 @@ def test_a_thread_that_does_not_come_is_not_waited_for() -> None:
     torch.set_num_threads(3)
     gate = threading.Event()
     try:
-        held = [copynce_cpu._helpers(2).submit(gate.wait, 300) for _ in range(2)]
+        held = [op._helpers(2).submit(gate.wait, 300) for _ in range(2)]
         without_help = loss_and_gradients(batch, backend="cpu")
         assert not any(one.done() for one in held)
     finally:
@@ -413,7 +414,7 @@ def test_non_contiguous_inputs() -> None:
 
 @pytest.mark.usefixtures("products")
 def test_cpu_operator_is_well_formed() -> None:
-    from copynce.losses.copynce_cpu import copynce_cpu_forward
+    from copynce.losses.cpu.op import copynce_cpu_forward
 
     query, reference, *tables = make_batch((8, 8), (8, 12), 4, 5)
     arguments = (query.requires_grad_(), reference.requires_grad_(), *tables, torch.ones(4, dtype=torch.bool))

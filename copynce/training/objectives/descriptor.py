@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from copynce.errors import RunError
-from copynce.losses import copynce_loss, info_nce, koleo
+from copynce.losses import CopyNCELoss, info_nce, koleo
 from copynce.models import Descriptor, load_checkpoint, load_start, save_checkpoint
 from copynce.training.config import LossConfig
 from copynce.training.objectives.base import Objective
@@ -30,6 +30,7 @@ class DescriptorObjective(Objective):
         super().__init__()
         self.model = model
         self.config = config
+        self.copynce = CopyNCELoss(config.copynce(model.patch_size))
         self.log_scale = nn.Parameter(torch.tensor(config.log_scale))
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -40,19 +41,8 @@ class DescriptorObjective(Objective):
         if config.copynce_weight == 0:
             query_tokens, reference_tokens = query_tokens.detach(), reference_tokens.detach()
         parts = {
-            "copynce": copynce_loss(
-                query_tokens,
-                reference_tokens,
-                batch.query_to_reference,
-                batch.reference_to_query,
-                patch_size=self.model.patch_size,
-                temperature=config.temperature,
-                gamma=config.gamma,
-                prior=config.prior,
-                active=batch.traced,
-                target=config.target,
-                neighbours=config.neighbours,
-                form=config.form,
+            "copynce": self.copynce(
+                query_tokens, reference_tokens, batch.query_to_reference, batch.reference_to_query, batch.traced
             ),
             "info_nce": info_nce(
                 query_descriptor, reference_descriptor, self.log_scale, positive=batch.positive, gather=config.gather

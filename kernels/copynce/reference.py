@@ -6,7 +6,7 @@ For one pair, with cosines ``c_ij`` of query patch i and reference patch j,
 
 ``w`` is the prior of ``patch_overlap_reference``, a constant to the gradient. ``N_q`` is the number of all patches
 ("released") or of the patches with any source ("paper"; a pair without any has loss 0). The batch loss is the sum over
-active pairs over their number; 0 if no pair is active.
+traced pairs (whose pixels are known) over their number; 0 if there is none.
 
 The cosine form, a rival of the paper's ablations, only pulls: ``l(q -> r) = (1 / N_q) sum_ij w_ij (1 - c_ij)``.
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .patch_overlap_reference import copied_patches, overlap_counts_reference, overlap_prior_reference
+from ..patch_overlap_reference import copied_patches, overlap_counts_reference, overlap_prior_reference
 
 
 def copynce_reference(
@@ -30,7 +30,7 @@ def copynce_reference(
     reference_tokens: Tensor,
     query_to_reference: Tensor,
     reference_to_query: Tensor,
-    active: Tensor,
+    traced: Tensor,
     *,
     patch_size: int,
     temperature: float,
@@ -42,13 +42,13 @@ def copynce_reference(
 
     ``query_tokens`` [B, Lq, D], ``reference_tokens`` [B, Lr, D]: float, of any length, normalised here.
     ``query_to_reference`` [B, Hq, Wq], ``reference_to_query`` [B, Hr, Wr]: int32, pixel of the other picture or -1.
-    ``active`` [B]: bool; the tokens of the other pairs are not used and receive a gradient of exactly 0.
+    ``traced`` [B]: bool; the tokens of the other pairs are not used and receive a gradient of exactly 0.
     ``form``: "nce", or "cosine", which has no temperature.
     """
     dtype = torch.float64 if query_tokens.dtype == torch.float64 else torch.float32
-    # Inactive tokens are replaced, not multiplied by 0 at the end: a NaN in them must not reach the batch.
-    query = torch.where(active[:, None, None], query_tokens, 1).to(dtype)
-    reference = torch.where(active[:, None, None], reference_tokens, 1).to(dtype)
+    # Tokens of the others are replaced, not multiplied by 0 at the end: a NaN in them must not reach the batch.
+    query = torch.where(traced[:, None, None], query_tokens, 1).to(dtype)
+    reference = torch.where(traced[:, None, None], reference_tokens, 1).to(dtype)
     cosines = F.normalize(query, dim=-1) @ F.normalize(reference, dim=-1).transpose(1, 2)
     if form == "cosine":
         scores = [cosines - 1, (cosines - 1).transpose(1, 2)]
@@ -58,7 +58,7 @@ def copynce_reference(
     settings = patch_size, gamma, prior
     forward = _direction(scores[0], query_to_reference, reference_shape, *settings)
     backward = _direction(scores[1], reference_to_query, query_shape, *settings)
-    return ((forward + backward) / 2 * active).sum() / active.sum().clamp_min(1)
+    return ((forward + backward) / 2 * traced).sum() / traced.sum().clamp_min(1)
 
 
 def _direction(

@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 
 import copynce
-from copynce.losses.cpu_kernels import (
-    ROWS,
-    WIDTH,
-    _bins_of_line,
-    grid_of,
-    multiply_rows,
-    pack_columns,
-    pack_rows,
-    panels_for,
-)
+from copynce.losses.cpu.prior import bins_of_line, grid_of
+from copynce.losses.cpu.tiles import ROWS, WIDTH, multiply_rows, pack_columns, pack_rows, panels_for
 
 pytestmark = pytest.mark.numeric
 
@@ -88,7 +80,7 @@ def test_bins_are_exact(rng: np.random.Generator, height: int, width: int, patch
         (rng.integers(-1, pixels, 5000), edges[-3000:], edges[-3000:] - 1, [0, -1, pixels - 1])
     ).astype(np.int32)
     bins, centres = np.empty(entries.size, np.int32), np.empty(entries.size, grid.dtype)
-    largest = _bins_of_line(entries, grid, centres, bins)
+    largest = bins_of_line(entries, grid, centres, bins)
     y, x = np.divmod(entries, width)
     expected = np.where(entries < 0, 0, 1 + y // patch_size * (width // patch_size) + x // patch_size)
     np.testing.assert_array_equal(bins, expected)
@@ -99,7 +91,7 @@ def test_bins_are_exact(rng: np.random.Generator, height: int, width: int, patch
 def test_an_entry_below_minus_one_counts_as_huge(bad: int) -> None:
     entries = np.array([3, bad, -1, 0], np.int32)
     grid = grid_of((4, 4), 2)
-    assert _bins_of_line(entries, grid, np.empty(4, grid.dtype), np.empty(4, np.int32)) > 2**31 - 1
+    assert bins_of_line(entries, grid, np.empty(4, grid.dtype), np.empty(4, np.int32)) > 2**31 - 1
 
 
 ONE_STEP = """
@@ -127,5 +119,5 @@ def test_same_bits_just_compiled_and_from_the_cache(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", ONE_STEP], cwd=tmp_path, check=True, capture_output=True).stdout
         for _ in range(2)
     ]
-    assert list((tmp_path / "copynce").rglob("cpu_kernels.*.compiled"))
+    assert list((tmp_path / "copynce").rglob("passes.*.compiled"))
     assert bits[0] == bits[1] != b""

@@ -1,21 +1,10 @@
-"""CopyNCE on the CPU: closed-form gradients around one affinity product forward and two products backward.
+"""CopyNCE on the CPU as registered operators, forward and backward; ``copynce.losses.cpu`` states the equations.
 
-With raw tokens Q_i and R_j, their inverse lengths u_i and v_j, ``S_ij = u_i v_j (Q_i . R_j) / tau`` and
-``E = exp(S - 1/tau)`` (no running maximum: S is bounded by 1/tau), one matrix gives both softmaxes,
-
-    loss   = (sum_i m_i log sum_j E_ij + sum_j n_j log sum_i E_ij - sum_ij T_ij (S_ij - 1/tau)) / 2
-    dS_ij  = (E_ij (m_i / sum_j E_ij + n_j / sum_i E_ij) - T_ij) / 2,      G_ij = u_i v_j dS_ij / tau
-    dQ_i   = sum_j G_ij R_j - u_i^2 (sum_j dS_ij S_ij) Q_i                 and the same for R with G transposed,
-
-where T is the sum of both directions' priors, each over its number of patches, and m, n their row masses. Where neither
-query patch i nor reference patch j shows a copy (m_i = n_j = 0), G_ij is 0 and nothing needs S_ij. So patches with a
-copy come first, in both pictures, and the products leave the corner of the others out.
-
-Forward leaves G [B, Lq, Lr] in that order and the two scalings; packed tokens, priors and softmaxes live for one
-sample, in cache. ``torch.get_num_threads()`` threads, the caller one of them, each take a few samples from first to
-last, products included, then the next few that nobody has begun: no thread waits for another before the end, and a
-slower one takes fewer. Products are made in the tiles of ``cpu_kernels`` where those suit the processor; else PyTorch
-makes them, of all patches in raster order.
+Forward leaves G [B, Lq, Lr], patches with a copy first, and the tokens' two scalings for backward; packed tokens,
+priors and softmaxes live for one sample, in cache. ``torch.get_num_threads()`` threads, the caller one of them, each
+take a few samples from first to last, products included, then the next few that nobody has begun: no thread waits for
+another before the end, and a slower one takes fewer. Products are made in tiles where those suit the processor; else
+PyTorch makes them, of all patches in raster order.
 """
 
 from __future__ import annotations
@@ -32,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copynce.losses.cpu_kernels import TILES_PAY, WIDTH, backward_samples, forward_samples, grid_of
+from copynce.losses.cpu.passes import backward_samples, forward_samples
+from copynce.losses.cpu.prior import grid_of
+from copynce.losses.cpu.tiles import TILES_PAY, WIDTH
 from copynce.processor import multiplies_bfloat16
 
-# exp(S - 1/tau) must stay a normal float32 down to cosine -1, that is exp(-2/tau) > 1e-38.
-LARGEST_LOGIT_RANGE = 80.0
-_CHUNK_BYTES = 4 << 20  # tokens and affinities that a thread works on at a time: about its share of the caches
+_CHUNK_BYTES = 4 << 20  # tokens and affinities that a thread works on at a time: about what it has of the caches
 
 Result = TypeVar("Result")
 
@@ -48,7 +37,7 @@ def copynce_cpu_forward(
     reference_tokens: Tensor,
     query_to_reference: Tensor,
     reference_to_query: Tensor,
-    active: Tensor,
+    traced: Tensor,
     patch_size: int,
     temperature: float,
     gamma: float,
@@ -59,13 +48,14 @@ def copynce_cpu_forward(
 
     That is G [B, Lq, at least Lr] with the patches of both sides in order; these orders [B, Lq] and [B, Lr], int32; how
     many patches of either side come first [B, 2], int32; and the tokens' scalings, in order, [B, Lq] and [B, Lr]. All
-    are empty without ``needs_gradient``, and unwritten for inactive pairs. Arguments as in ``copynce_loss``.
+    are empty without ``needs_gradient``, and unwritten for pairs that are not traced. Arguments as in ``copynce_loss``;
+    ``traced`` bool [B] is its ``active``.
     """
     batch = len(query_tokens)
     multiplied = not _in_tiles(query_tokens.dtype)
     kept = _kept(query_tokens, reference_tokens, batch if needs_gradient else 0)
     loss = np.zeros(batch)
-    weight = 1.0 / max(int(active.sum()), 1)
+    weight = 1.0 / max(int(traced.sum()), 1)
     tables = query_to_reference.contiguous().numpy(), reference_to_query.contiguous().numpy()
     grids = tuple(grid_of((table.shape[1], table.shape[2]), patch_size) for table in tables)
 
@@ -96,7 +86,7 @@ def copynce_cpu_forward(
         bad = forward_samples(*arguments)
         return chunk.start + bad if bad >= 0 else -1
 
-    reports = _on_all_threads(run, active, query_tokens, reference_tokens)
+    reports = _on_all_threads(run, traced, query_tokens, reference_tokens)
     bad = next((report for report in reports if report >= 0), -1)
     if bad >= 0:
         raise ValueError(
@@ -108,17 +98,9 @@ def copynce_cpu_forward(
 
 @copynce_cpu_forward.register_fake
 def _(
-    query_tokens: Tensor,
-    reference_tokens: Tensor,
-    query_to_reference: Tensor,
-    reference_to_query: Tensor,
-    active: Tensor,
-    patch_size: int,
-    temperature: float,
-    gamma: float,
-    released: bool,
-    needs_gradient: bool,
+    query_tokens: Tensor, reference_tokens: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, needs_gradient = others
     loss = query_tokens.new_empty((), dtype=torch.float32)
     return loss, *_kept(query_tokens, reference_tokens, query_tokens.shape[0] if needs_gradient else 0)
 
@@ -134,15 +116,15 @@ def copynce_cpu_backward(
     radial_reference: Tensor,
     query_tokens: Tensor,
     reference_tokens: Tensor,
-    active: Tensor,
+    traced: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the loss to both token tensors, in their dtype, times the scalar ``upstream``."""
     scale = float(upstream)
     tokens = query_tokens, reference_tokens
     gradients = torch.empty_like(query_tokens), torch.empty_like(reference_tokens)
-    if not active.all():
+    if not traced.all():
         for gradient in gradients:
-            gradient[~active] = 0
+            gradient[~traced] = 0
     in_tiles = _in_tiles(query_tokens.dtype)
 
     def run(chunk: slice) -> None:
@@ -170,32 +152,22 @@ def copynce_cpu_backward(
             if result is not target:
                 target.copy_(result)
 
-    _on_all_threads(run, active, query_tokens, reference_tokens)
+    _on_all_threads(run, traced, query_tokens, reference_tokens)
     return gradients
 
 
 @copynce_cpu_backward.register_fake
-def _(
-    upstream: Tensor,
-    affinity: Tensor,
-    query_order: Tensor,
-    reference_order: Tensor,
-    copied: Tensor,
-    radial_query: Tensor,
-    radial_reference: Tensor,
-    query_tokens: Tensor,
-    reference_tokens: Tensor,
-    active: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _(upstream: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    *_, query_tokens, reference_tokens, _ = others
     return torch.empty_like(query_tokens), torch.empty_like(reference_tokens)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query_tokens, reference_tokens, _, _, active = inputs[:5]
+    query_tokens, reference_tokens, _, _, traced = inputs[:5]
     _, *kept = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(*kept, query_tokens, reference_tokens, active)
+    ctx.save_for_backward(*kept, query_tokens, reference_tokens, traced)
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
@@ -242,11 +214,11 @@ os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads stay behind 
 
 
 def _on_all_threads(
-    run: Callable[[slice], Result], active: Tensor, query_tokens: Tensor, reference_tokens: Tensor
+    run: Callable[[slice], Result], traced: Tensor, query_tokens: Tensor, reference_tokens: Tensor
 ) -> list[Result]:
-    """Results of ``run`` on each chunk of active samples, in order, worked off by the caller and helping threads."""
+    """Results of ``run`` on each chunk of traced samples, in order, worked off by the caller and helping threads."""
     threads = torch.get_num_threads()
-    chunks = list(_chunks(active, query_tokens, reference_tokens, threads))
+    chunks = list(_chunks(traced, query_tokens, reference_tokens, threads))
     waiting = deque(enumerate(chunks))
     results: dict[int, Result] = {}
 
@@ -278,12 +250,12 @@ def _on_all_threads(
     return [results[index] for index in range(len(chunks))]
 
 
-def _chunks(active: Tensor, query_tokens: Tensor, reference_tokens: Tensor, threads: int) -> Iterator[slice]:
-    """Runs of neighbouring active samples that fit into the cache, ever shorter, so that no thread waits at the end."""
+def _chunks(traced: Tensor, query_tokens: Tensor, reference_tokens: Tensor, threads: int) -> Iterator[slice]:
+    """Runs of neighbouring traced samples that fit into the cache, ever shorter, so that no thread waits at the end."""
     query_patches, channels = query_tokens.shape[1:]
     reference_patches = reference_tokens.shape[1]
     sample = 4 * (channels * (query_patches + reference_patches) + query_patches * reference_patches)
-    flags = active.tolist()
+    flags = traced.tolist()
     left = sum(flags)
     start = 0
     for index, flag in enumerate([*flags, False]):

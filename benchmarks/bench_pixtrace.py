@@ -90,7 +90,7 @@ def steps() -> dict[str, Callable[[], object]]:
     assert (off <= 1).mean() > 0.99
     scattered = CoordinateTable(table.index, GRID)
     assert patch_counts(table).sum() == (table.index >= 0).sum()
-    plans = batch()
+    views = batch()
     large = affine.composed(SOURCE, (2240, 2240))
     drawn = np.empty((2, 2240, 2240), np.int32)
 
@@ -115,8 +115,8 @@ def steps() -> dict[str, Callable[[], object]]:
         "step by step, 640 x 480": lambda: trace(STEPWISE, SOURCE, GRID, fused=False),
         "2240 x 2240, 1 thread": lambda: trace_large(0),
         "the same on each of 2 threads": lambda: list(_pool.map(trace_large, range(2))),
-        f"batch of {PAIRS}, 1 thread": lambda: trace_pairs(plans, GRID, forward, backward),
-        f"batch of {PAIRS}, 2 threads": lambda: trace_pairs(plans, GRID, forward, backward, threads=2),
+        f"batch of {PAIRS}, 1 thread": lambda: trace_pairs(views, GRID, forward, backward),
+        f"batch of {PAIRS}, 2 threads": lambda: trace_pairs(views, GRID, forward, backward, threads=2),
     }
 
 

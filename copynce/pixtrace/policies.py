@@ -15,18 +15,18 @@ class Policy:
     """Probabilities and ranges of one augmentation policy; defaults are the released descriptor's (PROTOCOLS 6.2)."""
 
     crop: float = 0.3  #: probability of the crop group, one of resized crop, onto another picture, another on top
-    crop_area: Range = (0.25, 0.5)  #: share of the picture that a resized crop keeps
-    paste_area: Range = (0.25, 0.5)  #: share of the canvas that the picture takes when laid on another
-    paste_crop_area: Range = (0.2, 1.0)  #: share kept by the crop that comes before it half of the time
+    crop_area: Range = (0.25, 0.5)  #: fraction of the picture that a resized crop keeps
+    paste_area: Range = (0.25, 0.5)  #: fraction of the canvas that the picture takes when laid on another
+    paste_crop_area: Range = (0.2, 1.0)  #: fraction kept by the crop that comes before it half of the time
     paste_opacity: Range = (0.5, 1.0)
-    overlay_area: Range = (0.3, 0.7)  #: share of the picture that another one laid on top takes
+    overlay_area: Range = (0.3, 0.7)  #: fraction of the picture that another one laid on top takes
     overlay_crop_area: Range = (0.3, 1.0)
     overlay_opacity: Range = (0.0, 0.5)
     aspect: Range = (0.33, 3.0)  #: width / height, log-uniform, of crops and layers
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.1
     warp: float = 0.25  #: probability of one of perspective and affine
-    tilt: float = 0.5  #: largest inward move of a corner, as a share of half the side
+    tilt: float = 0.5  #: largest inward move of a corner, as a fraction of half the side
     shear: float = 45.0  #: degrees, both signs
     snap: float = 22.5  #: degrees within which a rotation snaps to a multiple of 90
     brightness: float = 0.5  #: factors are drawn in [1 - b, 1 + b], not below 0
@@ -50,12 +50,12 @@ class Policy:
     erase_aspect: Range = (0.3, 3.3)
     stretch: float = 0.0  #: probability of scaling the axes apart and moving the picture on its canvas
     stretch_factor: Range = (0.6, 1.6)  #: of each axis, log-uniform
-    shift: float = 0.2  #: largest move, as a share of the side, that goes with a stretch
+    shift: float = 0.2  #: largest move, as a fraction of the side, that goes with a stretch
     #: Which text probability counts: the configured one, or the one that the released code's inverted test makes of it
     text: Literal["none", "configured", "effective"] = "effective"
     text_configured: float = 0.25
     text_effective: float = 0.75
-    text_size: Range = (0.1, 0.3)  #: height as a share of the shorter side
+    text_size: Range = (0.1, 0.3)  #: height as a fraction of the shorter side
     text_opacity: Range = (0.1, 1.0)
     emoji: float = 0.25
     emoji_size: Range = (0.1, 0.5)

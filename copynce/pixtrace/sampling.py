@@ -239,7 +239,7 @@ class _Draw:
         return self.uniform(max(0.0, 1.0 - strength), 1.0 + strength)
 
     def shapes(self, area: Range, aspect: Range) -> tuple[tuple[float, float], ...]:
-        """Ten (area share, aspect ratio) draws, the ratio log-uniform."""
+        """Ten draws of (fraction of the area, aspect ratio), the ratio log-uniform."""
         return tuple([(self.uniform(*area), self.log_uniform(*aspect)) for _ in range(_ATTEMPTS)])
 
 

@@ -1,4 +1,4 @@
-"""Plain twins that the PixTrace tests share, and the chains they run on."""
+"""Plain twins of the PixTrace tests, and the chains they run on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Points = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def pull_points(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tuple[int, int]) -> Points:
-    """x, y in source pixels and the source's share of the colour, for every pixel centre of the view.
+    """x, y in source pixels and the source's weight in the colour, 0 to 1, for every pixel centre of the view.
 
     Walks back from the view, one edit at a time, in continuous coordinates: what the composed map must equal. Written
     from the edits' definitions, not from their matrices.
@@ -42,11 +42,11 @@ def pull_points(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tupl
     height, width = source_shape
     chain: list[tuple[Any, int, int]] = []
     for edit in edits:
-        for concrete in edit.absolute(height, width, grid):
-            chain.append((concrete, height, width))
-            height, width = concrete.output_size(height, width)
+        for absolute in edit.absolute(height, width, grid):
+            chain.append((absolute, height, width))
+            height, width = absolute.output_size(height, width)
     y, x = np.mgrid[:height, :width] + 0.5
-    share = np.ones((height, width))
+    weight = np.ones((height, width))
     for edit, height, width in reversed(chain):
         if isinstance(edit, Crop):
             x, y = x + edit.left, y + edit.top
@@ -63,30 +63,30 @@ def pull_points(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tupl
                 x, y = back[0] / back[2], back[1] / back[2]
             depth = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2]
             centre = matrix[2] @ (width / 2, height / 2, 1.0)
-            share = np.where(depth * centre > 0, share, 0.0)
+            weight = np.where(depth * centre > 0, weight, 0.0)
         elif isinstance(edit, (Pad, PasteOnto)):
             x, y = x - edit.left, y - edit.top
         elif isinstance(edit, (Overlay, Erase)):
             inside = _inside(x - edit.left, y - edit.top, edit.height, edit.width)
-            share = np.where(inside, share * (0.0 if isinstance(edit, Erase) else 1.0 - edit.opacity), share)
+            weight = np.where(inside, weight * (0.0 if isinstance(edit, Erase) else 1.0 - edit.opacity), weight)
         elif isinstance(edit, Stamp):
             bits = mask_of(edit.bits)
             inside = _inside(x - edit.left, y - edit.top, edit.height, edit.width)
             row, column = (y - edit.top) * bits.shape[0] / edit.height, (x - edit.left) * bits.shape[1] / edit.width
             row, column = (np.floor(np.where(inside, v, 0) + 1e-7).astype(int) for v in (row, column))
-            share = np.where(inside & (bits[row, column] == 1), share * (1.0 - edit.opacity), share)
+            weight = np.where(inside & (bits[row, column] == 1), weight * (1.0 - edit.opacity), weight)
         elif isinstance(edit, Remap):
             x, y = _sampled(edit.field, x - 0.5, y - 0.5)
         else:
             assert isinstance(edit, Photometric)
         if isinstance(edit, (Affine, Perspective, Matte, Pad, PasteOnto, Remap)):
-            share = np.where(_inside(x, y, height, width), share, 0.0)
+            weight = np.where(_inside(x, y, height, width), weight, 0.0)
         if isinstance(edit, Matte):
-            rows, columns = (np.floor(np.where(share > 0, v, 0) + 1e-7).astype(int) for v in (y, x))
-            share = np.where(mask_of(edit.mask)[rows, columns] == 1, share, 0.0)
+            rows, columns = (np.floor(np.where(weight > 0, v, 0) + 1e-7).astype(int) for v in (y, x))
+            weight = np.where(mask_of(edit.mask)[rows, columns] == 1, weight, 0.0)
         if isinstance(edit, (PasteOnto, Matte)):
-            share = share * edit.opacity
-    return x, y, share
+            weight = weight * edit.opacity
+    return x, y, weight
 
 
 def _sampled(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,15 +108,15 @@ def _inside(x: np.ndarray, y: np.ndarray, height: int, width: int) -> np.ndarray
 
 def exact_index(edits: Sequence[Edit], source_shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
     """int32 [H, W]: the table of :func:`pull_points`."""
-    x, y, share = pull_points(edits, source_shape, grid)
-    shown = 255 * share >= 126.5  # 127 of 255 or more, rounded
+    x, y, weight = pull_points(edits, source_shape, grid)
+    shown = 255 * weight >= 126.5  # 127 of 255 or more, rounded
     column = np.floor(np.where(shown, x, 0) * grid[1] / source_shape[1] + 1e-7).clip(0, grid[1] - 1)
     row = np.floor(np.where(shown, y, 0) * grid[0] / source_shape[0] + 1e-7).clip(0, grid[0] - 1)
     return np.where(shown, row * grid[1] + column, -1).astype(np.int32)
 
 
 def agreement(found: np.ndarray, expected: np.ndarray, width: int) -> tuple[float, float]:
-    """(share of pixels that both or neither call visible, share of those visible in both within one grid pixel)."""
+    """Of all pixels, the part that both or neither call visible; of those visible in both, within one grid pixel."""
     both = (found >= 0) & (expected >= 0)
     visible = float(((found >= 0) == (expected >= 0)).mean())
     if not both.any():
@@ -129,7 +129,7 @@ def agreement(found: np.ndarray, expected: np.ndarray, width: int) -> tuple[floa
 def random_chain(
     rng: np.random.Generator, length: int, source: tuple[int, int], smallest: int, layers: bool = True
 ) -> tuple[Edit, ...]:
-    """A chain of concrete edits that never makes the picture smaller than ``smallest`` pixels a side."""
+    """A chain of absolute edits that never makes the picture smaller than ``smallest`` pixels a side."""
     height, width = source
     chain: list[Edit] = []
     while len(chain) < length:

@@ -26,36 +26,36 @@ from copynce.pixtrace import (
 GRID = (96, 80)
 
 
-def plans_of(count: int, edited_reference: bool = True) -> list[tuple[ComposedView, ComposedView] | None]:
-    plans: list[tuple[ComposedView, ComposedView] | None] = []
+def views_of(count: int, edited_reference: bool = True) -> list[tuple[ComposedView, ComposedView] | None]:
+    views: list[tuple[ComposedView, ComposedView] | None] = []
     for k in range(count):
         query = sample_program("phase2", seed=0, epoch=0, uuid=f"q{k}").composed((200, 300), GRID)
         if k % 5 == 3:
-            plans.append(None)
+            views.append(None)
         elif k % 2 and edited_reference:
-            plans.append((query, sample_program("matcher", seed=0, epoch=0, uuid=f"r{k}").composed((200, 300), GRID)))
+            views.append((query, sample_program("matcher", seed=0, epoch=0, uuid=f"r{k}").composed((200, 300), GRID)))
         else:
-            plans.append((query, EditProgram(()).composed((200, 300), GRID)))
-    return plans
+            views.append((query, EditProgram(()).composed((200, 300), GRID)))
+    return views
 
 
-def tables_of(plans: list[tuple[ComposedView, ComposedView] | None], threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def tables_of(views: list[tuple[ComposedView, ComposedView] | None], threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
     # Filled with rubbish: a pixel that is not written shows.
-    arrays = np.full((2, len(plans), *GRID), -77, np.int32)
-    trace_pairs(plans, GRID, arrays[0], arrays[1], threads=threads)
+    arrays = np.full((2, len(views), *GRID), -77, np.int32)
+    trace_pairs(views, GRID, arrays[0], arrays[1], threads=threads)
     return arrays[0], arrays[1]
 
 
 def test_a_batch_equals_single_bridges() -> None:
-    plans = plans_of(20)
-    plans.append(
+    views = views_of(20)
+    views.append(
         (
             EditProgram((Swirl(0.2), Rotation(20.0))).composed((200, 300), GRID),
             EditProgram(()).composed((200, 300), GRID),
         )
     )
-    forward, backward = tables_of(plans)
-    for pair, q, r in zip(plans, forward, backward, strict=True):
+    forward, backward = tables_of(views)
+    for pair, q, r in zip(views, forward, backward, strict=True):
         if pair is None:
             assert (q == -1).all()
             assert (r == -1).all()
@@ -69,11 +69,11 @@ def test_a_batch_equals_single_bridges() -> None:
 def test_equal_for_any_number_of_threads(threads: int) -> None:
     """Many times, with pairs that the kernel traces beside pairs of dense maps, which it cannot."""
     swirled = EditProgram((Swirl(0.2), Rotation(20.0))).composed((200, 300), GRID)
-    plans = plans_of(13)
-    plans[4] = plans[9] = (swirled, EditProgram(()).composed((200, 300), GRID))
-    expected = tables_of(plans)
+    views = views_of(13)
+    views[4] = views[9] = (swirled, EditProgram(()).composed((200, 300), GRID))
+    expected = tables_of(views)
     for _ in range(50):
-        for one, many in zip(expected, tables_of(plans, threads), strict=True):
+        for one, many in zip(expected, tables_of(views, threads), strict=True):
             assert (one == many).all()
 
 
@@ -83,26 +83,26 @@ def test_empty_and_one() -> None:
 
 
 def test_errors() -> None:
-    plan = EditProgram(()).composed((20, 30), GRID)
+    view = EditProgram(()).composed((20, 30), GRID)
     good = np.empty((1, *GRID), np.int32)
     with pytest.raises(
         ValueError, match=r"query_to_reference must be a contiguous int32 array \[1, 96, 80\], got int64"
     ):
-        trace_pairs([(plan, plan)], GRID, good.astype(np.int64), good)  # type: ignore[arg-type]
+        trace_pairs([(view, view)], GRID, good.astype(np.int64), good)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reference_to_query must be a contiguous"):
-        trace_pairs([(plan, plan)], GRID, good, np.empty((1, 80, 96), np.int32).swapaxes(1, 2))
+        trace_pairs([(view, view)], GRID, good, np.empty((1, 80, 96), np.int32).swapaxes(1, 2))
     with pytest.raises(ValueError, match=r"both views of pair 0 must be of the size of the grid \(96, 80\)"):
-        trace_pairs([(plan, EditProgram(()).composed((20, 30), (80, 96)))], GRID, good, good.copy())
+        trace_pairs([(view, EditProgram(()).composed((20, 30), (80, 96)))], GRID, good, good.copy())
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        trace_pairs([(plan, plan)], GRID, good, good.copy(), threads=0)
+        trace_pairs([(view, view)], GRID, good, good.copy(), threads=0)
 
 
 def test_safe_beside_torch_threads_and_other_callers() -> None:
     """Several callers at once, each with threads of its own, while torch computes in its pool."""
     import torch
 
-    plans = plans_of(8)
-    expected = tables_of(plans)[0]
+    views = views_of(8)
+    expected = tables_of(views)[0]
     stop = threading.Event()
 
     def multiply() -> None:
@@ -114,7 +114,7 @@ def test_safe_beside_torch_threads_and_other_callers() -> None:
     busy.start()
     try:
         with ThreadPoolExecutor(4) as pool:
-            for found in pool.map(lambda _: tables_of(plans, 2)[0], range(8)):
+            for found in pool.map(lambda _: tables_of(views, 2)[0], range(8)):
                 assert (found == expected).all()
     finally:
         stop.set()
@@ -122,7 +122,7 @@ def test_safe_beside_torch_threads_and_other_callers() -> None:
 
 
 def _checksum(count: int) -> int:
-    forward, backward = tables_of(plans_of(count), threads=2)
+    forward, backward = tables_of(views_of(count), threads=2)
     return int(forward.sum(dtype=np.int64) + backward.sum(dtype=np.int64))
 
 

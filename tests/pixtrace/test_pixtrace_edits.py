@@ -215,8 +215,8 @@ def test_relative_edits_fit_any_picture() -> None:
     for height, width in ((1, 1), (1, 400), (333, 1), (37, 1001), (224, 224)):
         for edit in (edit for edit in EVERY_EDIT if isinstance(edit, Relative)):
             h, w = height, width
-            for concrete in edit.absolute(height, width, (48, 64)):
-                h, w = concrete.output_size(h, w)
+            for absolute in edit.absolute(height, width, (48, 64)):
+                h, w = absolute.output_size(h, w)
             assert min(h, w) >= 1
 
 
@@ -302,8 +302,8 @@ def test_half_of_the_rotations_snap() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_named_policies_stay_with_what_can_be_drawn(policy: str) -> None:
     for k in range(200):
-        plan = sample_program(policy, seed=0, epoch=0, uuid=str(k)).composed((48, 64), (32, 32))
-        assert sum(layer.color is None for layer in plan.pictures()) <= 2
+        view = sample_program(policy, seed=0, epoch=0, uuid=str(k)).composed((48, 64), (32, 32))
+        assert sum(layer.color is None for layer in view.pictures()) <= 2
 
 
 @pytest.mark.parametrize(
@@ -334,9 +334,9 @@ def test_the_optional_edits_are_sampled_too() -> None:
     for k in range(30):
         program = sample_program(policy, seed=0, epoch=0, uuid=str(k))
         assert EditProgram.from_json(program.to_json()) == program
-        plan = program.composed((48, 64), (32, 32))
-        painted.add(any(layer.color is not None for layer in plan.pictures()))
-        mapped.add(plan.below is not None)
+        view = program.composed((48, 64), (32, 32))
+        painted.add(any(layer.color is not None for layer in view.pictures()))
+        mapped.add(view.below is not None)
         assert program.trace((48, 64), (32, 32)).shape == (32, 32)
     assert painted == mapped == {True, False}
 

@@ -285,7 +285,7 @@ SPECIAL: dict[str, tuple[Edit, ...]] = {
 
 @pytest.mark.parametrize("name", SPECIAL)
 def test_edits_that_are_no_single_map_equal_the_twin(name: str, agree: Callable[..., tuple[float, float]]) -> None:
-    # The size-free edits resize to the grid, so the grid is the finest stage; the view is a quarter of it.
+    # The relative edits resize to the grid, so the grid is the finest stage; the view is a quarter of it.
     edits = (*SPECIAL[name], Resize(56, 56))
     found = trace(edits, (300, 400), (224, 224))
     twin = trace(edits, (300, 400), (224, 224), fused=False)
@@ -300,14 +300,14 @@ def test_edits_that_are_no_single_map_equal_the_twin(name: str, agree: Callable[
 
 
 def test_pull_equals_the_kernel(chain_of: Callable[..., tuple[Edit, ...]]) -> None:
-    """The point-by-point way through a plan, which remapped views take, against the fused kernel."""
+    """The point-by-point way through a view, which remapped views take, against the fused kernel."""
     rng = np.random.default_rng(5)
     for _ in range(10):
-        plan = EditProgram(chain_of(rng, 4, (90, 120), 20)).composed((90, 120), (48, 64))
+        view = EditProgram(chain_of(rng, 4, (90, 120), 20)).composed((90, 120), (48, 64))
         y, x = np.mgrid[:48, :64] + 0.5
-        u, v, weight = plan.pull(x, y)
+        u, v, weight = view.pull(x, y)
         expected = np.where(weight >= 126.5, np.floor(v * 48 + 1e-7) * 64 + np.floor(u * 64 + 1e-7), -1)
-        assert (trace_view(plan, (48, 64)).index == expected).mean() > 0.998
+        assert (trace_view(view, (48, 64)).index == expected).mean() > 0.998
 
 
 def test_remap_by_a_crop_is_the_crop() -> None:

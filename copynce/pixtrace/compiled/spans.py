@@ -24,8 +24,12 @@ from copynce.pixtrace.compiled.slots import (
     is_cut,
 )
 
-#: A pixel is a copy if at least this share of its colour (of 255) comes from the source.
+#: A pixel is a copy if at least this weight of its colour, of 255, comes from the source: half of it, rounded down, so
+#: that a cover of opacity 0.5 leaves the copy.
 LEAST_SOURCE_WEIGHT = 127
+
+#: Of a plane across the rows, (a, b, c) with a as good as 0, every row lies wholly on one side.
+_LEVEL = 1e-12
 
 
 class Scratch(NamedTuple):
@@ -66,14 +70,16 @@ def spans_of(planes, start, stop, scratch):  # type: ignore[no-untyped-def]
     last[:] = float(width)
     for k in range(start, stop):
         a, b, c = planes[k]
-        # The plane's edge crosses the row with centre y at x = slope * y + offset; half a pixel makes it a column.
-        if a > 1e-12:
+        # The plane's edge crosses the row with centre y at x = slope * y + offset; half a pixel makes it a column. The
+        # first column whose centre is not left of the edge: a centre on it, up to TIE, belongs to the region where the
+        # edge is its left border, and not where it is its right one.
+        if a > _LEVEL:
             slope = -b / a
             offset = -(c + TIE) / a - 0.5
             for i in range(height):
                 edge = np.ceil(slope * (np.float64(np.int32(i)) + 0.5) + offset)
                 first[i] = edge if edge > first[i] else first[i]
-        elif a < -1e-12:
+        elif a < -_LEVEL:
             slope = -b / a
             offset = (TIE - c) / a - 0.5
             for i in range(height):
@@ -82,7 +88,7 @@ def spans_of(planes, start, stop, scratch):  # type: ignore[no-untyped-def]
         else:
             for i in range(height):
                 inside = b * (i + 0.5) + c
-                if inside < -TIE or (inside < TIE and b < 0.0):
+                if inside < -TIE or (inside < TIE and b < 0.0):  # on the edge: in above, out below, as for columns
                     last[i] = 0.0
     spans = scratch.spans
     for i in range(height):
@@ -137,7 +143,8 @@ def fade(spans, cut, drawn, kept, weight):  # type: ignore[no-untyped-def]
     if kept == 0:
         fill(spans, cut, drawn, 0, weight)
         return
-    share = np.uint32(kept)
+    # All of one type: a literal would make the products 64 bits wide.
+    kept = np.uint32(kept)
     one = np.uint32(1)
     half = np.uint32(127)
     eight = np.uint32(8)
@@ -147,11 +154,11 @@ def fade(spans, cut, drawn, kept, weight):  # type: ignore[no-untyped-def]
         if cut:
             shown = drawn[i, first:last]
             for j in range(row.size):
-                n = np.uint32(np.uint32(row[j]) * share + half)
+                n = np.uint32(np.uint32(row[j]) * kept + half)
                 row[j] = np.uint8((n + one + (n >> eight)) >> eight) if shown[j] != 0 else row[j]
         else:
             for j in range(row.size):
-                n = np.uint32(np.uint32(row[j]) * share + half)
+                n = np.uint32(np.uint32(row[j]) * kept + half)
                 row[j] = np.uint8((n + one + (n >> eight)) >> eight)
 
 

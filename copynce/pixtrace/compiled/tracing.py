@@ -31,7 +31,11 @@ from copynce.pixtrace.compiled.spans import (
     spans_of,
 )
 
+#: Shifts the sign of an int32 over all of its bits: -1 for a negative number, else 0.
 _SIGN = np.int32(31)
+
+#: Planes of an outline: both sides of four directions; and one more in front of the viewer.
+_OUTLINE_PLANES = 8
 
 # Where the views of a pair begin and end in those of a batch: columns.
 QUERY_CODE = 0  #: rows of its code: first, and the one after the last
@@ -45,6 +49,7 @@ PAIR_SIZE = 6
 
 @njit(**OPTIONS)
 def _trace_view(code, bits, grid_height, grid_width, index, bounds, scratch):  # type: ignore[no-untyped-def]
+    """Fill ``index`` and ``bounds`` as :func:`trace_view` does."""
     height, width = index.shape
     if code[IS_PLAIN] != 0.0 and height == grid_height and width == grid_width:
         for i in range(height):
@@ -53,19 +58,30 @@ def _trace_view(code, bits, grid_height, grid_width, index, bounds, scratch):  #
             for j in range(width):
                 index[i, j] = np.int32(i) * np.int32(width) + np.int32(j)
         return
-    masked = is_cut(code, FIRST_REGION)
-    drawn = scratch.drawn
+    _trace_source(code, bits, grid_height, grid_width, index, bounds, scratch)
+    if code[HIDES_TOGETHER] != 0.0:
+        _hide_what_fades(code, bits, index, scratch)
+    else:
+        _hide_what_is_covered(code, bits, index, scratch)
+
+
+@njit(**OPTIONS)
+def _trace_source(code, bits, grid_height, grid_width, index, bounds, scratch):  # type: ignore[no-untyped-def]
+    """The table of a view as if nothing covered it."""
+    height = len(index)
+    cut = is_cut(code, FIRST_REGION)
     spans = draw_region(code, FIRST_REGION, bits, scratch)
     bounds[:] = spans
-    m = scratch.maps[0]
-    invert(code[:MAP_ROWS], m)
+    to_grid = scratch.maps[0]
+    invert(code[:MAP_ROWS], to_grid)
     for j in range(3):
-        m[0, j] *= grid_width
-        m[1, j] *= grid_height
-    straight = m[0, 1] == 0.0 and m[1, 0] == 0.0 and m[2, 0] == 0.0 and m[2, 1] == 0.0
+        to_grid[0, j] *= grid_width
+        to_grid[1, j] *= grid_height
+    # Without turn and tilt rows of the view are rows of the grid: a multiple of its width plus the same columns.
+    straight = to_grid[0, 1] == 0.0 and to_grid[1, 0] == 0.0 and to_grid[2, 0] == 0.0 and to_grid[2, 1] == 0.0
     columns = scratch.columns
-    if straight:  # rows of the view are rows of the grid: one multiple of the grid's width plus the same columns
-        pull_row(m, 0, 0.5, grid_width, 1, columns)
+    if straight:
+        pull_row(to_grid, 0, 0.5, grid_width, 1, columns)
     for i in range(height):
         y = i + 0.5
         first, last = spans[i]
@@ -73,40 +89,49 @@ def _trace_view(code, bits, grid_height, grid_width, index, bounds, scratch):  #
         index[i, last:] = -1
         row = index[i, first:last]
         if straight:
-            v = (m[1, 1] * y + m[1, 2]) / m[2, 2] + TIE
+            v = (to_grid[1, 1] * y + to_grid[1, 2]) / to_grid[2, 2] + TIE
             base = np.int32(min(max(v, 0.0), grid_height - 1.0)) * np.int32(grid_width)
             shown = columns[first:last]
             for j in range(row.size):
                 row[j] = base + shown[j]
         else:
-            pull_row(m, first, y, grid_width, grid_height, row)
-        if masked:
-            inside = drawn[i, first:last]
+            pull_row(to_grid, first, y, grid_width, grid_height, row)
+        if cut:
+            inside = scratch.drawn[i, first:last]
             for j in range(row.size):
                 row[j] = row[j] if inside[j] != 0 else -1
-    together = code[HIDES_TOGETHER] != 0.0
-    weight = scratch.weight
-    if together:
-        weight[:] = 255
+
+
+@njit(**OPTIONS)
+def _hide_what_is_covered(code, bits, index, scratch):  # type: ignore[no-untyped-def]
+    """-1 where a cover hides the source by itself."""
     head = next_region(code, FIRST_REGION)
     for _ in range(int(code[COVERS])):
-        kept = int(code[head, KEPT])
-        if together or kept < LEAST_SOURCE_WEIGHT:
-            spans = draw_region(code, head, bits, scratch)
-            if together:
-                fade(spans, is_cut(code, head), drawn, kept, weight)
-            else:
-                fill(spans, is_cut(code, head), drawn, -1, index)
+        if code[head, KEPT] < LEAST_SOURCE_WEIGHT:
+            fill(draw_region(code, head, bits, scratch), is_cut(code, head), scratch.drawn, -1, index)
         head = next_region(code, head)
-    if together:
-        for i in range(height):
-            for j in range(width):
-                if weight[i, j] < LEAST_SOURCE_WEIGHT:
-                    index[i, j] = -1
+
+
+@njit(**OPTIONS)
+def _hide_what_fades(code, bits, index, scratch):  # type: ignore[no-untyped-def]
+    """-1 where the covers hide the source, by themselves or together; takes weights, and so more time."""
+    height, width = index.shape
+    weight = scratch.weight
+    weight[:] = 255
+    head = next_region(code, FIRST_REGION)
+    for _ in range(int(code[COVERS])):
+        spans = draw_region(code, head, bits, scratch)
+        fade(spans, is_cut(code, head), scratch.drawn, int(code[head, KEPT]), weight)
+        head = next_region(code, head)
+    for i in range(height):
+        for j in range(width):
+            if weight[i, j] < LEAST_SOURCE_WEIGHT:
+                index[i, j] = -1
 
 
 @njit(**OPTIONS)
 def _from_grid(code, grid_height, grid_width, forward):  # type: ignore[no-untyped-def]
+    """forward [3, 3] = the map from the grid to the view."""
     for i in range(3):
         forward[i, 0] = code[i, 0] * (1.0 / grid_width)
         forward[i, 1] = code[i, 1] * (1.0 / grid_height)
@@ -143,9 +168,12 @@ def bounds_of(index, bounds):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def _outline(bounds, width, planes):  # type: ignore[no-untyped-def]
-    """planes [8, 3]: an octagon around all of ``bounds``, one pixel wider but for the picture's borders."""
+    """planes [8, 3]: an octagon around all of ``bounds``, one pixel wider but for the picture's borders.
+
+    Eight sides, for what a turned view shows is a lozenge, of which a box would hold twice as much.
+    """
     height = len(bounds)
-    least = np.full(4, 2**31)  # of x, y, x + y, x - y
+    least = np.full(4, 2**31)  # of the directions x, y, x + y, x - y, at the corners of the pixels
     most = np.full(4, -(2**31))
     for i in range(height):
         first, last = bounds[i]
@@ -176,25 +204,30 @@ def _outline(bounds, width, planes):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def _project(matrix, own, own_bounds, use_own, other, other_bounds, index, bounds, scratch):  # type: ignore[no-untyped-def]
+    """index[i, j] = row-major pixel of ``other`` that centre (j + 0.5, i + 0.5) falls on through ``matrix``.
+
+    -1 where it falls outside, behind the viewer or on an ``other`` of -1; with ``use_own`` also where ``own`` is -1.
+    """
     height = len(index)
     other_height, other_width = other.shape
     # Only centres are looked up that fall in front of the viewer and near to what the other picture shows.
     planes = scratch.planes
     _outline(other_bounds, other_width, planes)
-    planes[8, 0] = 0.0
-    planes[8, 1] = 0.0
-    planes[8, 2] = 1.0
-    for k in range(9):
+    front = planes[_OUTLINE_PLANES]
+    front[0] = 0.0
+    front[1] = 0.0
+    front[2] = 1.0
+    for k in range(_OUTLINE_PLANES + 1):
         a, b, c = planes[k]
         for j in range(3):
             planes[k, j] = a * matrix[0, j] + b * matrix[1, j] + c * matrix[2, j]
         norm = math.hypot(planes[k, 0], planes[k, 1])
-        if norm < 1e-12 * abs(planes[k, 2]) or norm == 0.0:
+        if norm < 1e-12 * abs(planes[k, 2]) or norm == 0.0:  # no edge in sight
             norm = abs(planes[k, 2])
         for j in range(3):
             planes[k, j] /= norm
     flat = other.reshape(-1)
-    spans = spans_of(planes, 0, 9, scratch)
+    spans = spans_of(planes, 0, _OUTLINE_PLANES + 1, scratch)
     for i in range(height):
         first, last = spans[i]
         if use_own:
@@ -233,6 +266,7 @@ def reverse(matrix, other, other_bounds, index, bounds, inverse):  # type: ignor
 
 @njit(**OPTIONS)
 def _bridge(forward, own, own_bounds, other_forward, other, other_bounds, index, bounds, back, scratch):  # type: ignore[no-untyped-def]
+    """Fill ``index``, ``bounds`` and ``back`` as :func:`bridge` does."""
     inverse = scratch.maps[1]
     matrix = scratch.maps[2]
     invert(forward, inverse)

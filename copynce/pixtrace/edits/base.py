@@ -113,7 +113,7 @@ class Photometric(Edit):
 
 @dataclass(frozen=True)
 class Relative(Edit, ABC):
-    """An edit in fractions of the picture; :meth:`Edit.absolute` makes it concrete. Programs are sampled in these."""
+    """An edit in fractions of the picture; :meth:`Edit.absolute` makes it absolute. Programs are sampled in these."""
 
     @abstractmethod
     def absolute(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
@@ -260,6 +260,6 @@ def first_fitting(shapes: tuple[tuple[float, float], ...], height: int, width: i
     return None
 
 
-def placed(box: Size, room: Size, x: float, y: float) -> tuple[int, int]:
-    """(top, left) of a box of (height, width) in a larger one, at fractions ``x`` and ``y`` of the room left."""
-    return round(y * (room[0] - box[0])), round(x * (room[1] - box[1]))
+def placed(h: int, w: int, height: int, width: int, x: float, y: float) -> tuple[int, int]:
+    """(top, left) of a box of ``h`` x ``w`` pixels at fractions ``x`` and ``y`` of the room left in a larger one."""
+    return round(y * (height - h)), round(x * (width - w))

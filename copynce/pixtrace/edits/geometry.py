@@ -85,7 +85,7 @@ class ResizedCrop(Relative):
         fitted = first_fitting(self.shapes, height, width)
         if fitted is not None:
             h, w = fitted
-            top, left = placed(fitted, (height, width), self.x, self.y)
+            top, left = placed(h, w, height, width, self.x, self.y)
         else:
             low, high = self.aspect_limits
             h = min(height, max(1, round(width / low)))

@@ -91,9 +91,9 @@ class RelativePasteOnto(Relative):
         require_range(self, 0.0, 1.0, "x", "y", "opacity", "picture_choice")
 
     def absolute(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        box = first_fitting(self.shapes, *grid) or (max(1, grid[0] // 2), max(1, grid[1] // 2))
-        place = placed(box, grid, self.x, self.y)
-        return Resize(*box), PasteOnto(*grid, *place, self.opacity, self.picture_choice)
+        h, w = first_fitting(self.shapes, *grid) or (max(1, grid[0] // 2), max(1, grid[1] // 2))
+        top, left = placed(h, w, *grid, self.x, self.y)
+        return Resize(h, w), PasteOnto(*grid, top, left, self.opacity, self.picture_choice)
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,9 @@ class RelativeOverlay(Relative):
         require_range(self, 0.0, 1.0, "x", "y", "opacity", "picture_choice")
 
     def absolute(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        box = first_fitting(self.shapes, height, width) or (max(1, height // 2), max(1, width // 2))
-        place = placed(box, (height, width), self.x, self.y)
-        return (Overlay(*place, *box, self.opacity, self.picture_choice),)
+        h, w = first_fitting(self.shapes, height, width) or (max(1, height // 2), max(1, width // 2))
+        top, left = placed(h, w, height, width, self.x, self.y)
+        return (Overlay(top, left, h, w, self.opacity, self.picture_choice),)
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Stamp(Layered):
         return height, width
 
     def cover(self, height: int, width: int) -> Cover:
-        return Cover(box_of(self), 1.0 - self.opacity, color=self.color, bits=self.bits)
+        return Cover(box_of(self), 1.0 - self.opacity, 0.0, self.color, None, self.bits)
 
 
 @dataclass(frozen=True)
@@ -278,9 +278,9 @@ class RelativeStamp(Relative):
         w = round(h * len(self.bits[0]) / len(self.bits))
         if w > width:
             h, w = max(1, round(h * width / w)), width
-        box = h, max(1, w)
-        place = placed(box, (height, width), self.x, self.y)
-        return (trusted(Stamp, self.bits, *place, *box, self.color, self.opacity),)
+        w = max(1, w)
+        top, left = placed(h, w, height, width, self.x, self.y)
+        return (trusted(Stamp, self.bits, top, left, h, w, self.color, self.opacity),)
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,9 @@ class RelativeErase(Relative):
         require_range(self, 0.0, 1.0, "x", "y")
 
     def absolute(self, height: int, width: int, grid: Size) -> tuple[Edit, ...]:
-        box = first_fitting(self.shapes, *grid)
-        if box is None:
+        fitted = first_fitting(self.shapes, *grid)
+        if fitted is None:
             return (Resize(*grid),)
-        return Resize(*grid), Erase(*placed(box, grid, self.x, self.y), *box, self.noise_seed)
+        h, w = fitted
+        top, left = placed(h, w, *grid, self.x, self.y)
+        return Resize(*grid), Erase(top, left, h, w, self.noise_seed)

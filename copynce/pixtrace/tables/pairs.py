@@ -32,7 +32,7 @@ def trace_pairs(
 
     Equal to ``bridge`` of the two traced views in both directions. The work releases the GIL and allocates nothing per
     pair; the caller and ``threads - 1`` plain threads (started here, gone on return, so safe beside forks and other
-    thread pools) share the pairs out. The result does not depend on their number.
+    thread pools) deal the pairs out among them. The result does not depend on their number.
     """
     shape = (len(views), *grid)
     for name, array in (("query_to_reference", query_to_reference), ("reference_to_query", reference_to_query)):

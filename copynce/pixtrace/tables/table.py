@@ -118,7 +118,7 @@ class CoordinateTable:
         return trusted_table(out, other.grid_shape, forward, self.mode)
 
     def update(self, edit: Edit) -> CoordinateTable:
-        """F(T): the table after one more concrete edit of the view, by the rules of :attr:`mode`. Plain NumPy.
+        """F(T): the table after one more absolute edit of the view, by the rules of :attr:`mode`. Plain NumPy.
 
         A cover hides by its own opacity here; :func:`trace` also multiplies the opacities of covers that overlap.
         """
@@ -214,7 +214,7 @@ def patch_counts(table: CoordinateTable, patch_size: int = 16, dtype: type = np.
 
 
 def patch_overlap(table: CoordinateTable, patch_size: int = 16) -> NDArray[np.float32]:
-    """float32 [Lq, Lr] (eq. 4): share of view patch i's pixels whose source lies in grid patch j; rows sum to <= 1."""
+    """float32 [Lq, Lr] (eq. 4): part of view patch i's pixels whose source lies in grid patch j; rows sum to <= 1."""
     return patch_counts(table, patch_size) * np.float32(1.0 / (patch_size * patch_size))
 
 

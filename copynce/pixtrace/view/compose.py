@@ -18,7 +18,7 @@ from copynce.pixtrace.bitmaps import Bits, mask_of
 from copynce.pixtrace.compiled.slots import MAP_ROWS, MOVE_SIZE, NO_BITS, NO_GROUND, NOISE, PART_SIZE
 from copynce.pixtrace.compiled.spans import LEAST_SOURCE_WEIGHT
 from copynce.pixtrace.compiled.writing import write_code
-from copynce.pixtrace.edits.base import Color, Edit, Photometric, Size, checked_size
+from copynce.pixtrace.edits.base import Color, Cover, Edit, Photometric, Size, checked_size
 from copynce.pixtrace.edits.dense import Remap
 from copynce.pixtrace.matrices import scaling
 from copynce.pixtrace.view.code import Layer
@@ -35,6 +35,9 @@ def compose(edits: Iterable[Edit], source_shape: Size, grid: Size, *, end_at_gri
     grid = checked_size(grid, "grid")
     walk = _Walk(height, width, None)
     for edit in edits:
+        if isinstance(edit, Photometric):
+            walk.photometric.append(edit)
+            continue
         for absolute in edit.absolute(walk.height, walk.width, grid):
             if isinstance(absolute, Remap):
                 # Photometric edits commute with a change of place; they are drawn once, on the final view.
@@ -42,8 +45,6 @@ def compose(edits: Iterable[Edit], source_shape: Size, grid: Size, *, end_at_gri
                 below = walk.finish()
                 height, width = absolute.output_size(walk.height, walk.width)
                 walk = _Walk(height, width, (below, absolute), photometric)
-            elif isinstance(absolute, Photometric):
-                walk.photometric.append(absolute)
             else:
                 walk.step(absolute)
     if end_at_grid and (walk.height, walk.width) != grid:
@@ -91,34 +92,42 @@ class _Walk:
     def step(self, edit: Edit) -> None:
         """Apply one absolute edit that moves or covers; raises ``ValueError`` naming it if it does not fit the canvas.
 
-        The order is that of the numbers: a cover notes how many moves lead to its canvas, so it comes before the edit's
-        own move, and the ground, which lies on the new canvas, after it. It notes which clips came before it, too: the
-        one that its own edit makes cuts what later edits lay down, not the cover, which has the same box.
+        The order counts: a part notes how many moves lead to its canvas and which clips came before it. So covers come
+        before the edit's own move, a ground, which lies on the new canvas, after it.
         """
         height, width = self.height, self.width
         size = edit.output_size(height, width)
         cover = edit.cover(height, width)
-        bits = _UNCUT if cover is None or cover.bits is None else self._pack(cover.bits)
-        beneath = cover is not None and cover.beneath
-        if edit.exposes or beneath:
-            self.clips += self._part(0, 0, width, height, bits)
+        if edit.exposes:
+            self.clips += self._part((0, 0, width, height))
         if cover is not None:
-            self.kept.append(round(255 * cover.keep))
-            if cover.noise_seed is not None:
-                self.noise_seed = cover.noise_seed
-                layer = NOISE
-            else:
-                self.layers.append((cover.picture_choice, cover.color))
-                layer = len(self.layers)  # 0 is the source
-            ground = len(self.grounds) // PART_SIZE if beneath else NO_GROUND
-            self.covers += self._part(*cover.box, bits, (self.kept[-1], layer, ground))
+            self._lay(cover)
         forward = edit.forward(height, width)
         if forward is not None:
             self.moves += forward
             self.plain = self.plain and edit.only_scales
         self.height, self.width = size
+        if cover is not None and cover.beneath:
+            self.grounds += self._part((0, 0, self.width, self.height))
+
+    def _lay(self, cover: Cover) -> None:
+        """Note a cover of the current canvas."""
+        box, keep, picture_choice, color, noise_seed, bits, beneath = cover
+        cut = _UNCUT if bits is None else self._pack(bits)
+        ground = NO_GROUND
         if beneath:
-            self.grounds += self._part(0, 0, self.width, self.height)
+            # The picture's outline, or the object's, cuts off what later edits would otherwise show of its canvas.
+            self.clips += self._part(box, cut)
+            ground = len(self.grounds) // PART_SIZE
+        if noise_seed is None:
+            self.layers.append((picture_choice, color))
+            layer = len(self.layers)  # 0 is the source
+        else:
+            self.noise_seed = noise_seed
+            layer = NOISE
+        kept = round(255 * keep)
+        self.kept.append(kept)
+        self.covers += self._part(box, cut, (kept, layer, ground))
 
     def scale_to(self, height: int, width: int) -> None:
         """Resize the canvas."""
@@ -150,11 +159,13 @@ class _Walk:
         )
 
     def _part(
-        self, left: float, top: float, right: float, bottom: float,
-        bits: tuple[float, float, float] = _UNCUT, cover: tuple[float, float, float] = _NO_COVER,
-    ) -> tuple[float, ...]:  # fmt: skip
-        """A box on the current canvas, cut by ``bits`` and by the canvases exposed from now on."""
-        return (left, top, right, bottom, len(self.moves) // MOVE_SIZE, len(self.clips) // PART_SIZE, *bits, *cover)
+        self,
+        box: tuple[int, int, int, int],
+        cut: tuple[float, float, float] = _UNCUT,
+        cover: tuple[float, float, float] = _NO_COVER,
+    ) -> tuple[float, ...]:
+        """A box on the current canvas, cut by a bitmap and by the canvases exposed from now on."""
+        return (*box, len(self.moves) // MOVE_SIZE, len(self.clips) // PART_SIZE, *cut, *cover)
 
     def _pack(self, bits: Bits) -> tuple[float, float, float]:
         """Note a bitmap: the number of bits before it, its rows and its columns."""

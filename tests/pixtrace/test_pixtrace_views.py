@@ -1,4 +1,4 @@
-"""Composed plans: blending weights and layers against a plain step-by-step rendering of flat colours."""
+"""Composed views: blending weights and layers against a plain step-by-step rendering of flat colours."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ from copynce.pixtrace.tables.stepwise import step
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
-def rendered_shares(edits: tuple[Edit, ...], size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    """float [pictures + 1, H, W]: each picture's share of the colour, the noise last, drawn edit by edit."""
-    shares = [np.ones(size), np.zeros(size)]  # the source, the noise
+def rendered_weights(edits: tuple[Edit, ...], size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """float [pictures + 1, H, W]: each picture's weight in the colour, 0 to 1, the noise last, drawn edit by edit."""
+    weights = [np.ones(size), np.zeros(size)]  # the source, the noise
     for edit in edits:
-        for concrete in edit.absolute(*shares[0].shape, grid):
-            index, _ = step(concrete, shares[0].shape)
-            shares = [np.where(index < 0, 0.0, share.reshape(-1)[index]) for share in shares]
-            if isinstance(concrete, (PasteOnto, Matte)):
+        for absolute in edit.absolute(*weights[0].shape, grid):
+            index, _ = step(absolute, weights[0].shape)
+            weights = [np.where(index < 0, 0.0, weight.reshape(-1)[index]) for weight in weights]
+            if isinstance(absolute, (PasteOnto, Matte)):
                 inside = index >= 0
-                shares = [share * concrete.opacity for share in shares]
-                shares.insert(-1, np.where(inside, 1.0 - concrete.opacity, 1.0))
-            elif isinstance(concrete, (Overlay, Stamp, Erase)):
+                weights = [weight * absolute.opacity for weight in weights]
+                weights.insert(-1, np.where(inside, 1.0 - absolute.opacity, 1.0))
+            elif isinstance(absolute, (Overlay, Stamp, Erase)):
                 covered = np.zeros(index.shape, bool)
                 box = covered[
-                    concrete.top : concrete.top + concrete.height, concrete.left : concrete.left + concrete.width
+                    absolute.top : absolute.top + absolute.height, absolute.left : absolute.left + absolute.width
                 ]
-                if isinstance(concrete, Stamp):
-                    rows = ((2 * np.arange(concrete.height) + 1) * len(concrete.bits)) // (2 * concrete.height)
-                    columns = ((2 * np.arange(concrete.width) + 1) * len(concrete.bits[0])) // (2 * concrete.width)
-                    box[:] = np.array([[concrete.bits[i][j] == "1" for j in columns] for i in rows])
+                if isinstance(absolute, Stamp):
+                    rows = ((2 * np.arange(absolute.height) + 1) * len(absolute.bits)) // (2 * absolute.height)
+                    columns = ((2 * np.arange(absolute.width) + 1) * len(absolute.bits[0])) // (2 * absolute.width)
+                    box[:] = np.array([[absolute.bits[i][j] == "1" for j in columns] for i in rows])
                 else:
                     box[:] = True
-                opacity = 1.0 if isinstance(concrete, Erase) else concrete.opacity
-                shares = [np.where(covered, share * (1 - opacity), share) for share in shares]
-                if isinstance(concrete, Erase):
-                    shares[-1] = np.where(covered, 1.0, shares[-1])
+                opacity = 1.0 if isinstance(absolute, Erase) else absolute.opacity
+                weights = [np.where(covered, weight * (1 - opacity), weight) for weight in weights]
+                if isinstance(absolute, Erase):
+                    weights[-1] = np.where(covered, 1.0, weights[-1])
                 else:
-                    shares.insert(-1, np.where(covered, opacity, 0.0))
-    return np.stack(shares)
+                    weights.insert(-1, np.where(covered, opacity, 0.0))
+    return np.stack(weights)
 
 
 CHAINS: dict[str, tuple[Edit, ...]] = {
@@ -90,23 +90,23 @@ CHAINS: dict[str, tuple[Edit, ...]] = {
 @pytest.mark.parametrize("name", CHAINS)
 def test_weights_equal_a_rendering_of_flat_colours(name: str) -> None:
     edits = (*CHAINS[name], Resize(112, 112))
-    plan = EditProgram(CHAINS[name]).composed((300, 400), (112, 112))
-    expected = rendered_shares(edits, (300, 400), (112, 112))
-    weights = plan.weights()
+    view = EditProgram(CHAINS[name]).composed((300, 400), (112, 112))
+    expected = rendered_weights(edits, (300, 400), (112, 112))
+    weights = view.weights()
     assert weights.dtype == np.uint8
-    assert weights.shape == (1 + len(plan.layers), 112, 112)
+    assert weights.shape == (1 + len(view.layers), 112, 112)
     off = np.abs(weights / 255.0 - expected[:-1])
     assert (off < 0.01).mean() > 0.985  # all but the edges, which the rendering rounds to whole pixels at each step
-    assert ((plan.erase_mask() == 1) == (expected[-1] > 0.5)).mean() > 0.985
+    assert ((view.erase_mask() == 1) == (expected[-1] > 0.5)).mean() > 0.985
     assert (weights.astype(int).sum(axis=0) <= 255 + len(weights)).all()
 
 
 def test_layers_lie_where_they_were_laid() -> None:
     """A layer's matrix sends its unit square where the chain moved its box."""
-    plan = EditProgram(
+    view = EditProgram(
         (Overlay(30, 40, 50, 60, picture_choice=0.5), HorizontalFlip(), Crop(10, 20, 100, 150))
     ).composed((200, 300), (100, 150))
-    (layer,) = plan.layers
+    (layer,) = view.layers
     assert layer.picture_choice == 0.5
     corners = layer.matrix @ np.array([[0, 0, 1], [1, 1, 1]]).T
     assert pytest.approx(np.array([[300 - 40 - 20, 20], [300 - 100 - 20, 70]])) == corners[:2].T
@@ -121,21 +121,21 @@ def test_maps_are_the_products_of_the_edits_maps() -> None:
     """Those of layers lead back to the canvas of their birth first."""
     turn = Rotation(20.0).absolute(40, 50, (30, 30))[0]
     assert isinstance(turn, Geometry)
-    plan = EditProgram((Crop(1, 2, 40, 50), turn, Overlay(3, 4, 10, 12), Pad(1, 2, 3, 4), turn)).composed(
+    view = EditProgram((Crop(1, 2, 40, 50), turn, Overlay(3, 4, 10, 12), Pad(1, 2, 3, 4), turn)).composed(
         (60, 70), (30, 30)
     )
     maps = [matrices.scaling(70.0, 60.0), matrices.translation(-2, -1), turn.forward(40, 50)]
     after = [matrices.translation(1, 2), turn.forward(46, 54), matrices.scaling(30 / 54, 30 / 46)]
     source = reduce(lambda a, b: matrices.multiply(b, a), maps + after)
-    assert plan.source.matrix.ravel() == pytest.approx(source, rel=1e-12, abs=1e-12)
+    assert view.source.matrix.ravel() == pytest.approx(source, rel=1e-12, abs=1e-12)
     box = (12.0, 0.0, 4.0, 0.0, 10.0, 3.0, 0.0, 0.0, 1.0)
     layer = reduce(lambda a, b: matrices.multiply(b, a), [box, *after])
-    assert plan.layers[0].matrix.ravel() == pytest.approx(layer, abs=1e-9)
+    assert view.layers[0].matrix.ravel() == pytest.approx(layer, abs=1e-9)
 
 
 def test_extent_is_the_size_that_the_whole_picture_would_span() -> None:
-    plan = EditProgram((Crop(0, 0, 50, 100),)).composed((200, 400), (224, 224))
-    assert plan.source.extent() == pytest.approx((4 * 224, 4 * 224))
+    view = EditProgram((Crop(0, 0, 50, 100),)).composed((200, 400), (224, 224))
+    assert view.source.extent() == pytest.approx((4 * 224, 4 * 224))
     turned = EditProgram((Rotation(90.0),)).composed((300, 300), (100, 100))
     assert turned.source.extent() == pytest.approx((100.0, 100.0))
     tilted = Layer(np.array([[10.0, 0, 0], [0, 10.0, 0], [0.5, 0, 1]]))
@@ -153,13 +153,13 @@ def test_flags() -> None:
 
 def test_pictures_and_surfaces_of_a_dense_map() -> None:
     matte = Matte(("1" * 40,) * 30, EYE, 30, 40, picture_choice=0.75)
-    plan = EditProgram((matte, Swirl(0.1), Stamp(("1",), 0, 0, 5, 5, (0.0, 1.0, 0.0)))).composed((30, 40))
-    assert plan.below is not None
-    assert [(layer.picture_choice, layer.color) for layer in plan.pictures()] == [(0.75, None), (0.0, (0.0, 1.0, 0.0))]
-    surfaces = plan.surfaces()
+    view = EditProgram((matte, Swirl(0.1), Stamp(("1",), 0, 0, 5, 5, (0.0, 1.0, 0.0)))).composed((30, 40))
+    assert view.below is not None
+    assert [(layer.picture_choice, layer.color) for layer in view.pictures()] == [(0.75, None), (0.0, (0.0, 1.0, 0.0))]
+    surfaces = view.surfaces()
     assert [surface.layer.picture_choice for surface in surfaces] == [0.0, 0.75, 0.0]
-    np.testing.assert_array_equal(np.stack([surface.weight for surface in surfaces]), plan.weights())
-    u, v, weight = plan.pull(*(np.mgrid[:224, :224] + 0.5)[::-1])
+    np.testing.assert_array_equal(np.stack([surface.weight for surface in surfaces]), view.weights())
+    u, v, weight = view.pull(*(np.mgrid[:224, :224] + 0.5)[::-1])
     np.testing.assert_allclose(surfaces[0].points[weight > 0], np.stack([u, v], axis=-1)[weight > 0], atol=1e-6)
 
 
@@ -192,18 +192,18 @@ def test_a_dense_map_that_moves_nothing_changes_no_weight(name: str) -> None:
 def test_photometric_edits_are_kept_once_and_in_order() -> None:
     from copynce.pixtrace import Blur, Grayscale
 
-    plan = EditProgram((Grayscale(), Swirl(0.1), Blur(2.0))).composed((30, 40))
-    assert plan.photometric == (Grayscale(), Blur(2.0))
-    assert plan.below is not None
-    assert plan.below[0].photometric == ()
+    view = EditProgram((Grayscale(), Swirl(0.1), Blur(2.0))).composed((30, 40))
+    assert view.photometric == (Grayscale(), Blur(2.0))
+    assert view.below is not None
+    assert view.below[0].photometric == ()
 
 
-def test_oracle_and_plan_agree_on_the_shares(
+def test_oracle_and_view_agree_on_the_weights(
     pull: Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]], chain_of: Callable[..., tuple[Edit, ...]]
 ) -> None:
     rng = np.random.default_rng(11)
     for _ in range(20):
         edits = (*chain_of(rng, 5, (120, 90), 20), Resize(64, 48))
-        share = pull(edits, (120, 90), (64, 48))[2]
+        expected = pull(edits, (120, 90), (64, 48))[2]
         weight = EditProgram(edits).composed((120, 90), (64, 48)).weights()[0] / 255.0
-        assert (np.abs(share - weight) < 0.015).mean() > 0.998
+        assert (np.abs(expected - weight) < 0.015).mean() > 0.998

@@ -107,7 +107,7 @@ def steps() -> dict[str, Callable[[], object]]:
         "reverse (forward map)": table.reverse,
         "bridge": lambda: bridge(table, table),
         "overlap counts": lambda: patch_counts(table),
-        "overlap shares": lambda: patch_overlap(table),
+        "patch overlap": lambda: patch_overlap(table),
         "pair": lambda: whole_pair(affine, projective),
         "sample a program": lambda: sample_program("descriptor", seed=0, epoch=0, uuid="T000000"),
         "fused, 640 x 480": lambda: trace(STEPWISE, SOURCE, GRID),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import copynce.pixtrace
 
 _USE = """
 import sys
@@ -31,3 +35,22 @@ def test_programs_are_sampled_traced_and_counted_without_any_other_package() -> 
     done = subprocess.run([sys.executable, "-c", _USE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["copynce.compiled_cache"]
+
+
+#: What stands in the package from top to bottom; each imports from those below it, and a folder from itself.
+_PARTS = ["sampling", "extras", "policies", "programs", "tables", "view", "edits", "bitmaps", "matrices", "compiled"]
+
+
+def test_parts_look_downwards_only() -> None:
+    root = Path(copynce.pixtrace.__file__).parent
+    assert {path.stem for path in root.iterdir() if path.stem[0] != "_"} == set(_PARTS)
+    upwards = []
+    for path in sorted(root.rglob("*.py")):
+        part = path.relative_to(root).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+            for name in names:
+                _, found, below = (name or "").partition("copynce.pixtrace.")
+                if found and part in _PARTS and _PARTS.index(below.partition(".")[0]) < _PARTS.index(part):
+                    upwards.append(f"{path.relative_to(root)}: {name}")
+    assert upwards == []

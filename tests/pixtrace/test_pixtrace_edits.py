@@ -126,6 +126,33 @@ def test_json_round_trip_of_every_edit() -> None:
     assert again.to_json() == program.to_json()
 
 
+def test_json_is_a_file_format() -> None:
+    """Written by an earlier version, whose classes and parameters had other names; read, and written the same."""
+    text = (
+        '[{"edit": "ResizedCrop", "shapes": [[0.4, 0.7]], "x": 0.1, "y": 0.9, "aspect_limits": [0.33, 3.0]}, '
+        '{"edit": "PadShare", "left": 0.1, "top": 0.2, "right": 0.3, "bottom": 0.4}, '
+        '{"edit": "PasteShare", "shapes": [[0.4, 0.7]], "x": 0.5, "y": 0.6, "opacity": 0.7, "picture": 0.8}, '
+        '{"edit": "OverlayShare", "shapes": [[0.4, 0.7]], "x": 0.5, "y": 0.6, "opacity": 0.7, "picture": 0.8}, '
+        '{"edit": "StampShare", "bits": ["1"], "size": 0.2, "x": 0.3, "y": 0.4, "color": [0.0, 0.0, 0.0], '
+        '"opacity": 1.0}, '
+        '{"edit": "MatteShare", "mask": ["01", "10"], "scale": 0.5, "angle": 20.0, "x": 0.4, "y": 0.6, "opacity": 1.0, '
+        '"picture": 0.25}, '
+        '{"edit": "EraseShare", "shapes": [[0.4, 0.7]], "x": 0.5, "y": 0.6, "noise": 7}, '
+        '{"edit": "PasteOnto", "canvas_height": 20, "canvas_width": 30, "top": 1, "left": 2, "opacity": 0.7, '
+        '"picture": 0.25}, '
+        '{"edit": "Overlay", "top": 0, "left": 1, "height": 2, "width": 3, "opacity": 0.5, "picture": 0.75}, '
+        '{"edit": "Matte", "mask": ["101"], "matrix": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], '
+        '"canvas_height": 7, "canvas_width": 8, "opacity": 0.9, "picture": 0.1}, '
+        '{"edit": "Erase", "top": 0, "left": 1, "height": 2, "width": 3, "noise": 99}, '
+        '{"edit": "Noise", "luma": 0.1, "chroma": 0.2, "noise": 5}, {"edit": "Rain", "slant": 7, "noise": 5}]'
+    )
+    program = EditProgram.from_json(text)
+    assert program.to_json() == text
+    assert RelativePad(0.1, 0.2, 0.3, 0.4) in program.edits
+    assert RelativeErase(((0.4, 0.7),), 0.5, 0.6, noise_seed=7) in program.edits
+    assert Overlay(0, 1, 2, 3, 0.5, picture_choice=0.75) in program.edits
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_json_round_trip_of_sampled_programs(policy: str) -> None:
     for k in range(100):
@@ -143,6 +170,8 @@ def test_json_round_trip_of_sampled_programs(policy: str) -> None:
         ('[{"edit": "Copr"}]', "each edit names one of .*'Crop'.* got {'edit': 'Copr'}"),
         ("[3]", "each edit names one of .* got 3"),
         ('[{"edit": "Geometry"}]', "each edit names one of"),
+        ('[{"edit": "RelativePad"}]', "each edit names one of .*'PadShare'"),
+        ('[{"edit": "Erase", "noise_seed": 1}]', r"Erase has the parameters \['height', 'left', 'noise', 'top'"),
         ('[{"edit": "Crop", "top": 1}]', "Crop cannot be made of {'top': 1}"),
         ('[{"edit": "Blur", "sgima": 1}]', r"Blur has the parameters \['sigma'\], got \['sgima'\]"),
         ('[{"edit": "Blur", "sigma": -1}]', r"Blur.sigma must be a number in \[0, 100\], got -1"),

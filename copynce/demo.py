@@ -40,7 +40,7 @@ from copynce.inspect import (
 )
 from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
 from copynce.pixtrace import CoordinateTable, EditProgram, patch_overlap, sample_program
-from copynce.training import LossConfig, OptimConfig, TrainConfig, checkpoints, read_log, train
+from copynce.training import DescriptorLossConfig, OptimConfig, TrainConfig, checkpoints, read_log, train
 from dali_pipelines import BrokenPicture, LoaderOptions, PictureLoader, ShardMember, read_picture, render_programs
 from dali_pipelines.sources import read_bytes
 
@@ -107,7 +107,7 @@ def run_demo(
             train=str(out / "train.csv"), root=str(training.root), policy=_POLICY, batch_size=min(48, len(training))
         ),
         model=_MODEL,
-        loss=LossConfig(),
+        loss=DescriptorLossConfig(),
         optim=OptimConfig(lr=1e-2, steps=steps),
         seed=seed,
         log_every=5,

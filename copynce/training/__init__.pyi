@@ -1,10 +1,10 @@
 from .checkpoints import checkpoints as checkpoints
 from .checkpoints import find_model as find_model
-from .config import LossConfig as LossConfig
 from .config import OptimConfig as OptimConfig
 from .config import TrainConfig as TrainConfig
 from .config import load_config as load_config
 from .log import read_events as read_events
 from .log import read_log as read_log
 from .objectives.descriptor import DescriptorObjective as DescriptorObjective
+from .objectives.settings import DescriptorLossConfig as DescriptorLossConfig
 from .trainer import train as train

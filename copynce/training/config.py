@@ -2,64 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from copynce.config import load_config as load_config  # copynce.training gives both
 from copynce.config import require, require_number, section_chosen_by
 from copynce.data.settings import DATA_SETTINGS, MOST_THREADS, DataConfig, MatcherData
 from copynce.errors import ConfigError
-from copynce.losses.settings import (
-    INITIAL_LOG_SCALE,
-    SMALLEST_TEMPERATURE,
-    CopyNCESettings,
-    Form,
-    Gather,
-    Prior,
-    Target,
-)
 from copynce.models.settings import DescriptorConfig, check_model
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights and parameters of the loss; defaults are the released descriptor's (PROTOCOLS 8)."""
-
-    copynce_weight: float = 5.0
-    gamma: float = 3.0
-    """Sharpening exponent of the overlap prior (eq. 5)."""
-    temperature: float = 1 / 16
-    """Of the patch affinity's softmax."""
-    prior: Prior = "released"
-    target: Target = "overlap"
-    """What patches are drawn to: the overlap prior, or the paper's rivals (nearest patches by feature, location)."""
-    neighbours: int = 1
-    """Nearest patches of a rival target (k of Table 2)."""
-    form: Form = "nce"
-    """Of CopyNCE: cross-entropy over patches, or the rival that only pulls targets together."""
-    info_nce_weight: float = 1.0
-    log_scale: float = INITIAL_LOG_SCALE
-    """Initial log of InfoNCE's learnable inverse temperature: exp(3.2) = 24.5."""
-    koleo_weight: float = 5.0
-    gather: Gather = "differentiable"
-    """Features of other ranks as negatives: with their gradients, or as constants (the released code)."""
-
-    def __post_init__(self) -> None:
-        weights = ("copynce_weight", "info_nce_weight", "koleo_weight")
-        for name in weights:
-            require_number(f"loss.{name}", getattr(self, name), least=0)
-        if not any(getattr(self, name) for name in weights):
-            raise ConfigError(f"one of {', '.join(f'loss.{name}' for name in weights)} must be above 0, got 0 for all")
-        require_number("loss.gamma", self.gamma, least=0, infinite=True)
-        require_number("loss.neighbours", self.neighbours, least=1)
-        require_number("loss.temperature", self.temperature, above=SMALLEST_TEMPERATURE)  # as the fused loss needs
-        # Its exponential must be a float32, in which 0 is exp(-104) and the largest number exp(88.7).
-        require_number("loss.log_scale", self.log_scale, least=-80, most=80)
-
-    def copynce(self, patch_size: int) -> CopyNCESettings:
-        """CopyNCE's settings, which have the same names here, for tokens of patches of ``patch_size`` pixels."""
-        names = {field.name for field in fields(CopyNCESettings)} - {"patch_size"}
-        return CopyNCESettings(patch_size=patch_size, **{name: getattr(self, name) for name in names})
+from copynce.training.objectives.settings import DescriptorLossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +20,19 @@ class OptimConfig:
     lr: float = 6e-4
     """Base learning rate, multiplied by sqrt(items of all processes in a step / 1024); an item of two pairs is one."""
     weight_decay: float = 0.04
+    """Of matrices; norms, biases, tokens, position embeddings and temperatures do not decay."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of the running means of the gradient and of its square."""
     clip_norm: float = 3.0
     """Largest norm of the gradient; infinity switches clipping off."""
     epochs: int = 30
+    """Passes over the items."""
     steps: int | None = None
     """Total steps; overrides epochs where given. 0 writes the untrained model and stops."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up from 1 % of the learning rate; at most a tenth of the run is used."""
     min_lr: float = 2e-6
+    """Where the cosine ends, not multiplied."""
 
     def __post_init__(self) -> None:
         require_number("optim.lr", self.lr, above=0, most=1000)
@@ -106,9 +61,10 @@ class TrainConfig:
     weights: str | None = None
     """What to start from: a backbone, a released file, or a checkpoint or run, head and temperature included; none:
     random."""
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: DescriptorLossConfig = field(default_factory=DescriptorLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 123
+    """Of first weights, order of items, edits and what the model draws."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest checkpoint in ``out``, if there is one. never: refuse a folder that has one."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -124,6 +80,7 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of log.jsonl."""
     tensorboard: bool = True
+    """Whether curves are written for TensorBoard too, into ``out``."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -24,6 +25,9 @@ def test_help_states_settings(command: str, capsys: pytest.CaptureFixture[str]) 
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "default" in text
+    listed = text[text.find("settings:\n") :].partition("\n\n")[0].splitlines()[1:] if command != "demo" else []
+    bare = [line for line, below in itertools.pairwise([*listed, ""]) if line[2] != " " and not below.startswith("   ")]
+    assert bare == []  # a sentence under every name
     if command == "train":
         assert "optim.lr (default 0.0006)" in text
         assert "Base learning rate" in text

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from copynce.models import Descriptor, DescriptorConfig
 from copynce.models.precision import bf16_in_hardware
-from copynce.training import DescriptorObjective, LossConfig, TrainConfig, checkpoints, read_log, train
+from copynce.training import DescriptorLossConfig, DescriptorObjective, TrainConfig, checkpoints, read_log, train
 from dali_pipelines import PairBatch
 
 pytestmark = pytest.mark.numeric
@@ -55,7 +55,7 @@ def test_bf16_trains_close_to_fp32(tiny: Tiny) -> None:
 def test_losses_and_gradients_of_a_bf16_step_are_float32() -> None:
     options = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
     objective = DescriptorObjective(
-        Descriptor(DescriptorConfig(img_size=32, dim=16, backbone_options=options)), LossConfig()
+        Descriptor(DescriptorConfig(img_size=32, dim=16, backbone_options=options)), DescriptorLossConfig()
     )
     views = torch.randn(2, 4, 3, 32, 32).bfloat16()
     table = torch.arange(32 * 32, dtype=torch.int32).view(1, 32, 32).repeat(4, 1, 1)

@@ -20,7 +20,7 @@ from copynce.cli import main
 from copynce.config import load_config, save_config
 from copynce.errors import ConfigError, RunError, TrainingError, WriteError
 from copynce.models import read_checkpoint_metadata
-from copynce.training import LossConfig, TrainConfig, checkpoints, find_model, read_events, read_log, train
+from copynce.training import DescriptorLossConfig, TrainConfig, checkpoints, find_model, read_events, read_log, train
 from copynce.training.checkpoints import write_checkpoint
 from copynce.training.log import RunLog
 from copynce.training.run import FIXED, FREE, compare
@@ -287,7 +287,7 @@ def test_a_run_gives_a_new_one_its_model_head_and_temperature(tiny: Tiny, finish
     trained = load_file(last / "model.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in load_file(start / "model.safetensors").items())
     scales = [torch.load(folder / "state.pt", weights_only=True)["objective"]["log_scale"] for folder in (start, last)]
-    assert scales[0] == scales[1] != LossConfig().log_scale
+    assert scales[0] == scales[1] != DescriptorLossConfig().log_scale
     (event,) = read_events(tmp_path / "run" / "log.jsonl")
     assert "the head is taken" in event["text"]
     assert "temperature is taken" in event["text"]

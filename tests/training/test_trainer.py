@@ -18,7 +18,15 @@ from safetensors.torch import load_file, save_file
 from copynce.config import save_config
 from copynce.errors import ConfigError, DataError, RunError, TrainingError
 from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
-from copynce.training import DescriptorObjective, LossConfig, TrainConfig, checkpoints, find_model, read_log, train
+from copynce.training import (
+    DescriptorLossConfig,
+    DescriptorObjective,
+    TrainConfig,
+    checkpoints,
+    find_model,
+    read_log,
+    train,
+)
 from dali_pipelines import PairBatch
 
 Tiny = Callable[..., TrainConfig]
@@ -149,7 +157,7 @@ def test_positives_and_traces_choose_what_the_losses_see() -> None:
     torch.manual_seed(0)
     options = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
     config = DescriptorConfig(img_size=32, dim=16, backbone_options=options)
-    objective = DescriptorObjective(Descriptor(config), LossConfig())
+    objective = DescriptorObjective(Descriptor(config), DescriptorLossConfig())
     query, reference = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
     table = torch.arange(32 * 32, dtype=torch.int32).view(1, 32, 32).repeat(4, 1, 1)
     table[3] = -1

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from copynce.errors import RunError
 from copynce.losses import CopyNCELoss, info_nce, koleo
 from copynce.models import Descriptor, load_checkpoint, load_start, save_checkpoint
-from copynce.training.config import LossConfig
 from copynce.training.objectives.base import Objective
+from copynce.training.objectives.settings import DescriptorLossConfig
 from dali_pipelines import PairBatch
 
 
@@ -26,7 +26,7 @@ class DescriptorObjective(Objective):
 
     model: Descriptor
 
-    def __init__(self, model: Descriptor, config: LossConfig) -> None:
+    def __init__(self, model: Descriptor, config: DescriptorLossConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config

@@ -1,0 +1,63 @@
+"""The settings of the objectives' losses; without torch, so that they can be read and listed without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from copynce.config import require_number
+from copynce.errors import ConfigError
+from copynce.losses.settings import (
+    INITIAL_LOG_SCALE,
+    SMALLEST_TEMPERATURE,
+    CopyNCESettings,
+    Form,
+    Gather,
+    Prior,
+    Target,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorLossConfig:
+    """Weights and parameters of the loss; defaults are the released descriptor's (PROTOCOLS 8)."""
+
+    copynce_weight: float = 5.0
+    """Of CopyNCE in the sum of the losses; 0: measured, but without gradient."""
+    gamma: float = 3.0
+    """Sharpening exponent of the overlap prior (eq. 5)."""
+    temperature: float = 1 / 16
+    """Of the patch affinity's softmax."""
+    prior: Prior = "released"
+    """Over which bins a patch's prior adds to 1. released: reference patches and what is not copied; paper: reference
+    patches alone."""
+    target: Target = "overlap"
+    """What patches are drawn to: the overlap prior, or the paper's rivals (nearest patches by feature, location)."""
+    neighbours: int = 1
+    """Nearest patches of a rival target (k of Table 2)."""
+    form: Form = "nce"
+    """Of CopyNCE: cross-entropy over patches, or the rival that only pulls targets together."""
+    info_nce_weight: float = 1.0
+    """Of InfoNCE between descriptors."""
+    log_scale: float = INITIAL_LOG_SCALE
+    """Initial log of InfoNCE's learnable inverse temperature: exp(3.2) = 24.5."""
+    koleo_weight: float = 5.0
+    """Of KoLeo, which spreads descriptors out."""
+    gather: Gather = "differentiable"
+    """Features of other ranks as negatives: with their gradients, or as constants (the released code)."""
+
+    def __post_init__(self) -> None:
+        weights = ("copynce_weight", "info_nce_weight", "koleo_weight")
+        for name in weights:
+            require_number(f"loss.{name}", getattr(self, name), least=0)
+        if not any(getattr(self, name) for name in weights):
+            raise ConfigError(f"one of {', '.join(f'loss.{name}' for name in weights)} must be above 0, got 0 for all")
+        require_number("loss.gamma", self.gamma, least=0, infinite=True)
+        require_number("loss.neighbours", self.neighbours, least=1)
+        require_number("loss.temperature", self.temperature, above=SMALLEST_TEMPERATURE)  # as the fused loss needs
+        # Its exponential must be a float32, in which 0 is exp(-104) and the largest number exp(88.7).
+        require_number("loss.log_scale", self.log_scale, least=-80, most=80)
+
+    def copynce(self, patch_size: int) -> CopyNCESettings:
+        """CopyNCE's settings, which have the same names here, for tokens of patches of ``patch_size`` pixels."""
+        names = {field.name for field in fields(CopyNCESettings)} - {"patch_size"}
+        return CopyNCESettings(patch_size=patch_size, **{name: getattr(self, name) for name in names})

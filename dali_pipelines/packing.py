@@ -243,7 +243,7 @@ class _PackedView:
         """
         points: Sequence[NDArray[np.float32] | None]
         if plan.below is not None:
-            surfaces = plan.surfaces(noise=False)
+            surfaces = plan.surfaces()
             layers, points = [surface.layer for surface in surfaces], [surface.points for surface in surfaces]
             self.planes.append(_planes_of(surfaces, plan))
         else:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import copynce.pixtrace.matrices as matrices
+import copynce.pixtrace.view.pointwise as pointwise
 from copynce.pixtrace import (
     Crop,
     Edit,
@@ -87,18 +88,32 @@ CHAINS: dict[str, tuple[Edit, ...]] = {
 }
 
 
+def unerased(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    return tuple(edit for edit in edits if not isinstance(edit, Erase))
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_weights_equal_a_rendering_of_flat_colours(name: str) -> None:
     edits = (*CHAINS[name], Resize(112, 112))
     view = EditProgram(CHAINS[name]).composed((300, 400), (112, 112))
-    expected = rendered_weights(edits, (300, 400), (112, 112))
-    weights = view.weights()
+    expected = rendered_weights(unerased(edits), (300, 400), (112, 112))[:-1]
+    erased = rendered_weights(edits, (300, 400), (112, 112))[-1] > 0.5
+    weights, rest = np.split(view.blend(), [1 + len(view.layers)])
     assert weights.dtype == np.uint8
     assert weights.shape == (1 + len(view.layers), 112, 112)
-    off = np.abs(weights / 255.0 - expected[:-1])
+    off = np.abs(weights / 255.0 - expected)
     assert (off < 0.01).mean() > 0.985  # all but the edges, which the rendering rounds to whole pixels at each step
-    assert ((view.erase_mask() == 1) == (expected[-1] > 0.5)).mean() > 0.985
     assert (weights.astype(int).sum(axis=0) <= 255 + len(weights)).all()
+    assert ((view.erase_mask() == 1) == erased).mean() > 0.985
+    assert view.erases() == erased.any()
+    assert len(rest) == view.erases() + 3 * view.paints()
+    np.testing.assert_array_equal(rest[0] if view.erases() else 0, view.erase_mask())
+    flat = [(weights[k + 1], layer.color) for k, layer in enumerate(view.layers) if layer.color is not None]
+    assert view.paints() == bool(flat)
+    if flat:
+        painted = rest[view.erases() :].reshape(112, 112, 3)
+        summed = sum(np.floor(weight[..., None] * np.array(color) + 0.5) for weight, color in flat)
+        np.testing.assert_array_equal(painted, np.minimum(summed, 255))
 
 
 def test_layers_lie_where_they_were_laid() -> None:
@@ -158,35 +173,25 @@ def test_pictures_and_surfaces_of_a_dense_map() -> None:
     assert [(layer.picture_choice, layer.color) for layer in view.pictures()] == [(0.75, None), (0.0, (0.0, 1.0, 0.0))]
     surfaces = view.surfaces()
     assert [surface.layer.picture_choice for surface in surfaces] == [0.0, 0.75, 0.0]
-    np.testing.assert_array_equal(np.stack([surface.weight for surface in surfaces]), view.weights())
-    u, v, weight = view.pull(*(np.mgrid[:224, :224] + 0.5)[::-1])
+    u, v, weight = pointwise.pull(view, *pointwise.centres((224, 224)))
+    np.testing.assert_array_equal(surfaces[0].weight, weight.round())
     np.testing.assert_allclose(surfaces[0].points[weight > 0], np.stack([u, v], axis=-1)[weight > 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_dense_map_that_moves_nothing_changes_no_weight(name: str) -> None:
+    """The compiled way against the one point by point."""
     y, x = np.mgrid[:112, :112] + 0.5
     still = Remap(np.stack([x, y], axis=-1))
     edits = (*CHAINS[name], Resize(112, 112))
     plain, mapped = (EditProgram(e).composed((300, 400), (112, 112)) for e in (edits, (*edits, still)))
-    assert np.abs(plain.weights().astype(int) - mapped.weights()).max() <= 1 + len(plain.covers)
+    slowly = np.stack([surface.weight for surface in mapped.surfaces()]).astype(int)
+    assert np.abs(slowly - plain.blend()[: 1 + len(plain.layers)]).max() <= 1 + len(plain.covers)
+    assert mapped.erases() == plain.erases()
     np.testing.assert_array_equal(plain.erase_mask(), mapped.erase_mask())
-    assert mapped.erases() == plain.erases() == plain.erase_mask().any()
-    # Before anything is erased: the same chain without its erasing edits, by the kernel and point by point.
-    kept = EditProgram(tuple(edit for edit in edits if not isinstance(edit, Erase))).composed((300, 400), (112, 112))
-    weights, rest = np.split(plain.blend(), [1 + len(plain.layers)])
-    np.testing.assert_array_equal(weights, kept.weights())
-    assert len(rest) == plain.erases() + 3 * plain.paints()
-    np.testing.assert_array_equal(rest[0] if plain.erases() else 0, plain.erase_mask())
-    surfaces = mapped.surfaces(noise=False)
-    slowly = np.stack([surface.weight for surface in surfaces]).astype(int)
-    assert np.abs(slowly - weights).max() <= 1 + len(plain.covers)
-    flat = [(weights[k + 1], layer.color) for k, layer in enumerate(plain.layers) if layer.color is not None]
-    assert plain.paints() == bool(flat)
-    if flat:
-        painted = rest[plain.erases() :].reshape(112, 112, 3)
-        summed = sum(np.floor(weight[..., None] * np.array(color) + 0.5) for weight, color in flat)
-        np.testing.assert_array_equal(painted, np.minimum(summed, 255))
+    # What the noise hides counts before it is erased, as without the edits that erase.
+    kept = EditProgram(unerased(edits)).composed((300, 400), (112, 112))
+    np.testing.assert_array_equal(plain.blend()[: 1 + len(plain.layers)], kept.blend()[: 1 + len(kept.layers)])
 
 
 def test_photometric_edits_are_kept_once_and_in_order() -> None:
@@ -204,6 +209,9 @@ def test_oracle_and_view_agree_on_the_weights(
     rng = np.random.default_rng(11)
     for _ in range(20):
         edits = (*chain_of(rng, 5, (120, 90), 20), Resize(64, 48))
+        view = EditProgram(edits).composed((120, 90), (64, 48))
         expected = pull(edits, (120, 90), (64, 48))[2]
-        weight = EditProgram(edits).composed((120, 90), (64, 48)).weights()[0] / 255.0
-        assert (np.abs(expected - weight) < 0.015).mean() > 0.998
+        slowly = pointwise.pull(view, *pointwise.centres((64, 48)))[2] / 255.0
+        assert (np.abs(expected - slowly) < 0.015).mean() > 0.998
+        expected = pull(unerased(edits), (120, 90), (64, 48))[2]
+        assert (np.abs(expected - view.blend()[0] / 255.0) < 0.015).mean() > 0.998

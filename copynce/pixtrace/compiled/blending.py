@@ -22,12 +22,12 @@ from copynce.pixtrace.compiled.slots import (
 from copynce.pixtrace.compiled.spans import draw_region, fade, fill, new_scratch, spans_of
 
 
-@njit("void(float64[:, ::1], uint8[::1], boolean, float32[:, ::1], uint8[:, :, ::1], uint8[:, :, ::1])", **OPTIONS)
-def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-untyped-def]
+@njit("void(float64[:, ::1], uint8[::1], float32[:, ::1], uint8[:, :, ::1], uint8[:, :, ::1])", **OPTIONS)
+def blend(code, bits, colours, weights, painted):  # type: ignore[no-untyped-def]
     """Blending weights of a view, and its flat colours painted.
 
-    ``weights`` uint8 [1 + L (+ 1), H, W]: the weight (of 255) of the source, of each layer and, last, of the noise if
-    some erases; if not ``noise``, the others are as if nothing were erased. ``colours`` float32 [L, 3]: red, green and
+    ``weights`` uint8 [1 + L (+ 1), H, W]: the weight (of 255) of the source and of each layer, as if nothing were
+    erased, and, last, of the noise if some erases. ``colours`` float32 [L, 3]: red, green and
     blue in [0, 1] of the layers that are a colour, -1 for pictures. ``painted`` uint8 [H, W, 3]: the sum of the
     colours, each times its weight, rounded; empty to leave it out.
     """
@@ -57,7 +57,7 @@ def blend(code, bits, noise, colours, weights, painted):  # type: ignore[no-unty
             fill(draw_region(code, ground, bits, scratch), is_cut(code, ground), drawn, 255, own)
         cut = is_cut(code, head)
         spans = draw_region(code, head, bits, scratch)
-        if layer != NOISE or noise:
+        if layer != NOISE:
             for k in range(count):
                 if shown[k]:
                     fade(spans, cut, drawn, kept, weights[k])

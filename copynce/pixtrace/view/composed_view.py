@@ -71,47 +71,41 @@ class ComposedView:
         """True if some layers are one colour."""
         return any(layer.color is not None for layer in self.pictures())
 
-    def weights(self) -> NDArray[np.uint8]:
-        """uint8 [1 + len(pictures()), H, W]: the weight (of 255) of the source and each other picture in a pixel.
-
-        Sums to at most 255 (within rounding); the rest is black. Erased pixels are 0 throughout.
-        """
-        if self.below is None:
-            return self._blend()[: 1 + len(self.layers)]
-        return np.stack([s.weight for s in self.surfaces()])
-
     def erase_mask(self) -> NDArray[np.uint8]:
         """uint8 [H, W]: 1 where the view is filled with noise."""
+        if not self.erases():
+            return np.zeros(self.output_shape, np.uint8)
         if self.below is None:
-            return _erased(self._blend()[-1]) if self.erases() else np.zeros(self.output_shape, np.uint8)
+            return self.blend()[1 + len(self.layers)]
         return _erased(pointwise.spread_out(self, *pointwise.centres(self.output_shape))[1])
 
-    def surfaces(self, *, noise: bool = True) -> list[Surface]:
+    def surfaces(self) -> list[Surface]:
         """The source and the other pictures, in the order of :meth:`pictures`, as point by point maps of the view.
 
-        For views of a dense map, where ``layer.matrix`` alone does not say what a pixel shows. ``noise=False``: as if
-        nothing were erased.
+        For views of a dense map, where ``layer.matrix`` alone does not say what a pixel shows. Weights are those of
+        :meth:`blend`.
         """
-        return pointwise.surfaces(self, noise=noise)
+        return pointwise.surfaces(self)
 
     def blend(self, empty: Empty = np.empty) -> NDArray[np.uint8]:
         """What the pixel executor blends with, before anything is erased: planes uint8 [N, H, W].
 
-        First those of :meth:`weights`; then :meth:`erase_mask`, if anything is erased; then, if some layers are one
-        colour, three planes that hold [H, W, 3], the sum of these colours, each times its weight. ``empty(shape,
-        dtype)`` gives the memory. Not for views of a dense map.
+        First the weights (of 255) of the source and each of ``layers``; they sum to at most 255 within rounding, and
+        the rest is black. Then :meth:`erase_mask`, if anything is erased; then, if some layers are one colour, three
+        planes that hold [H, W, 3], the sum of these colours, each times its weight. ``empty(shape, dtype)`` gives the
+        memory. Not for views of a dense map.
         """
-        planes = self._blend(noise=False, paint=self.paints(), empty=empty)
-        if self.erases():
-            _erased(planes[1 + len(self.layers)])
+        height, width = self.output_shape
+        erases, paints = self.erases(), self.paints()
+        weights = 1 + len(self.layers) + erases
+        planes = empty((weights + 3 * paints, height, width), np.uint8)
+        painted = planes[weights:].reshape((height, width, 3) if paints else (0, 0, 3))
+        colours = [layer.color or (-1.0, -1.0, -1.0) for layer in self.layers]
+        filled = np.array(colours, np.float32).reshape(-1, 3)
+        blending.blend(self.code, self.bits, filled, planes[:weights], painted)
+        if erases:
+            _erased(planes[weights - 1])
         return planes
-
-    def pull(self, x: Points, y: Points) -> tuple[Points, Points, Points]:
-        """Points (x, y) of the view to the source's unit square: (u, v, weight), the weight as in :meth:`weights`.
-
-        The long way, point by point, for views that are no single projective map (and to check those that are).
-        """
-        return pointwise.pull(self, x, y)
 
     def trace(self, grid: Size, index: NDArray[np.int32]) -> tuple[Matrix, NDArray[np.int64]] | tuple[None, None]:
         """Fill ``index`` (int32 [H, W] of the view) with grid pixels or -1.
@@ -125,17 +119,6 @@ class ComposedView:
         forward, bounds = np.empty((3, 3)), np.empty((self.output_shape[0], 2), np.int64)
         tracing.trace_view(self.code, self.bits, grid[0], grid[1], index, bounds, forward)
         return forward, bounds
-
-    def _blend(self, *, noise: bool = True, paint: bool = False, empty: Empty = np.empty) -> NDArray[np.uint8]:
-        """Planes: weights of the source, the layers and, if there is any, the noise; the painted colours in three."""
-        height, width = self.output_shape
-        weights = 1 + len(self.layers) + self.erases()
-        planes = empty((weights + 3 * paint, height, width), np.uint8)
-        painted = planes[weights:].reshape((height, width, 3) if paint else (0, 0, 3))
-        colours = [layer.color or (-1.0, -1.0, -1.0) for layer in self.layers]
-        filled = np.array(colours, np.float32).reshape(-1, 3)
-        blending.blend(self.code, self.bits, noise, filled, planes[:weights], painted)
-        return planes
 
 
 def _erased(noise: Points | NDArray[np.uint8]) -> NDArray[np.uint8]:

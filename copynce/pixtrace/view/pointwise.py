@@ -35,9 +35,9 @@ class Surface:
 Spread = tuple[Layer, Points, Points, Points]
 
 
-def surfaces(view: ComposedView, *, noise: bool) -> list[Surface]:
-    """The source and the other pictures of a view; ``noise=False``: as if nothing were erased."""
-    spread, _ = spread_out(view, *centres(view.output_shape), noise=noise)
+def surfaces(view: ComposedView) -> list[Surface]:
+    """The source and the other pictures of a view, as if nothing were erased."""
+    spread, _ = spread_out(view, *centres(view.output_shape), noise=False)
     return [
         Surface(layer, np.stack([u, v], axis=-1).astype(np.float32), np.round(weight).astype(np.uint8))
         for layer, u, v, weight in spread
@@ -45,7 +45,7 @@ def surfaces(view: ComposedView, *, noise: bool) -> list[Surface]:
 
 
 def pull(view: ComposedView, x: Points, y: Points) -> tuple[Points, Points, Points]:
-    """Points (x, y) of the view to the source's unit square: (u, v, weight)."""
+    """Points (x, y) of the view to the source's unit square: (u, v, weight), the weight of 255, 0 where erased."""
     ((_, u, v, weight), *_), _ = spread_out(view, x, y, others=False)
     return u, v, weight
 

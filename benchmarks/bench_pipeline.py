@@ -260,7 +260,7 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
         pipeline.run()
         return lambda: [pipeline.run() for _ in arrays]
 
-    def plans() -> list[tuple[ComposedView, ComposedView]]:
+    def compose() -> list[tuple[ComposedView, ComposedView]]:
         grid = (size, size)
         shapes = [scene.pictures[0].shape for batch in prepared for scene in batch.scenes]
         return [
@@ -277,13 +277,13 @@ def test_where_the_time_goes(benchmark: Any, photographs: list[Path], size: int)
 
     decoder = build_decoder(lambda: next(encoded), batch_size=max(map(len, files)), device="cpu")
     decoder.build()
-    made = plans()
+    made = compose()
     order = list(STAGES)
     whole = graph(order)
     host = {
         "host: read": lambda: [read_picture(pair.query_path) for pair in flat],
         "host: sample": lambda: [next(pairs(photographs)) for _ in batches],
-        "host: plan": plans,
+        "host: compose": compose,
         "host: tables": lambda: trace_pairs(made, (size, size), *tables),
         "host: arrays": arrays,
     }

@@ -84,8 +84,8 @@ def build_pipeline(
         enable_conditionals=True,
     )
     def pipeline() -> tuple[DataNode, ...]:
-        fed = fn.external_source(source=source, num_outputs=len(layouts), layout=list(layouts.values()), batch=True)
-        inputs = {name: fed[i] for i, name in enumerate(layouts)}
+        packed = fn.external_source(source=source, num_outputs=len(layouts), layout=list(layouts.values()), batch=True)
+        inputs = {name: packed[i] for i, name in enumerate(layouts)}
         rendered = render(inputs, views=views, size=size, device=device)
         return tuple(finish(pixels, _of_view(inputs, v), normalized, size, device) for v, pixels in enumerate(rendered))
 
@@ -340,7 +340,7 @@ def colour(pixels: DataNode, steps: DataNode) -> DataNode:
 
 def effects(pixels: DataNode, inputs: Nodes, size: int, device: str) -> DataNode:
     """The rarer colour operations, in the order of ``PHOTOMETRIC_ORDER``: a graph is one fixed chain, which programs
-    must follow, and :func:`~dali_pipelines.packing.check_plan` refuses those that do not."""
+    must follow, and :func:`~dali_pipelines.packing.check_view` refuses those that do not."""
     if flag(inputs, "mix"):
         pixels = mix(pixels, inputs, device)
     if flag(inputs, "curve"):

@@ -107,7 +107,7 @@ def input_layouts(views: int) -> dict[str, str]:
 class View:
     """One view to render: its composed edits, its picture (0 or 1 of the scene) and the pictures of its layers."""
 
-    plan: ComposedView
+    composed: ComposedView
     picture: int = 0
     layers: tuple[EncodedPicture, ...] = ()
 
@@ -151,13 +151,13 @@ def pack_batch(scenes: Sequence[Scene], size: int, empty: Empty = np.empty) -> l
     return inputs
 
 
-def check_plan(plan: ComposedView) -> None:
-    """Raise ``ValueError``, naming the edit, if the graph cannot render the plan."""
-    shown = sum(layer.color is None for layer in plan.pictures())
+def check_view(composed: ComposedView) -> None:
+    """Raise ``ValueError``, naming the edit, if the graph cannot render the view."""
+    shown = sum(layer.color is None for layer in composed.pictures())
     if shown > LAYERS:
         raise ValueError(f"a view can show at most {LAYERS} other pictures, this program shows {shown}")
     places: list[int] = []
-    for edit in plan.photometric:
+    for edit in composed.photometric:
         if type(edit) not in PHOTOMETRIC_ORDER:
             raise ValueError(
                 f"the graph cannot render the edit {type(edit).__name__}; colour edits are {_names(PHOTOMETRIC_ORDER)}"
@@ -207,24 +207,24 @@ class _PackedView:
         self.noises: list[NDArray[Any]] = []
 
     def fill(self, view: View, shape: Size) -> None:
-        """Note what the plan of a view says of a picture of ``shape``."""
-        plan, size = view.plan, self.size
-        check_plan(plan)
-        if plan.output_shape != (size, size):
-            raise ValueError(f"the plan must end at the view's size {(size, size)}, got {plan.output_shape}")
-        shown = sum(layer.color is None for layer in plan.pictures())
+        """Note what a composed view says of a picture of ``shape``."""
+        composed, size = view.composed, self.size
+        check_view(composed)
+        if composed.output_shape != (size, size):
+            raise ValueError(f"the program must end at the view's size {(size, size)}, got {composed.output_shape}")
+        shown = sum(layer.color is None for layer in composed.pictures())
         if len(view.layers) != shown:
-            raise ValueError(f"the plan shows {shown} other pictures, got {len(view.layers)}")
+            raise ValueError(f"the view shows {shown} other pictures, got {len(view.layers)}")
         self.pictures = view.layers
-        if plan.plain:
+        if composed.plain:
             self.switch("as_plain")
         else:
-            self.compose(plan, shape)
-        if plan.erases():
+            self.compose(composed, shape)
+        if composed.erases():
             self.switch("erase")
-            self.noises.append(noise(plan.noise_seed, size, self.empty))
-        self.change_colours(plan)
-        if not plan.plain or plan.photometric:
+            self.noises.append(noise(composed.noise_seed, size, self.empty))
+        self.change_colours(composed)
+        if not composed.plain or composed.photometric:
             self.switch("edited")
 
     def switch(self, name: str) -> None:
@@ -236,30 +236,30 @@ class _PackedView:
         of_name = self.numbers[SLOTS[name]].reshape(NUMBERS[name])
         of_name[... if k is None else k] = value
 
-    def compose(self, plan: ComposedView, shape: Size) -> None:
+    def compose(self, composed: ComposedView, shape: Size) -> None:
         """Note the places of a view's pictures, their weights, paint and where it is erased.
 
         What the noise will hide still counts for mean luma, blur and JPEG: erasing comes last, as released.
         """
         points: Sequence[NDArray[np.float32] | None]
-        if plan.below is not None:
-            surfaces = plan.surfaces()
+        if composed.below is not None:
+            surfaces = composed.surfaces()
             layers, points = [surface.layer for surface in surfaces], [surface.points for surface in surfaces]
-            self.planes.append(_planes_of(surfaces, plan))
+            self.planes.append(_planes_of(surfaces, composed))
         else:
-            layers = [plan.source, *plan.layers]
+            layers = [composed.source, *composed.layers]
             points = [None] * len(layers)
-            if not plan.opaque:
-                self.planes.append(plan.blend(self.empty))
+            if not composed.opaque:
+                self.planes.append(composed.blend(self.empty))
         if self.planes:
             self.switch("blend")
             self.note("weight", 0, 0)
             # Planes lie as ``blend`` gives them: the weights of all layers, the mask, three of paint.
-            if plan.erases():
+            if composed.erases():
                 self.note("mask", len(layers))
-            if plan.paints():
+            if composed.paints():
                 self.switch("painted")
-                self.note("painted", len(layers) + plan.erases())
+                self.note("painted", len(layers) + composed.erases())
         self.place(0, layers[0], points[0], shape)
         shown = [number for number, layer in enumerate(layers) if number and layer.color is None]
         for k, number in enumerate(shown):
@@ -288,12 +288,12 @@ class _PackedView:
             far = np.array([width - 0.5, height - 0.5], np.float32)
             self.maps.append(np.clip(points * np.array([width, height], np.float32), np.float32(0.5), far))
 
-    def change_colours(self, plan: ComposedView) -> None:
+    def change_colours(self, composed: ComposedView) -> None:
         """Note the colour edits."""
         size = self.size
         colours: list[ColorJitter | Grayscale] = []
         kernel: np.ndarray | None = None
-        for edit in plan.photometric:
+        for edit in composed.photometric:
             match edit:
                 case ColorJitter() | Grayscale():
                     colours.append(edit)
@@ -364,7 +364,7 @@ class _PackedView:
 
 @functools.cache
 def _unused(size: int) -> dict[str, NDArray[Any]]:
-    """What is fed for each of ``_LARGE`` where a view does not use it; planes are always as wide as the view."""
+    """What goes in for each of ``_LARGE`` where a view does not use it; planes are always as wide as the view."""
     return {
         "layer_picture_0": _NO_BYTES,
         "layer_picture_1": _NO_BYTES,
@@ -381,17 +381,17 @@ def _stacked(arrays: Sequence[NDArray[Any]], size: int) -> NDArray[Any]:
     return flat[0] if len(flat) == 1 else np.concatenate(flat)
 
 
-def _planes_of(surfaces: Sequence[Surface], plan: ComposedView) -> NDArray[np.uint8]:
+def _planes_of(surfaces: Sequence[Surface], composed: ComposedView) -> NDArray[np.uint8]:
     """What :meth:`ComposedView.blend` gives, of a view of a dense map."""
     planes = [surface.weight for surface in surfaces]
-    if plan.erases():
-        planes.append(plan.erase_mask())
-    painted = np.zeros((*plan.output_shape, 3), np.float32)
+    if composed.erases():
+        planes.append(composed.erase_mask())
+    painted = np.zeros((*composed.output_shape, 3), np.float32)
     for surface in surfaces:
         if surface.layer.color is not None:
             painted += np.floor(surface.weight[..., None] * np.array(surface.layer.color, np.float32) + 0.5)
-    if plan.paints():
-        planes += [*np.minimum(painted, 255).astype(np.uint8).reshape(3, *plan.output_shape)]
+    if composed.paints():
+        planes += [*np.minimum(painted, 255).astype(np.uint8).reshape(3, *composed.output_shape)]
     return np.stack(planes)
 
 

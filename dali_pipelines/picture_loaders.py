@@ -48,9 +48,9 @@ def render_programs(
         files: list[tuple[AnyPath, EncodedPicture]] = []
         for i in at:
             picture = reader.read(paths[i])
-            plan = programs[i].composed(picture.shape, (size, size))
-            layers = reader.layers(plan)
-            scenes.append(Scene((picture,), (View(plan, 0, tuple(p for _, p in layers)),)))
+            composed = programs[i].composed(picture.shape, (size, size))
+            layers = reader.layers(composed)
+            scenes.append(Scene((picture,), (View(composed, 0, tuple(p for _, p in layers)),)))
             files += [(paths[i], picture), *layers]
         return Batch(scenes, files, at)
 

@@ -67,7 +67,7 @@ class PairPreparation:
         if not pairs:
             return None
         grid = (self.options.size, self.options.size)
-        scenes, files, shown, plans = [], [], [], []
+        scenes, files, shown, composed = [], [], [], []
         for wanted, found in zip(pairs, self.reader.try_all([p.query_path for p in pairs]), strict=True):
             pair, picture, other = self._readable(wanted, found)
             query = pair.query_program.composed(picture.shape, grid)
@@ -80,10 +80,10 @@ class PairPreparation:
             )
             scenes.append(Scene(pictures, views))
             files += [(pair.query_path, picture), (pair.reference_path, other), *query_layers, *reference_layers]
-            plans.append((query, reference) if pair.positive and pair.traced else None)
+            composed.append((query, reference) if pair.positive and pair.traced else None)
             shown.append(pair)
         tables = empty((len(pairs), *grid), np.int32), empty((len(pairs), *grid), np.int32)
-        trace_pairs(plans, grid, *tables)
+        trace_pairs(composed, grid, *tables)
         facts = PairFacts(
             query_to_reference=tables[0],
             reference_to_query=tables[1],

@@ -73,9 +73,9 @@ class Reader:
         """Read files side by side; the order of the result is that of ``paths``."""
         return list(self._pool.map(self._try, paths))
 
-    def layers(self, plan: ComposedView) -> list[tuple[AnyPath, EncodedPicture]]:
-        """The other pictures of a plan; a broken one is replaced by the next of the list."""
-        return [self._layer(layer) for layer in plan.pictures() if layer.color is None]
+    def layers(self, composed: ComposedView) -> list[tuple[AnyPath, EncodedPicture]]:
+        """The other pictures of a view; a broken one is replaced by the next of the list."""
+        return [self._layer(layer) for layer in composed.pictures() if layer.color is None]
 
     def _try(self, path: AnyPath) -> EncodedPicture | BrokenPicture:
         try:

@@ -36,7 +36,7 @@ from copynce.pixtrace import (
 from dali_pipelines import render_programs
 from dali_pipelines.numba_ops.resize import resize_bicubic
 from dali_pipelines.numba_ops.warp import remap_bilinear, warp_bilinear
-from dali_pipelines.packing import FLAGS, Scene, View, check_plan, input_layouts, pack_batch, working_size
+from dali_pipelines.packing import FLAGS, Scene, View, check_view, input_layouts, pack_batch, working_size
 from dali_pipelines.sources import EncodedPicture
 
 SHAPES = [((97, 130), (48, 48)), ((40, 31), (63, 257)), ((1, 1), (7, 5)), ((300, 17), (1, 64)), ((64, 64), (64, 64))]
@@ -141,10 +141,10 @@ def both_ways(
     stored = io.BytesIO()
     Image.fromarray(noise(shape, grain=6)).save(stored, "PNG")
     picture = EncodedPicture(np.frombuffer(stored.getvalue(), np.uint8), shape)
-    plans = [program.composed(shape, (side, side)) for program in programs]
-    layers = [(picture,) * sum(layer.color is None for layer in plan.pictures()) for plan in plans]
+    composed = [program.composed(shape, (side, side)) for program in programs]
+    layers = [(picture,) * sum(layer.color is None for layer in view.pictures()) for view in composed]
     packed = pack_batch(
-        [Scene((picture,), (View(p, 0, others),)) for p, others in zip(plans, layers, strict=True)], side
+        [Scene((picture,), (View(p, 0, others),)) for p, others in zip(composed, layers, strict=True)], side
     )  # fmt: skip
     layouts = input_layouts(1)
 
@@ -335,9 +335,9 @@ def test_what_is_off_costs_no_bytes() -> None:
     assert [p.size for p in row["picture_1"]] == [1, 1, 1]
 
 
-def test_plans_that_the_graph_cannot_render_are_named() -> None:
+def test_views_that_the_graph_cannot_render_are_named() -> None:
     grid = (32, 32)
     layers = (PasteOnto(40, 40, 0, 0), Overlay(0, 0, 5, 5), Overlay(5, 5, 5, 5))
     with pytest.raises(ValueError, match="at most 2 other pictures, this program shows 3"):
-        check_plan(EditProgram(layers).composed((20, 20), grid))
-    check_plan(EditProgram((Crop(0, 0, 9, 9), Resize(8, 8), *layers[:2])).composed((20, 20), grid))
+        check_view(EditProgram(layers).composed((20, 20), grid))
+    check_view(EditProgram((Crop(0, 0, 9, 9), Resize(8, 8), *layers[:2])).composed((20, 20), grid))

@@ -382,9 +382,9 @@ def test_every_extra_operation_renders(picture: Path, operation: Callable[[Fixed
 
 @pytest.mark.parametrize("slant", [-9, 0, 4])
 def test_rain_is_slanted_grey_lines_a_mean_and_darker(picture: Path, slant: int) -> None:
-    plan = EditProgram((Rain(slant, noise_seed=3),)).composed((SIZE, SIZE), (SIZE, SIZE))
+    composed = EditProgram((Rain(slant, noise_seed=3),)).composed((SIZE, SIZE), (SIZE, SIZE))
     encoded = EncodedPicture(np.zeros(1, np.uint8), (SIZE, SIZE))
-    packed = pack_batch([Scene((encoded,), (View(plan),))], SIZE)
+    packed = pack_batch([Scene((encoded,), (View(composed),))], SIZE)
     drops = packed[list(input_layouts(1)).index("view_0.planes")][0] > 0  # type: ignore[index]
     # Six drops of 21 pixels; some overlap or leave at the side.
     assert 60 < drops.sum() <= SIZE * SIZE // 600 * 21

@@ -141,20 +141,20 @@ class _TimesExponential(torch.autograd.Function):
 
 
 class _RowLosses(torch.autograd.Function):
-    """Cross-entropies [N] of cosines [N, M] times ``s = exp(log_scale)`` with the column ``positive`` [N] of each row.
+    """Cross-entropies [N] of cosines [N, M] times ``s = exp(log_scale)`` with the column ``partner`` [N] of each row.
 
     The gradient to the cosines lacks the factor s, see ``_TimesExponential``. With y = s (c - max c), at most 0, and
-    rest = the sum of exp(y) over all columns but the largest, the loss is log(1 + rest) - y of the positive: nothing
+    rest = the sum of exp(y) over all columns but the largest, the loss is log(1 + rest) - y of the partner: nothing
     overflows and no digits cancel.
     """
 
     @staticmethod
-    def forward(ctx: Any, cosines: Tensor, positive: Tensor, log_scale: Tensor) -> Tensor:
-        largest, nearest = cosines.max(1, keepdim=True)
+    def forward(ctx: Any, cosines: Tensor, partner: Tensor, log_scale: Tensor) -> Tensor:
+        largest, nearest = cosines.max(1, keepdim=True)  # one of equals: the others count in rest
         logits = _times_exponential(cosines - largest, log_scale)
         exponentials = logits.exp()
         rest = exponentials.scatter(1, nearest, 0).sum(1, keepdim=True)
-        column = positive[:, None]
+        column = partner[:, None]
         ctx.save_for_backward(logits, exponentials / (1 + rest), column, log_scale)
         return (rest.log1p() - logits.gather(1, column)).squeeze(1)
 

@@ -178,6 +178,7 @@ def forward_samples(
     entry_query, entry_reference = np.empty(entries, np.int32), np.empty(entries, np.int32)
     entry_weight = np.empty(entries, np.float32)
     for b in range(batch):
+        # The priors first: they tell which patches have a copy, and whether the tables are sound.
         stored = append_prior(
             query_to_reference[b],
             reference_grid,
@@ -215,6 +216,8 @@ def forward_samples(
         squares += _inverse_lengths(reference_tokens[b], other_order, reference_inverse)
         if not multiplied:
             pack_columns(reference_tokens[b], other_order, panels)
+        # Affinities, and both softmaxes from one exponential while a block of rows is in cache. A block whose first row
+        # has a copy takes all columns; sums that are so complete without need meet a mass of 0.
         column_sum[:] = 0
         for first in range(0, query_patches, ROWS):
             columns = reference_patches if first < copied[b, 0] else copied[b, 1]
@@ -236,6 +239,7 @@ def forward_samples(
                     exponential[i],
                     column_sum,
                 )
+        # The loss, and T taken off E at its few entries.
         total = 0 * squares  # NaN if a token is not finite, though no product may have met it
         total += _logarithms(query_mass, order, row_sum, row_ratio)
         total += _logarithms(reference_mass, other_order, column_sum, column_ratio)
@@ -250,6 +254,7 @@ def forward_samples(
         loss[b] = weight * total / 2
         if not needs_gradient:
             continue
+        # G over S in place; the corner that no copy reaches is 0.
         along_query, along_reference = radial_query[b], radial_reference[b]
         along_reference[:] = 0
         for i in range(query_patches):
@@ -303,7 +308,7 @@ def _token_gradients(
             for k in range(np.uint64(depth)):
                 for i in range(np.uint64(first), np.uint64(stop)):
                     columns[k, i - np.uint64(first)] = matrix[k, i]
-        for r in range(ROWS):
+        for r in range(ROWS):  # beyond the last one it repeats, and is not read
             if transposed:
                 rows[r] = columns.ctypes.data + 4 * r
             else:

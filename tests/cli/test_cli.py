@@ -38,6 +38,8 @@ def test_help_states_settings(command: str, capsys: pytest.CaptureFixture[str]) 
     [
         (["train", "out=x", "data.trian=y"], "did you mean data.train"),
         (["train", "none.yaml"], "none.yaml: no such file"),
+        (["train", "descripter", "out=x"], "neither a file of settings nor a named run; did you mean descriptor"),
+        (["train", "descriptor-vits14-112", "out=x", "data.train=nowhere"], "nowhere: no such file or folder"),
         (["train", "out=x", "data.train=nowhere"], "nowhere: no such file or folder"),
         (["eval", "nowhere", "dataset=x"], "nowhere: expected a run folder"),
         (["demo", "--data", "nowhere"], "nowhere"),

@@ -3,6 +3,7 @@ from .layouts import GroundTruth as GroundTruth
 from .layouts import open_dataset as open_dataset
 from .layouts import read_ground_truth as read_ground_truth
 from .manifest import PICTURE_SUFFIXES as PICTURE_SUFFIXES
+from .manifest import DataError as DataError
 from .manifest import Manifest as Manifest
 from .manifest import read_manifest as read_manifest
 from .neighbours import Neighbours as Neighbours

@@ -52,7 +52,7 @@ Nodes = dict[str, DataNode]
 #: Tiles a side and clip limit of Clahe, which DALI takes when the graph is built; so it has no parameter in a program.
 CLAHE_TILES, CLAHE_LIMIT = 8, 2.5
 
-#: Colour of the drops of Rain and what is left of the brightness.
+#: Colour of the drops of Rain and what is left of the brightness: Albumentations' defaults.
 RAIN_GREY, RAIN_LIGHT = 200.0, 0.7
 
 

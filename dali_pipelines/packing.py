@@ -182,6 +182,7 @@ def working_size(extent: tuple[float, float], shape: Size, view: Size) -> Size:
     would minify by more than ``MAX_MINIFICATION`` it is the size of the view if that is fine enough and not too fine
     (then the reference's resize serves), else the size at which the warp does not minify at all.
     """
+    # Less a thousandth: rounding must not make a picture that keeps its size a pixel larger.
     wanted = tuple(min(have, max(1, math.ceil(span - 1e-3))) for have, span in zip(shape, extent, strict=True))
     if _minifies_little(shape, wanted):
         return shape
@@ -440,7 +441,7 @@ def _convolved(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _column(values: list[NDArray[Any]], unused: NDArray[Any]) -> object:
-    """One large input of a batch: a list, or one dense array if no sample uses it.
+    """One large input of a batch: a list, or one dense array if no view uses it.
 
     DALI takes one array in a fraction of the time of many.
     """
@@ -477,4 +478,5 @@ def _dense_extent(points: np.ndarray) -> tuple[float, float]:
         return 1.0, 1.0
     tall = np.hypot(across[..., 0], down[..., 0])[shown] / area[shown]
     wide = np.hypot(across[..., 1], down[..., 1])[shown] / area[shown]
+    # Not the very largest: the few pixels at which a map tears or folds would have the picture at any size.
     return float(np.percentile(tall, 90)), float(np.percentile(wide, 90))

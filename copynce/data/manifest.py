@@ -30,7 +30,7 @@ from copynce.data.shards import (
     split_member,
 )
 from copynce.data.tables import Paths, Strings
-from copynce.errors import DataError
+from copynce.errors import DataError as DataError  # copynce.data gives it too
 from dali_pipelines.sources import HEAD, TAIL, AnyPath, ShardMember, can_decode, kind_of_entry, picture_format
 
 # File suffixes that count as pictures when a folder is read, without a look inside. A CSV may name any file.

@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+import copynce.cli.demo as demo
+import copynce.cli.eval as eval
+import copynce.cli.train as train
 from copynce import __version__
-from copynce.cli import demo, eval, train
 from copynce.cli.console import complain, escape_what_cannot_be_shown
 from copynce.cli.settings_help import Command
 from copynce.errors import Stopped, TrainingError, UserError

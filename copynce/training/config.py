@@ -9,7 +9,7 @@ from copynce.config import load_config as load_config  # copynce.training gives 
 from copynce.config import require, require_number, section_chosen_by
 from copynce.data.settings import DATA_SETTINGS, MOST_THREADS, DataConfig, MatcherData
 from copynce.errors import ConfigError
-from copynce.models.settings import DescriptorConfig, check_model
+from copynce.models.settings import DescriptorConfig
 from copynce.training.objectives.settings import DescriptorLossConfig
 
 
@@ -93,6 +93,8 @@ class TrainConfig:
                 "data.pairs=matcher makes pairs of different pictures too, which a descriptor's losses have no use "
                 "for: it learns from copies only; use data.pairs=descriptor or data.pairs=supervised"
             )
+        from copynce.models.check import check_model  # with torch, which help does without
+
         patches = check_model(self.model)
         if self.loss.target != "overlap":
             here = f"at most {patches}, the patches of a picture"

@@ -14,6 +14,9 @@ them, and as a replayed CUDA graph, where nothing but the device's work is left 
 for the device). Each kernel stage stands beside its bound, bytes or FLOP over what this machine was measured to do. The
 last-level cache is overwritten before every reading. ``--tune`` tries other launch configurations of each kernel. The
 JSON has pytest-benchmark's rows (``pytest-benchmark compare`` reads them).
+
+One long file, because both ways and the tuner stand on the same recorded launches and shapes, and a person at a GPU for
+minutes carries one script.
 """
 
 from __future__ import annotations

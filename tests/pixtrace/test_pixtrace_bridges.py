@@ -29,7 +29,6 @@ from copynce.pixtrace import (
 property_test = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-Twin = Callable[..., np.ndarray]
 
 
 def grid_of(size: tuple[int, int]) -> np.ndarray:

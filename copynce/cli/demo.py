@@ -30,6 +30,7 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run the demo, and print its table."""
     from copynce.demo import run_demo
 
     with writing_into(options.out):

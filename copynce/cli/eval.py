@@ -31,6 +31,7 @@ def _settings() -> type:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Evaluate a model on a split, and print its table."""
     from copynce.config import load_config
     from copynce.data import open_dataset
     from copynce.evaluation import evaluate_descriptor

@@ -254,7 +254,7 @@ def _own_config(file: WeightFile) -> BackboneConfig | None:
         return None
     settings = _json_object(file.texts[_CONFIG], file.path)
     name = settings.pop("model", "descriptor")
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise DataError(f"{file.path} holds a {name}, expected a {' or a '.join(KINDS)}")
     kind = KINDS[name].config
     unknown = settings.keys() - {field.name for field in dataclasses.fields(kind)}

@@ -144,6 +144,7 @@ def test_a_config_that_cannot_be_is_told(tmp_path: Path) -> None:
         ("{", "what copynce stored beside the tensors is no JSON"),
         ("[1]", "what copynce stored beside the tensors is no JSON object"),
         ('{"model": "matcher"}', "holds a matcher, expected a descriptor"),
+        ('{"model": ["descriptor"]}', "expected a descriptor"),
         ('{"from_later": 1}', "was written by a newer version: its config has from_later"),
         ('{"dim": 0}', "the model config that it holds is wrong: dim must be at least 1"),
         ('{"dim": "many"}', "the model config that it holds is wrong"),

@@ -38,7 +38,7 @@ from copynce.inspect import (
     metrics_table,
     write_report,
 )
-from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
+from copynce.models import Descriptor, DescriptorConfig, load_descriptor
 from copynce.pixtrace import CoordinateTable, EditProgram, patch_overlap, sample_program
 from copynce.training import DescriptorLossConfig, OptimConfig, TrainConfig, checkpoints, read_log, train
 from dali_pipelines import BrokenPicture, LoaderOptions, PictureLoader, ShardMember, read_picture, render_programs
@@ -126,7 +126,7 @@ def run_demo(
     )
     say("evaluating before and after")
     models = {
-        name: load_checkpoint(folder / "model.safetensors") for name, folder in (("before", first), ("after", last))
+        name: load_descriptor(folder / "model.safetensors") for name, folder in (("before", first), ("after", last))
     }
     results = {name: evaluate_descriptor(model, split, out / f"eval-{name}") for name, model in models.items()}
     metrics: dict[str, Any] = {

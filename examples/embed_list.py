@@ -21,7 +21,7 @@ import numpy as np
 from copynce.data import Quarantine, read_manifest
 from copynce.errors import UserError
 from copynce.files import atomic_text
-from copynce.models import load_checkpoint
+from copynce.models import load_descriptor
 from copynce.retrieval.extract import extract
 
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         broken = Quarantine()
         features = extract(
-            load_checkpoint(given.checkpoint),
+            load_descriptor(given.checkpoint),
             read_manifest(given.pictures),
             batch_size=given.batch_size,
             device=given.device,

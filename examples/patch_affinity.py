@@ -18,7 +18,7 @@ import torch
 
 from copynce.errors import UserError
 from copynce.inspect import affinity, draw_affinity
-from copynce.models import load_checkpoint
+from copynce.models import load_descriptor
 from copynce.pixtrace import EditProgram
 from dali_pipelines import LoaderOptions, PictureLoader, render_programs
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     paths = [given.query, given.reference]
     try:
-        model = load_checkpoint(given.checkpoint)
+        model = load_descriptor(given.checkpoint)
         broken: dict[str, str] = {}
         options = LoaderOptions(size=model.img_size, batch_size=2)
         loader = PictureLoader(paths, options, on_broken=lambda path, reason: broken.update({str(path): reason}))

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     from copynce.data import open_dataset
     from copynce.evaluation import evaluate_descriptor
     from copynce.evaluation.settings import EvalConfig
-    from copynce.models import load_checkpoint
+    from copynce.models import load_descriptor
     from copynce.training import find_model
     from copynce.training.distributed import choose_device
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     split = open_dataset(config.dataset, config.split, lists=config.lists)
     with progress_bars() as report:
         metrics = evaluate_descriptor(
-            load_checkpoint(weights),
+            load_descriptor(weights),
             split,
             out,
             batch_size=config.batch_size,

@@ -1,10 +1,16 @@
 from .build import build_descriptor as build_descriptor
+from .build import build_matcher as build_matcher
 from .checkpoints import load_backbone as load_backbone
 from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import load_descriptor as load_descriptor
+from .checkpoints import load_matcher as load_matcher
 from .checkpoints import load_start as load_start
 from .checkpoints import read_checkpoint_metadata as read_checkpoint_metadata
 from .checkpoints import save_checkpoint as save_checkpoint
 from .checkpoints import start_card as start_card
 from .descriptor import Descriptor as Descriptor
+from .kinds import AnyModel as AnyModel
+from .matcher import Matcher as Matcher
 from .parameters import param_groups as param_groups
 from .settings import DescriptorConfig as DescriptorConfig
+from .settings import MatcherConfig as MatcherConfig

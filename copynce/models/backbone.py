@@ -24,10 +24,13 @@ _OWN_OPTIONS = ("img_size", "in_chans", "num_classes", "global_pool", "class_tok
                 "drop_path_rate", "fc_norm", "device", "dtype")  # fmt: skip
 
 
-def build_encoder(config: BackboneConfig, *, norm_eps: float | None, final_norm: bool) -> VisionTransformer:
+def build_encoder(
+    config: BackboneConfig, *, norm_eps: float | None, final_norm: bool, depth: int | None = None
+) -> VisionTransformer:
     """The timm transformer of a config, without classifier; ValueError where name or options do not fit.
 
     norm_eps: where the config tells none; None: the backbone's own. final_norm: whether it has a norm after its blocks.
+    depth: number of blocks, where the model and not the backbone says it.
     """
     names = timm.list_models(module="vision_transformer")
     if config.backbone not in names:
@@ -46,6 +49,10 @@ def build_encoder(config: BackboneConfig, *, norm_eps: float | None, final_norm:
     if width is not None and heads is not None and width % heads:
         raise ValueError(f"embed_dim must be a multiple of num_heads, got {width} and {heads}")
     eps = norm_eps if config.norm_eps is None else config.norm_eps
+    if depth is not None:
+        if "depth" in options:
+            raise ValueError("backbone_options may not set 'depth': encoder_blocks and fusion_blocks say it")
+        options["depth"] = depth
     if eps is not None:
         options["norm_layer"] = partial(nn.LayerNorm, eps=eps)
     encoder = timm.create_model(
@@ -76,13 +83,12 @@ def tokens_of(encoder: VisionTransformer, images: Tensor, block: int) -> tuple[T
 
 
 def class_token_of(encoder: VisionTransformer, images: Tensor) -> Tensor:
-    """Class token [B, C] of the last block, which makes no other token where its form is known, in evaluation."""
+    """Class token [B, C] of the last block, in evaluation by `first_token_of`."""
     last = len(encoder.blocks) - 1
-    block = encoder.blocks[last]
-    if last == 0 or encoder.training or type(block) is not Block or type(block.attn) is not Attention:
+    if last == 0 or encoder.training:
         return _outputs(encoder, images, [last])[0][1][:, 0]
     patch_tokens, prefix = _outputs(encoder, images, [last - 1])[0]
-    return _class_token(block, torch.cat([prefix, patch_tokens], dim=1))
+    return first_token_of(encoder.blocks[last], torch.cat([prefix, patch_tokens], dim=1))
 
 
 def _outputs(encoder: VisionTransformer, images: Tensor, blocks: list[int]) -> Any:
@@ -97,8 +103,14 @@ def _outputs(encoder: VisionTransformer, images: Tensor, blocks: list[int]) -> A
     )
 
 
-def _class_token(block: Any, tokens: Tensor) -> Tensor:
-    """The first of the tokens [B, N, C] that `block` makes in evaluation, [B, C]: its query against all keys."""
+def first_token_of(block: Any, tokens: Tensor) -> Tensor:
+    """The first of the tokens that `block` makes of tokens [B, N, C] in evaluation, [B, C]: its query against all keys.
+
+    Makes no other token where the block's form is known.
+    """
+    if type(block) is not Block or type(block.attn) is not Attention:
+        made: Tensor = block(tokens)
+        return made[:, 0]
     attn = block.attn
     normal = block.norm1(tokens)
     width = attn.num_heads * attn.head_dim

@@ -1,4 +1,4 @@
-"""A descriptor from a few arguments."""
+"""Models from a few arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from copynce.models.checkpoints import load_start
 from copynce.models.descriptor import Descriptor
-from copynce.models.settings import DescriptorConfig
+from copynce.models.matcher import Matcher
+from copynce.models.settings import DescriptorConfig, MatcherConfig
 
 
 def build_descriptor(
@@ -43,6 +44,46 @@ def build_descriptor(
             dim=dim,
             head=head,
             tokens_block=tokens_block,
+            norm_eps=norm_eps,
+            freeze_patch_embed=freeze_patch_embed,
+            drop_path=drop_path,
+        )
+    )
+    if weights is not None:
+        load_start(model, weights)
+    return model
+
+
+def build_matcher(
+    backbone: str = "vit_small_patch16_224",
+    *,
+    img_size: int = 224,
+    encoder_blocks: int = 8,
+    fusion_blocks: int = 4,
+    backbone_options: Mapping[str, Any] | None = None,
+    norm_eps: float | None = None,
+    freeze_patch_embed: bool = False,
+    drop_path: float = 0.0,
+    weights: str | Path | None = None,
+) -> Matcher:
+    """A `Matcher` with random weights, or those of a file, as far as they fit (see `load_start`).
+
+    The arguments are the fields of `MatcherConfig`. Raises ValueError on a value that does not fit.
+
+    >>> import torch
+    >>> options = dict(embed_dim=24, num_heads=2)
+    >>> model = build_matcher(img_size=32, encoder_blocks=2, fusion_blocks=1, backbone_options=options).eval()
+    >>> tokens = model.encode(torch.zeros(2, 3, 32, 32))
+    >>> tokens.shape, model.fuse(tokens[:1], tokens[1:]).shape
+    (torch.Size([2, 5, 24]), torch.Size([1]))
+    """
+    model = Matcher(
+        MatcherConfig(
+            backbone=backbone,
+            backbone_options=dict(backbone_options or {}),
+            img_size=img_size,
+            encoder_blocks=encoder_blocks,
+            fusion_blocks=fusion_blocks,
             norm_eps=norm_eps,
             freeze_patch_embed=freeze_patch_embed,
             drop_path=drop_path,

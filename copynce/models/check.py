@@ -10,33 +10,38 @@ import torch
 
 from copynce.config import require_number
 from copynce.errors import ConfigError
-from copynce.models.descriptor import Descriptor
-from copynce.models.settings import DescriptorConfig
+from copynce.models.kinds import KINDS, build_model
+from copynce.models.settings import BackboneConfig
 
 _MOST_BLOCKS = 1000
 _LARGEST_SIDE = 8192  # pixels; the largest models take 1,024
 
 
-def check_model(config: DescriptorConfig) -> int:
+def check_model(config: BackboneConfig) -> int:
     """The number of patches of the model that ``config`` describes, found without making its weights.
 
     Raises ConfigError if there is no such model, or if this machine cannot hold its weights.
     """
-    return _check_model(json.dumps(config.to_dict(), default=repr))
+    kind = next(name for name, kind in KINDS.items() if type(config) is kind.config)
+    return _check_model(kind, json.dumps(config.to_dict(), default=repr))
 
 
 @functools.lru_cache(maxsize=64)
-def _check_model(described: str) -> int:
-    config = DescriptorConfig(**json.loads(described))
+def _check_model(kind: str, described: str) -> int:
+    config = KINDS[kind].config(**json.loads(described))
     require_number("model.img_size", config.img_size, least=1, most=_LARGEST_SIDE)
     if config.norm_eps is not None:
         require_number("model.norm_eps", config.norm_eps, above=0, below=1)
-    depth = config.backbone_options.get("depth")
-    if isinstance(depth, int):  # else a billion blocks are built before anyone can say that they are too many
-        require_number("model.backbone_options.depth", depth, least=1, most=_MOST_BLOCKS)
+    depths = {
+        "backbone_options.depth": config.backbone_options.get("depth"),
+        **{name: getattr(config, name, None) for name in ("encoder_blocks", "fusion_blocks")},
+    }
+    for name, depth in depths.items():
+        if isinstance(depth, int):  # else a billion blocks are built before anyone can say that they are too many
+            require_number(f"model.{name}", depth, least=1, most=_MOST_BLOCKS)
     try:
         with torch.device("meta"):  # shapes without numbers
-            model = Descriptor(config)
+            model = build_model(config)
             model.encoder.forward_intermediates(torch.empty(2, 3, config.img_size, config.img_size), indices=1)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -21,22 +21,28 @@ from torch import Tensor, nn
 
 from copynce.errors import ConfigError, DataError
 from copynce.files import file_sha256, whole_file
-from copynce.models.convert import find_encoder, shape_facts, square_root
+from copynce.models.convert import Model, count_blocks, divided, find_encoder, is_matcher, shape_facts, square_root
 from copynce.models.descriptor import Descriptor
-from copynce.models.kinds import KINDS, KNOWN_HEADS, build_model, kind_of
-from copynce.models.settings import BackboneConfig, DescriptorConfig
+from copynce.models.kinds import KINDS, KNOWN_HEADS, AnyModel, build_model, kind_of, released_kind
+from copynce.models.matcher import Matcher
+from copynce.models.settings import BackboneConfig
 from copynce.models.weight_files import WeightFile, file_of, read_texts, read_weights
 
 _CONFIG = "copynce.config"
 _METADATA = "copynce.metadata"
 _LOG_SCALE = "infonce_log_scale"  # the loss's own parameter in released files
 
+_M = TypeVar("_M", Descriptor, Matcher)
+
+#: What of a fusion a backbone does not have: no class token, and a descriptor's no norm.
+_NEW = ("fusion.cls_token", "fusion.norm.weight", "fusion.norm.bias")
+
 #: Parts of others' models that do not change what the encoder does: what comes after it or only serves their training.
 _LEFT = re.compile(r"encoder\.((norm|fc_norm|pre_logits|mask_token)\b|\w*(head|decoder)\w*\.|decoder\w*$)")
 
 
-def save_checkpoint(path: str | Path, model: Descriptor, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a descriptor as safetensors; the file appears whole or not at all.
+def save_checkpoint(path: str | Path, model: AnyModel, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a model as safetensors; the file appears whole or not at all.
 
     metadata: the model's card, anything JSON can hold, such as `step`, `commit`, `trained_on`, and `start` as
     `start_card` tells it; `read_checkpoint_metadata` returns it. Raises TypeError if JSON cannot, WriteError if the
@@ -75,9 +81,9 @@ def start_card(path: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: str | Path, config: DescriptorConfig | None = None, *, num_heads: int | None = None
-) -> Descriptor:
-    """A descriptor rebuilt from a file, in evaluation mode on the CPU.
+    path: str | Path, config: BackboneConfig | None = None, *, num_heads: int | None = None
+) -> AnyModel:
+    """A descriptor or a matcher rebuilt from a file, in evaluation mode on the CPU.
 
     path: a file of `save_checkpoint`, a checkpoint folder or a run of ours (its newest), or a released `.pth.tar`
     (`{"model": state dict, "epoch": int}`; any prefix and the loss's `infonce_log_scale` are dropped).
@@ -94,20 +100,41 @@ def load_checkpoint(
     if own is not None:
         model = _build(own, file.path)
     else:
-        model = build_model(config or KINDS["descriptor"].released(found, file.path, num_heads))
+        model = build_model(config or released_kind(found).released(found, file.path, num_heads))
+        # Fine-tuned without CopyNCE, a released matcher has lost the head that only CopyNCE asks.
+        kept = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("heads.fusion_head.")}
+        if not kept.keys() & found.tensors.keys():
+            found.tensors.update(kept)
     _load_strictly(model, found.tensors, file.path)
     return model.eval()
 
 
-def load_start(model: Descriptor, path: str | Path) -> list[str]:
-    """Start a descriptor from a file: encoder and head, as far as they fit; returns sentences about what was taken.
+def load_descriptor(path: str | Path, *, num_heads: int | None = None) -> Descriptor:
+    """As `load_checkpoint`; DataError for a file that holds another kind of model."""
+    return _of_kind(Descriptor, load_checkpoint(path, num_heads=num_heads), path)
+
+
+def load_matcher(path: str | Path, *, num_heads: int | None = None) -> Matcher:
+    """As `load_checkpoint`; DataError for a file that holds another kind of model."""
+    return _of_kind(Matcher, load_checkpoint(path, num_heads=num_heads), path)
+
+
+def _of_kind(kind: type[_M], model: AnyModel, path: str | Path) -> _M:
+    if not isinstance(model, kind):
+        raise DataError(f"{path} holds a {kind_of(model).name}, expected a {kind.__name__.lower()}")
+    return model
+
+
+def load_start(model: AnyModel, path: str | Path) -> list[str]:
+    """Start a model from a file: encoder and head, as far as they fit; returns sentences about what was taken.
 
     path: as for `load_checkpoint`, or a backbone: safetensors or torch files with timm's names `patch_embed.*`,
     `blocks.*`, `cls_token`, `pos_embed`, under whatever prefix, such as the training checkpoints of DINO, DINOv2
     and Lightning; of student and teacher the teacher is taken. The position embedding is resampled bicubically to the
     model's grid, class position kept: antialiased where the grid shrinks, plain where it grows, as the released models
-    were. A head of another length, or none, leaves the model's as it is. Classifiers, decoders, `mask_token` and, for
-    heads other than `cls`, the final norm are left aside.
+    were. A matcher takes a backbone, or a descriptor's, as its encoder's and its fusion's blocks, one after the other,
+    and the final norm as the fusion's. A head of another length, or none, leaves the model's as it is. Classifiers,
+    decoders, `mask_token` and, for descriptors with heads other than `cls`, the final norm are left aside.
     Raises DataError if the file is unreadable, if its encoder has another shape, or parts that the model lacks or the
     other way round, or holds values that are no finite floats; ConfigError if neither file nor config tells the number
     of attention heads. The model is then as it was.
@@ -115,12 +142,12 @@ def load_start(model: Descriptor, path: str | Path) -> list[str]:
     return _start(model, path, head=True)[0]
 
 
-def load_backbone(model: Descriptor, path: str | Path) -> list[str]:
-    """As `load_start`, but the encoder alone; returns the names in the file that the model has no place for."""
+def load_backbone(model: AnyModel, path: str | Path) -> list[str]:
+    """As `load_start`, but without heads; returns the names in the file that the model has no place for."""
     return _start(model, path, head=False)[1]
 
 
-def _start(model: Descriptor, path: str | Path, *, head: bool) -> tuple[list[str], list[str]]:
+def _start(model: AnyModel, path: str | Path, *, head: bool) -> tuple[list[str], list[str]]:
     """(sentences, names left aside) of a start."""
     file = read_weights(path)
     found = find_encoder(file)
@@ -128,8 +155,10 @@ def _start(model: Descriptor, path: str | Path, *, head: bool) -> tuple[list[str
     whose = f" of {found.place}" if found.place not in ("", "encoder") else ""
     instead = f", not of {', '.join(found.others)}" if found.others else ""
     said = [f"{file.path}: the encoder{whose} is taken{instead}"]
+    file_tensors, sentences = _divide(model, found, file.path)
+    said += sentences
 
-    ours, theirs = shape_facts(state), shape_facts(found.tensors)
+    ours, theirs = _part_facts(state), _part_facts(file_tensors)
     differ = [f"{name} {value} instead of {ours[name]}" for name, value in theirs.items() if ours.get(name) != value]
     if differ:
         raise DataError(
@@ -138,17 +167,21 @@ def _start(model: Descriptor, path: str | Path, *, head: bool) -> tuple[list[str
         )
     said += _compare_attention(model, _own_config(file), file.path)
 
-    tensors = {name: tensor for name, tensor in found.tensors.items() if name.startswith("encoder.")}
+    tensors = {name: tensor for name, tensor in file_tensors.items() if name.startswith(("encoder.", "fusion."))}
     left = [name for name in tensors if name not in state and _LEFT.match(name)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left}
     said += _fit_position(model, tensors, file.path)
-    beside = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("encoder.")}
+    beside = {name: tensor for name, tensor in file_tensors.items() if name not in tensors and name not in left}
     taken: dict[str, Tensor] = {}
     if head:
         taken, sentence = _fit_head(state, beside)
         said += [sentence] if sentence else []
     left += [name for name in beside if name not in taken]
     new = {} if taken else {name: tensor for name, tensor in state.items() if name.startswith("heads.")}
+    if isinstance(model, Matcher) and not is_matcher(found.tensors):
+        fusion = {name: state[name] for name in _NEW if name not in tensors}
+        said.append(f"new: {_listed(list(fusion))}")
+        new |= fusion
     said += _load_strictly(model, tensors | taken | new, file.path)
     left = sorted(name.removeprefix("encoder.") for name in left)
     if left:
@@ -156,22 +189,43 @@ def _start(model: Descriptor, path: str | Path, *, head: bool) -> tuple[list[str
     return said, left
 
 
+def _divide(model: AnyModel, found: Model, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The file's tensors under the names of the model, and sentences."""
+    if not isinstance(model, Matcher):
+        if is_matcher(found.tensors):
+            raise DataError(f"{path} holds a matcher (it has fusion blocks), which is no start for a descriptor")
+        return found.tensors, []
+    if is_matcher(found.tensors):
+        return found.tensors, []
+    first = model.config.encoder_blocks
+    last = first + model.config.fusion_blocks - 1
+    return divided(found.tensors, first), [f"its blocks {first} to {last} are the fusion's"]
+
+
+def _part_facts(tensors: Mapping[str, Tensor]) -> dict[str, int | float]:
+    """The shapes of an encoder, and how many fusion blocks there are."""
+    fusion = count_blocks(tensors, "fusion")
+    return {**shape_facts(tensors), **({"fusion_blocks": fusion} if fusion else {})}
+
+
 def _fit_head(state: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors of the file's head if it is the model's, and a sentence."""
+    """The tensors of the file's heads if they are the model's, and a sentence."""
     ours = {name: tensor for name, tensor in state.items() if name.startswith("heads.")}
     theirs = {name: tensor for name, tensor in beside.items() if name.startswith("heads.")}
-    linear = "heads.linear_head.fc1.weight"
     if not ours:
         return {}, ""
-    if linear not in theirs:
+    deciding = next(
+        name for name in ("heads.linear_head.fc1.weight", "heads.cls_head.classifier.weight") if name in ours
+    )
+    if deciding not in theirs:
         return {}, "the head is new: the file holds none"
-    if theirs[linear].shape != ours[linear].shape:
-        lengths = f"{theirs[linear].shape[0]}, the model's of {ours[linear].shape[0]}"
+    if theirs[deciding].shape != ours[deciding].shape:
+        lengths = f"{theirs[deciding].shape[0]}, the model's of {ours[deciding].shape[0]}"
         return {}, f"the head is new: the file's makes descriptors of {lengths}"
     return theirs, "the head is taken"
 
 
-def _fit_position(model: Descriptor, tensors: dict[str, Tensor], path: Path) -> list[str]:
+def _fit_position(model: AnyModel, tensors: dict[str, Tensor], path: Path) -> list[str]:
     """Bring the position embedding among the tensors to the model's grid and prefix tokens; says what was done."""
     encoder, name, cls_token = model.encoder, "encoder.pos_embed", "encoder.cls_token"
     if name not in tensors or encoder.pos_embed is None or tensors[name].shape == encoder.pos_embed.shape:
@@ -204,7 +258,7 @@ def resample_position(position: Tensor, old: int, new: int, prefix: int) -> Tens
     )
 
 
-def _compare_attention(model: Descriptor, own: BackboneConfig | None, path: Path) -> list[str]:
+def _compare_attention(model: AnyModel, own: BackboneConfig | None, path: Path) -> list[str]:
     """What no tensor's shape tells: heads, activation and epsilon. Says what to know, raises where it differs."""
     heads, activation, epsilon = _unseen(model)
     if own is not None:
@@ -235,12 +289,12 @@ def _compare_attention(model: Descriptor, own: BackboneConfig | None, path: Path
     return [f"the file does not tell its attention heads: the model's {heads} are taken{usual}"]
 
 
-def _unseen(model: Descriptor) -> tuple[int, str, float]:
+def _unseen(model: AnyModel) -> tuple[int, str, float]:
     block: Any = model.encoder.blocks[0]
     return block.attn.num_heads, type(block.mlp.act).__name__, block.norm1.eps
 
 
-def _build(config: BackboneConfig, path: Path) -> Descriptor:
+def _build(config: BackboneConfig, path: Path) -> AnyModel:
     """The model of a config that came out of a file, and so may hold anything."""
     try:
         return build_model(config)

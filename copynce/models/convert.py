@@ -33,7 +33,7 @@ _RENAMED = (
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The model in a file, under the names of a `Descriptor`."""
+    """The model in a file, under the names of a `Descriptor` or `Matcher`."""
 
     tensors: dict[str, Tensor]
     """`encoder.*`, and what stood beside the encoder: `heads.*`, `infonce_log_scale`, a matcher's `fusion.*`."""
@@ -75,12 +75,36 @@ def shape_facts(tensors: Mapping[str, Tensor]) -> dict[str, int | float]:
     """What the shapes of `encoder.*` tell: `patch_size`, `embed_dim`, `depth`, `mlp_ratio`, as timm's options."""
     projection = tensors[f"encoder.{_ANCHOR}"]
     facts: dict[str, int | float] = {"embed_dim": projection.shape[0], "patch_size": projection.shape[-1]}
-    blocks = [int(match[1]) for name in tensors if (match := re.match(r"encoder\.blocks\.(\d+)\.", name))]
-    facts["depth"] = max(blocks, default=-1) + 1
+    facts["depth"] = count_blocks(tensors, "encoder")
     hidden = tensors.get("encoder.blocks.0.mlp.fc2.weight")
     if hidden is not None and hidden.ndim == 2 and hidden.shape[0] > 0:
         facts["mlp_ratio"] = hidden.shape[1] / hidden.shape[0]
     return facts
+
+
+def count_blocks(tensors: Mapping[str, Tensor], part: str) -> int:
+    """The number of blocks of `encoder` or `fusion`."""
+    return (
+        max((int(match[1]) for name in tensors if (match := re.match(rf"{part}\.blocks\.(\d+)\.", name))), default=-1)
+        + 1
+    )
+
+
+def is_matcher(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are a matcher's: whether there are blocks that see both pictures."""
+    return any(name.startswith("fusion.") for name in tensors)
+
+
+def divided(tensors: Mapping[str, Tensor], encoder_blocks: int) -> dict[str, Tensor]:
+    """The tensors of a backbone as a matcher's: later blocks and norm are the fusion's (PROTOCOLS 9.5)."""
+
+    def renamed(name: str) -> str:
+        block = re.match(r"encoder\.blocks\.(\d+)\.(.*)", name)
+        if block and int(block[1]) >= encoder_blocks:
+            return f"fusion.blocks.{int(block[1]) - encoder_blocks}.{block[2]}"
+        return re.sub(r"^encoder\.norm\.", "fusion.norm.", name)
+
+    return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
 def square_root(count: int) -> int | None:

@@ -69,7 +69,7 @@ class Descriptor(nn.Module):
             )
         if sides < 1 or images.shape[0] % sides:
             raise ValueError(f"sides must divide the batch of {images.shape[0]} pictures, got {sides}")
-        choose_attention(self.encoder, images.device)
+        choose_attention(self.encoder.blocks, images.device)
         patch_tokens: Tensor | None = None
         if tokens:
             cls_token, patch_tokens = tokens_of(self.encoder, images, self.tokens_block)

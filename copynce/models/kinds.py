@@ -10,9 +10,12 @@ from typing import Any
 from torch import nn
 
 from copynce.errors import DataError
-from copynce.models.convert import Model, shape_facts, square_root
+from copynce.models.convert import Model, count_blocks, is_matcher, shape_facts, square_root
 from copynce.models.descriptor import Descriptor
-from copynce.models.settings import BackboneConfig, DescriptorConfig
+from copynce.models.matcher import Matcher
+from copynce.models.settings import BackboneConfig, DescriptorConfig, MatcherConfig
+
+AnyModel = Descriptor | Matcher
 
 #: Attention heads by width in all known models, for a state dict does not tell: 64 channels each.
 KNOWN_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
@@ -23,48 +26,70 @@ class Kind:
     """A kind of model. ``released(found, path, num_heads)``: the config of a released file, read off its tensors."""
 
     name: str
-    model: Callable[[Any], Descriptor]
+    model: Callable[[Any], AnyModel]
     config: type[BackboneConfig]
     released: Callable[[Model, Path, int | None], BackboneConfig]
 
 
 def _released_descriptor(found: Model, path: Path, num_heads: int | None) -> DescriptorConfig:
-    """The config of a released descriptor, read off the shapes of its tensors."""
-    tensors = found.tensors
-    if any(name.startswith("fusion.") for name in tensors):
-        raise DataError(f"{path} holds a matcher (it has fusion blocks), expected a descriptor")
-    linear = tensors.get("heads.linear_head.fc1.weight")
+    linear = found.tensors.get("heads.linear_head.fc1.weight")
     if linear is None:
         raise DataError(
             f"{path} holds an encoder but no descriptor's head and no config of ours: it is a bare backbone, to start "
             "a training from (weights=FILE), or to be read with the config of a descriptor with head='cls'"
         )
-    facts: dict[str, Any] = shape_facts(tensors)
+    facts, img_size = _encoder_facts(found, path, num_heads)
+    return DescriptorConfig(
+        backbone="vit_small_patch16_224", backbone_options=facts, img_size=img_size, dim=linear.shape[0]
+    )
+
+
+def _released_matcher(found: Model, path: Path, num_heads: int | None) -> MatcherConfig:
+    fusion_blocks = count_blocks(found.tensors, "fusion")
+    if fusion_blocks == 0:
+        raise DataError(f"{path} is no matcher's: it has parts called fusion.*, but no fusion.blocks.*")
+    facts, img_size = _encoder_facts(found, path, num_heads)
+    return MatcherConfig(
+        backbone="vit_small_patch16_224",
+        encoder_blocks=int(facts.pop("depth")),
+        fusion_blocks=fusion_blocks,
+        backbone_options=facts,
+        img_size=img_size,
+    )
+
+
+def _encoder_facts(found: Model, path: Path, num_heads: int | None) -> tuple[dict[str, Any], int]:
+    """timm's options of a released encoder, read off the shapes of its tensors, and the side of its input."""
+    facts: dict[str, Any] = shape_facts(found.tensors)
     width, patch = facts["embed_dim"], facts["patch_size"]
-    position = tensors.get("encoder.pos_embed")
+    position = found.tensors.get("encoder.pos_embed")
     grid = square_root(position.shape[1] - 1) if position is not None and position.ndim == 3 else None
     if grid is None:
-        raise DataError(
-            f"{path} is no descriptor's: encoder.pos_embed must be a class position and a square of patches"
-        )
+        raise DataError(f"{path} is no model's: encoder.pos_embed must be a class position and a square of patches")
     heads = num_heads or KNOWN_HEADS.get(width)
     if heads is None:
         raise DataError(
             f"{path} does not tell how many attention heads its encoder has, and its width {width} is that of no known "
             f"model ({', '.join(map(str, KNOWN_HEADS))}); give num_heads or a config"
         )
-    return DescriptorConfig(
-        backbone="vit_small_patch16_224",
-        backbone_options={**facts, "num_heads": heads},
-        img_size=grid * patch,
-        dim=linear.shape[0],
-    )
+    return {**facts, "num_heads": heads}, grid * patch
 
 
-KINDS = {kind.name: kind for kind in [Kind("descriptor", Descriptor, DescriptorConfig, _released_descriptor)]}
+KINDS = {
+    kind.name: kind
+    for kind in [
+        Kind("descriptor", Descriptor, DescriptorConfig, _released_descriptor),
+        Kind("matcher", Matcher, MatcherConfig, _released_matcher),
+    ]
+}
 
 
-def build_model(config: BackboneConfig) -> Descriptor:
+def released_kind(found: Model) -> Kind:
+    """The kind of the model in a released file, by the names of its tensors."""
+    return KINDS["matcher" if is_matcher(found.tensors) else "descriptor"]
+
+
+def build_model(config: BackboneConfig) -> AnyModel:
     """The model of a config, with new weights. Raises ValueError for a config that fits no model."""
     for kind in KINDS.values():
         if type(config) is kind.config:

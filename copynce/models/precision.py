@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models import VisionTransformer
+from torch import nn
 
 from copynce.processor import multiplies_bfloat16
 
@@ -17,8 +17,8 @@ def bf16_in_hardware(device: torch.device) -> bool:
     return multiplies_bfloat16()
 
 
-def choose_attention(encoder: VisionTransformer, device: torch.device) -> None:
-    """Let `encoder` compute attention in the way that is fastest for the forward pass on `device` that begins now.
+def choose_attention(blocks: nn.Sequential, device: torch.device) -> None:
+    """Let `blocks` compute attention in the way that is fastest for the forward pass on `device` that begins now.
 
     Fused (PyTorch's scaled_dot_product_attention), but plain products on a CPU where bfloat16 gradients will be asked
     for: their fused backward pass is slow there. Seconds of one core, ViT-S/16, four pictures of 224 px, AMX:
@@ -31,6 +31,6 @@ def choose_attention(encoder: VisionTransformer, device: torch.device) -> None:
     """
     bf16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
     fused = not (device.type == "cpu" and bf16 and torch.is_grad_enabled())
-    for block in encoder.blocks:
+    for block in blocks:
         attention: Any = block.attn
         attention.fused_attn = fused

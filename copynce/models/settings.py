@@ -52,3 +52,21 @@ class DescriptorConfig(BackboneConfig):
             raise ValueError(f"head must be 'linear_bn' or 'cls', got {self.head!r}")
         if self.dim < 1:
             raise ValueError(f"dim must be at least 1, got {self.dim}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatcherConfig(BackboneConfig):
+    """What a matcher is built from; its blocks are those of the backbone, however many of them."""
+
+    freeze_patch_embed: bool = False
+    """Whether the patch embedding keeps its weights in training (released matchers: no)."""
+    encoder_blocks: int = 8
+    """Blocks that see one picture; the paper's splits are 8 + 4, 6 + 6 and 10 + 2."""
+    fusion_blocks: int = 4
+    """Blocks after them that see both pictures."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("encoder_blocks", "fusion_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -133,7 +133,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no descriptor's head and no config of ours: it is a bare backbone"):
         load_checkpoint(tmp_path / "bare.safetensors")
     torch.save({"model": {**tiny().state_dict(), "fusion.norm.weight": torch.zeros(1)}}, whole)
-    with pytest.raises(DataError, match="holds a matcher"):
+    with pytest.raises(DataError, match=r"no matcher's: it has parts called fusion\.\*"):
         load_checkpoint(whole)
 
 
@@ -143,7 +143,7 @@ def test_a_config_that_cannot_be_is_told(tmp_path: Path) -> None:
     for text, sentence in (
         ("{", "what copynce stored beside the tensors is no JSON"),
         ("[1]", "what copynce stored beside the tensors is no JSON object"),
-        ('{"model": "matcher"}', "holds a matcher, expected a descriptor"),
+        ('{"model": "sorter"}', "holds a sorter, expected a descriptor or a matcher"),
         ('{"model": ["descriptor"]}', "expected a descriptor"),
         ('{"from_later": 1}', "was written by a newer version: its config has from_later"),
         ('{"dim": 0}', "the model config that it holds is wrong: dim must be at least 1"),

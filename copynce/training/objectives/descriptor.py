@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from copynce.errors import RunError
 from copynce.losses import CopyNCELoss, info_nce, koleo
-from copynce.models import Descriptor, load_checkpoint, load_start, save_checkpoint
+from copynce.models import Descriptor, load_descriptor, load_start, save_checkpoint
 from copynce.training.objectives.base import Objective
 from copynce.training.objectives.settings import DescriptorLossConfig
 from dali_pipelines import PairBatch
@@ -69,7 +69,7 @@ class DescriptorObjective(Objective):
         return load_start(self.model, path)
 
     def restore(self, path: Path) -> None:
-        found = load_checkpoint(path)
+        found = load_descriptor(path)
         if found.config != self.model.config:
             raise RunError(f"{path} holds another model ({found.config}) than the settings say; choose another out")
         self.model.load_state_dict(found.state_dict())

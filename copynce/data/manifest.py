@@ -1,17 +1,18 @@
 """Manifests: which pictures there are, and under which name each is known.
 
-A manifest comes from a CSV with the columns ``uuid,path``, from a folder, or from tar shards, where a shard counts as a
-folder of its members. Paths are data, so a CSV may only name files below its root: an absolute path, or one that climbs
-out through ``..``, is refused.
+A manifest comes from a CSV with the columns ``uuid,path``, from a JSON list of file names (the released training list),
+from a folder, or from tar shards, where a shard counts as a folder of its members. Paths are data, so a list may only
+name files below its root: an absolute path, or one that climbs out through ``..``, is refused.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,14 +105,15 @@ class Manifest:
 
 
 def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
-    """The pictures of a CSV, of a folder or of tar shards.
+    """The pictures of a list, of a folder or of tar shards.
 
     path: a CSV with the columns `uuid` and `path` (any order, more columns are ignored), in file order, where a path
-        may lead into a shard (`SHARD.tar/NAME`); or a folder, read recursively in sorted order, where the uuid is the
+        may lead into a shard (`SHARD.tar/NAME`); or a .json list of such paths, where the uuid is the path without its
+        suffix; or a folder, read recursively in sorted order, where the uuid is the
         path inside the folder without its suffix (pictures that differ in nothing but the suffix keep it); or a folder
         with shards and no pictures, a shard, or a pattern of shards such as `train-{000..127}.tar` or `train-*.tar`,
         where the uuid is WebDataset's key, the name up to the first dot (clashing ones are SHARD.tar/NAME).
-    root: folder that a CSV's paths are relative to, for CSVs only; the CSV's own folder by default.
+    root: folder that a list's paths are relative to, for lists only; the list's own folder by default.
     Raises DataError for anything wrong with the list: no such file, a missing column, a malformed line, a duplicate
     uuid, a path outside the root, files that do not exist (the first five are named), a damaged shard, no picture at
     all.
@@ -123,9 +125,10 @@ def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
             f"{text}: {_what_it_is(text)}; expected a CSV with the columns uuid,path, a folder, or shards (.tar)"
         )
     if path.is_file() and not is_shard(path):
-        return _read_csv(path, path.parent if root is None else Path(root))
+        read = _read_json if path.suffix.lower() == ".json" else _read_csv
+        return read(path, path.parent if root is None else Path(root))
     if root is not None:
-        raise DataError(f"root is for CSV manifests, but {path} is {'a folder' if folder else 'not one'}")
+        raise DataError(f"root is for lists of pictures, but {path} is {'a folder' if folder else 'not one'}")
     if folder:
         return _read_folder(path)
     shards = [path] if path.is_file() else expand_shards(text)
@@ -177,18 +180,44 @@ def _read_csv(path: Path, root: Path) -> Manifest:
         if uuid in first_line:
             raise DataError(f"{path}, line {line}: duplicate uuid {uuid!r}, first given on line {first_line[uuid]}")
         first_line[uuid] = line
-        relative_paths.append(_inside_root(relative, path, line))
+        relative_paths.append(_inside_root(relative, f"{path}, line {line}"))
     if not relative_paths:
         raise DataError(f"{path}: the file lists no picture, only the header")
+    return _listed(path, root, first_line, relative_paths, "line")
 
+
+def _read_json(path: Path, root: Path) -> Manifest:
+    try:
+        names = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: no JSON ({error}); expected a list of file names") from error
+    if not isinstance(names, list) or not names:
+        what = "an empty list" if isinstance(names, list) else f"a {type(names).__name__}"
+        raise DataError(f"{path}: expected a JSON list of file names, got {what}")
+    first_entry: dict[str, int] = {}  # uuid -> its entry, from 1
+    relative_paths: list[str] = []
+    for entry, name in enumerate(names, 1):
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}, entry {entry}: expected the name of a file, got {json.dumps(name)[:80]}")
+        relative = _inside_root(name, f"{path}, entry {entry}")
+        uuid = posixpath.splitext(relative)[0]
+        if uuid in first_entry:
+            raise DataError(f"{path}, entry {entry}: {name!r} has the uuid {uuid!r} of entry {first_entry[uuid]}")
+        first_entry[uuid] = entry
+        relative_paths.append(relative)
+    return _listed(path, root, first_entry, relative_paths, "entry")
+
+
+def _listed(path: Path, root: Path, places: Mapping[str, int], relative_paths: Sequence[str], called: str) -> Manifest:
+    """The manifest of a list: {uuid: its place in the list, which is `called` so}, and the path of each."""
     found = _find(root, relative_paths)
     missing = [i for i, file in enumerate(found) if file is None]
     if missing:
-        lines = list(first_line.values())
-        shown = ", ".join(f"{_shown(root, relative_paths[i])} (line {lines[i]})" for i in missing[:_SHOWN])
+        numbers = list(places.values())
+        shown = ", ".join(f"{_shown(root, relative_paths[i])} ({called} {numbers[i]})" for i in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise DataError(f"{path}: {len(missing)} of {len(relative_paths)} files not found in {root}: {shown}{more}")
-    return Manifest(Strings(first_line), Paths(file for file in found if file is not None), root)
+    return Manifest(Strings(places), Paths(file for file in found if file is not None), root)
 
 
 def _shown(root: Path, relative: str) -> str:
@@ -200,13 +229,11 @@ def _shown(root: Path, relative: str) -> str:
         return f"{shown}, a link to nothing" if (root / relative).is_symlink() else shown
 
 
-def _inside_root(relative: str, path: Path, line: int) -> str:
-    """`relative` without `.` and `..`; DataError if it does not stay below the root."""
+def _inside_root(relative: str, place: str) -> str:
+    """`relative`, which stands at `place`, without `.` and `..`; DataError if it does not stay below the root."""
     clean = posixpath.normpath(relative)
     if posixpath.isabs(clean) or clean in (".", "..") or clean.startswith("../") or "\0" in clean:
-        raise DataError(
-            f"{path}, line {line}: path {relative!r} must be relative and stay inside the manifest's folder"
-        )
+        raise DataError(f"{place}: path {relative!r} must be relative and stay inside the manifest's folder")
     return clean
 
 

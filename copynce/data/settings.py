@@ -16,7 +16,7 @@ class _AnyPairs:
     """What all ways share."""
 
     root: str | None = None
-    """Folder that a CSV's paths are relative to; none: the CSV's own."""
+    """Folder that a list's paths are relative to; none: the list's own."""
     policy: str = "descriptor"
     """Augmentation policy of :data:`copynce.pixtrace.POLICIES`."""
     batch_size: int = 96
@@ -44,8 +44,8 @@ class _TracedPairs(_AnyPairs):
     """Pairs made of one list of pictures."""
 
     train: str
-    """CSV with the columns uuid,path, a folder of pictures (read recursively), or tar shards (a folder of them, or a
-    pattern such as ``train-{000..127}.tar``)."""
+    """CSV with the columns uuid,path, a JSON list of file names, a folder of pictures (read recursively), or tar shards
+    (a folder of them, or a pattern such as ``train-{000..127}.tar``)."""
     neighbours: str | None = None
     """Mined neighbours of the pictures: .npy, integers [N, K] in the manifest's order, or .json {uuid: [uuid, ...]}."""
     neighbour_columns: int | None = None

@@ -50,6 +50,32 @@ def test_csv_dialects(tmp_path: Path, text: str) -> None:
     assert (manifest.uuids, manifest.paths) == (["A"], [tmp_path / "a.jpg"])
 
 
+def test_json_list_of_file_names(tmp_path: Path) -> None:
+    touch(tmp_path, "training_images/T1.jpg", "training_images/more/T0.png")
+    path = write(tmp_path / "train.json", '["T1.jpg", "more/T0.png"]')
+    manifest = read_manifest(path, root=tmp_path / "training_images")
+    assert manifest.uuids == ["T1", "more/T0"]
+    assert manifest.paths == [tmp_path / "training_images/T1.jpg", tmp_path / "training_images/more/T0.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[", "no JSON"),
+        ("{}", "expected a JSON list of file names, got a dict"),
+        ("[]", "got an empty list"),
+        ('["a.jpg", 3]', "entry 2: expected the name of a file, got 3"),
+        ('["a.jpg", "a.png"]', "entry 2: 'a.png' has the uuid 'a' of entry 1"),
+        ('["../a.jpg"]', "entry 1: path .* must be relative"),
+        ('["a.jpg", "b.jpg"]', r"1 of 2 files not found in .*: b.jpg \(entry 2\)"),
+    ],
+)
+def test_json_lists_that_are_wrong(tmp_path: Path, text: str, told: str) -> None:
+    touch(tmp_path, "a.jpg")
+    with pytest.raises(DataError, match=told):
+        read_manifest(write(tmp_path / "list.json", text))
+
+
 def test_csv_with_another_root(tmp_path: Path) -> None:
     touch(tmp_path, "pictures/a.jpg")
     (tmp_path / "lists").mkdir()
@@ -265,7 +291,7 @@ def test_folder_without_pictures(tmp_path: Path, names: list[str], message: str)
 
 
 def test_root_is_for_csv_only(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="root is for CSV"):
+    with pytest.raises(DataError, match="root is for lists"):
         read_manifest(tmp_path, root=tmp_path)
 
 

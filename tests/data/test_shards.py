@@ -99,7 +99,7 @@ def test_missing_shards_are_named(shards: Path, tmp_path: Path) -> None:
         read_manifest(shards / "val-*.tar")
     with pytest.raises(DataError, match=r"none\.tar: no such file or folder; expected a CSV .* or shards"):
         read_manifest(tmp_path / "none.tar")
-    with pytest.raises(DataError, match=r"root is for CSV manifests, but .*train-\*\.tar is not one"):
+    with pytest.raises(DataError, match=r"root is for lists of pictures, but .*train-\*\.tar is not one"):
         read_manifest(shards / "train-*.tar", root=shards)
     write_shard(tmp_path / "text.tar", {"a.txt": b"a", ".hidden.jpg": b"b", "__/._c.jpg": b"c"})
     with pytest.raises(DataError, match="no picture in 1 shards, their 3 files are of other kinds"):

@@ -106,9 +106,14 @@ def save_config(config: Any, path: Path) -> None:
     """Write all settings as YAML, whole or not at all; :func:`load_config` reads back equal ones."""
     from copynce.files import atomic_text
 
-    text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
     with atomic_text(path) as file:
-        file.write(text)
+        file.write(config_text(config))
+
+
+def config_text(config: Any) -> str:
+    """All settings as YAML; a file of it, read by :func:`load_config`, gives equal ones."""
+    values = dataclasses.asdict(config)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
 
 
 def setting_types(kind: type) -> dict[str, Any]:

@@ -20,6 +20,12 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
     )
     parser.add_argument("start", nargs="?", metavar="NAME", help="a named run (below), or a YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over those")
+    parser.add_argument("--list", action="store_true", help="print the named runs, and stop")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print all settings as YAML, and stop; given back as a file they make the same run",
+    )
     parser.settings = _settings
     parser.more_help = _named_runs
     parser.set_defaults(run=run)
@@ -38,8 +44,11 @@ def _named_runs() -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, and print where the newest checkpoint is."""
-    from copynce.config import load_config
+    """Train, and print where the newest checkpoint is; or print what would be trained."""
+    if options.list:
+        print(_named_runs())
+        return
+    from copynce.config import config_text, load_config
     from copynce.recipes import named_run
     from copynce.recipes.base import Run
     from copynce.training import TrainConfig, train
@@ -55,6 +64,10 @@ def run(options: argparse.Namespace) -> None:
             elif not start.endswith((".yaml", ".yml")):
                 start = named_run(start)
         config = load_config(TrainConfig, start, overrides)
+    if options.print_config:
+        if launch().rank == 0:
+            print(config_text(config), end="")
+        return
     with writing_into(config.out):
         checkpoint = train(config)
     if launch().rank == 0:

@@ -1,0 +1,27 @@
+"""``copynce train`` where nothing is trained: what there is to train, and with which settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from copynce.cli import main
+from copynce.recipes import RECIPES
+
+
+def test_named_runs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert {line.strip() for line in listed if line.startswith("  ") and line[2] != " "} == set(RECIPES)
+
+
+def test_printed_settings_make_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["data.train=a b.csv", "out=#1", "optim.clip_norm=inf", "loss.gamma=2"]
+    assert main(["train", "descriptor-vits14-112", "--print-config", *settings]) == 0
+    first = capsys.readouterr().out
+    assert "gamma: 2.0" in first
+    (tmp_path / "run.yaml").write_text(first)
+    assert main(["train", str(tmp_path / "run.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == first
+    assert not list(Path().glob("#1*"))

@@ -17,6 +17,14 @@ class Command(argparse.ArgumentParser):
     settings: Callable[[], type] | None = None
     more_help: Callable[[], str] | None = None
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but ``key=value`` may stand behind an option too."""
+        options, rest = super().parse_known_args(args, namespace)
+        if hasattr(options, "overrides"):
+            options.overrides = [*options.overrides, *(text for text in rest if not text.startswith("-"))]
+            rest = [text for text in rest if text.startswith("-")]
+        return options, rest
+
     def format_help(self) -> str:
         if self.settings is not None:
             self.description = textwrap.fill(self.description or "", _width())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from copynce.inspect.affinity import affinity, affinity_entropy
-from copynce.inspect.drawing import draw_affinity, draw_entropy, draw_loss_curves, draw_traced_pixels
+from copynce.inspect.curves import draw_curves, draw_loss_curves
+from copynce.inspect.drawing import draw_affinity, draw_entropy, draw_traced_pixels
 from copynce.inspect.report import Figure, Found, Report, Search, Section, Table, metrics_table, write_report
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "affinity",
     "affinity_entropy",
     "draw_affinity",
+    "draw_curves",
     "draw_entropy",
     "draw_loss_curves",
     "draw_traced_pixels",

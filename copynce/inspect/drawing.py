@@ -1,16 +1,13 @@
-"""Pictures of what the method does: traced pixels, patch affinities, loss curves. All return RGB pictures."""
+"""Pictures of what the method does: traced pixels, patch affinities. All return RGB pictures."""
 
 from __future__ import annotations
 
 import colorsys
-import io
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,9 +19,6 @@ _SMOOTH = 2  # everything is drawn at twice the size and reduced, so that lines 
 _INK = (32, 36, 44)
 _PAPER = (255, 255, 255)
 _TARGET = (64, 220, 255)
-
-LOSS_PARTS = {"loss": "total loss", "copynce": "CopyNCE", "info_nce": "InfoNCE", "koleo": "KoLeo"}
-"""Keys of a training log that `draw_loss_curves` shows, and their titles."""
 
 
 def draw_traced_pixels(
@@ -147,49 +141,6 @@ def draw_entropy(
         titles.append(f"{title}: affinity entropy")
     board, _ = _board(panels, titles)
     return board.reduce(_SMOOTH)
-
-
-def draw_loss_curves(records: Sequence[Mapping[str, float]], parts: Mapping[str, str] | None = None) -> Image.Image:
-    """The losses of a training log over its steps, one panel each, every value faint and their running mean strong.
-
-    records: the lines of the log, each with `step`; parts: key -> title, those absent from every line are left out;
-    None: `LOSS_PARTS`. Raises ValueError if no line has any of them.
-    """
-    shown = {key: title for key, title in (parts or LOSS_PARTS).items() if any(key in record for record in records)}
-    if not shown:
-        raise ValueError(
-            f"records must hold at least one of {', '.join(parts or LOSS_PARTS)}, got {len(records)} lines"
-        )
-    figure = Figure(figsize=(3.1 * len(shown), 2.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (key, title), colour in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0],
-        shown.items(),
-        ("#20242c", "#d1495b", "#00798c", "#7d5ba6", "#edae49", "#5c8001") * len(shown),
-        strict=False,
-    ):
-        points = np.array([(record["step"], record[key]) for record in records if key in record], np.float64)
-        axes.plot(points[:, 0], points[:, 1], color=colour, alpha=0.3, linewidth=1)
-        axes.plot(points[:, 0], _running_mean(points[:, 1]), color=colour, linewidth=1.8)
-        if len(points) < 2:
-            axes.plot(points[:, 0], points[:, 1], "o", color=colour)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
-
-
-def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over a centred window of a tenth of the series, narrower at the ends."""
-    half = max(len(values) // 20, 1)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (total[high] - total[low]) / (high - low)
 
 
 def _check_table(name: str, table: NDArray[np.int32], view: NDArray[np.uint8], grid: NDArray[np.uint8]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 
@@ -40,8 +40,8 @@ def settings_help(kind: type) -> str:
     lines = ["settings:"]
     known: set[str] = set()
 
-    def walk(cls: Any, prefix: str, notes: Mapping[str, list[str]]) -> None:
-        types = setting_types(cls)
+    def walk(cls: Any, prefix: str, choices: tuple[str, Mapping[str, type]] | None) -> None:
+        types, notes, others = setting_types(cls), _owners(choices), _other_defaults(choices)
         sentences: dict[str, str] = {}
         for base in reversed(cls.__mro__[:-1]):
             sentences |= _field_sentences(base)
@@ -49,18 +49,15 @@ def settings_help(kind: type) -> str:
             name = f"{prefix}{f.name}"
             if classes := section_classes(types[f.name]):
                 for section in classes:  # what one has beyond those before it is listed after them
-                    walk(section, f"{name}.", _owners(section_choices(f)))
+                    walk(section, f"{name}.", section_choices(f))
                 continue
             if name in known:
                 continue
             known.add(name)
-            required = f.default is MISSING and f.default_factory is MISSING
-            default = f.default if f.default is not MISSING else {}
-            shown = "required" if required else f"default {'none' if default is None else default}"
-            lines.append(f"  {name} ({shown})")
+            lines.append(f"  {name} ({'; '.join([_default(f), *others.get(f.name, [])])})")
             lines.extend(_indented(" ".join([*notes.get(f.name, []), sentences.get(f.name, "")])))
 
-    walk(kind, "", {})
+    walk(kind, "", None)
     return "\n".join(lines)
 
 
@@ -75,6 +72,28 @@ def _owners(choices: tuple[str, Mapping[str, type]] | None) -> dict[str, list[st
         name: [f"With {setting}={' or '.join(value for value in names if name in names[value])}."]
         for name in set.union(*names.values()) - everywhere
     }
+
+
+def _other_defaults(choices: tuple[str, Mapping[str, type]] | None) -> dict[str, list[str]]:
+    """{field: [its default with which value of the choosing setting]}, where that is not the first class's."""
+    if choices is None:
+        return {}
+    setting, classes = choices
+    first: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
+    for value, kind in classes.items():
+        for f in fields(kind):
+            default = _default(f)
+            if default != first.setdefault(f.name, default) and f.name != setting.rpartition(".")[2]:
+                found.setdefault(f.name, []).append(f"{default.removeprefix('default ')} with {setting}={value}")
+    return found
+
+
+def _default(f: Field[Any]) -> str:
+    if f.default is MISSING and f.default_factory is MISSING:
+        return "required"
+    default = f.default if f.default is not MISSING else {}
+    return f"default {'none' if default is None else default}"
 
 
 def named_list(title: str, entries: Mapping[str, str]) -> str:

@@ -13,9 +13,9 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
     """Make the command known."""
     parser = commands.add_parser(
         "train",
-        help="train a descriptor",
-        description="Train a descriptor on a CSV (uuid,path), a folder of pictures or tar shards. "
-        "The same command continues a run that was stopped.",
+        help="train a descriptor or a matcher",
+        description="Train a descriptor or a matcher (objective=matcher) on a CSV (uuid,path), a folder of pictures "
+        "or tar shards. The same command continues a run that was stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("start", nargs="?", metavar="NAME", help="a named run (below), or a YAML file of settings")

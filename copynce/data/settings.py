@@ -79,6 +79,8 @@ class MatcherData(_TracedPairs):
     """Copies and pairs of different pictures."""
 
     pairs: Literal["matcher"] = "matcher"
+    policy: str = "matcher"
+    batch_size: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 
 from copynce.errors import ConfigError
-from copynce.recipes import ablations, descriptor
+from copynce.recipes import ablations, descriptor, matcher
 from copynce.recipes.base import Recipe, Run
 
 RECIPES: Mapping[str, Recipe] = {
@@ -19,6 +19,11 @@ RECIPES: Mapping[str, Recipe] = {
     "descriptor-336": descriptor.at_336,
     "descriptor-finetune": descriptor.finetune,
     "descriptor-vits14-112": descriptor.vits14_112,
+    "matcher": matcher.released,
+    "matcher-stage2": matcher.second_stage,
+    "matcher-336": matcher.at_336,
+    "matcher-336-stage2": matcher.at_336_second_stage,
+    "matcher-vits14-112": matcher.vits14_112,
     **ablations.RECIPES,
 }
 

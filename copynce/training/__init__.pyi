@@ -6,5 +6,7 @@ from .config import load_config as load_config
 from .log import read_events as read_events
 from .log import read_log as read_log
 from .objectives.descriptor import DescriptorObjective as DescriptorObjective
+from .objectives.matcher import MatcherObjective as MatcherObjective
 from .objectives.settings import DescriptorLossConfig as DescriptorLossConfig
+from .objectives.settings import MatcherLossConfig as MatcherLossConfig
 from .trainer import train as train

@@ -1,6 +1,6 @@
 """Checkpoints of a run: one folder per step, whole or absent.
 
-``RUN/checkpoints/step-00000500/`` holds ``model.safetensors`` (the descriptor, ready for evaluation), ``state.pt``
+``RUN/checkpoints/step-00000500/`` holds ``model.safetensors`` (the model, ready for evaluation), ``state.pt``
 (optimiser, the loss's own parameters, counters) and ``checksums.json``, the size and SHA-256 of both. It is written
 under a temporary name, flushed to the disk and renamed, so a killed run or a power cut leaves either the old newest one
 or the new one. What a disk spoils later is found by the checksums, and the one before is taken.

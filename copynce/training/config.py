@@ -7,10 +7,17 @@ from typing import Literal
 
 from copynce.config import load_config as load_config  # copynce.training gives both
 from copynce.config import require, require_number, section_chosen_by
-from copynce.data.settings import DATA_SETTINGS, MOST_THREADS, DataConfig, MatcherData
+from copynce.data.settings import DATA_SETTINGS, MOST_THREADS, DataConfig
 from copynce.errors import ConfigError
-from copynce.models.settings import DescriptorConfig
-from copynce.training.objectives.settings import DescriptorLossConfig
+from copynce.models.settings import DescriptorConfig, MatcherConfig
+from copynce.training.objectives.settings import LOSS_SETTINGS, LossConfig
+
+_MODEL_SETTINGS = {"descriptor": DescriptorConfig, "matcher": MatcherConfig}
+#: Which pairs an objective learns from, and why no others.
+_PAIRS = {
+    "descriptor": (("descriptor", "supervised"), "a descriptor learns from copies only"),
+    "matcher": (("matcher",), "a matcher learns from copies and from pairs of different pictures"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +61,14 @@ class TrainConfig:
 
     out: str
     """Folder of the run: config, checkpoints, log, list of broken pictures."""
-    objective: Literal["descriptor"] = "descriptor"
-    """What is trained; ``model`` and ``loss`` are its settings."""
+    objective: Literal["descriptor", "matcher"] = "descriptor"
+    """What is trained; ``model`` and ``loss`` are its settings, and ``data.pairs`` must be of its kind."""
     data: DataConfig = section_chosen_by("data.pairs", DATA_SETTINGS)
-    model: DescriptorConfig = field(default_factory=DescriptorConfig)
+    model: DescriptorConfig | MatcherConfig = section_chosen_by("objective", _MODEL_SETTINGS)
     weights: str | None = None
     """What to start from: a backbone, a released file, or a checkpoint or run, head and temperature included; none:
     random."""
-    loss: DescriptorLossConfig = field(default_factory=DescriptorLossConfig)
+    loss: LossConfig = section_chosen_by("objective", LOSS_SETTINGS)
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 123
     """Of first weights, order of items, edits and what the model draws."""
@@ -88,11 +95,10 @@ class TrainConfig:
         require_number("seed", self.seed, least=0, below=2**63)
         if self.threads is not None:
             require_number("threads", self.threads, least=1, most=MOST_THREADS)
-        if isinstance(self.data, MatcherData):
-            raise ConfigError(
-                "data.pairs=matcher makes pairs of different pictures too, which a descriptor's losses have no use "
-                "for: it learns from copies only; use data.pairs=descriptor or data.pairs=supervised"
-            )
+        pairs, reason = _PAIRS[self.objective]
+        if self.data.pairs not in pairs:
+            fitting = f"{' or '.join(pairs)} with objective={self.objective}"
+            raise ConfigError(f"data.pairs must be {fitting}, got {self.data.pairs}: {reason}")
         from copynce.models.check import check_model  # with torch, which help does without
 
         patches = check_model(self.model)

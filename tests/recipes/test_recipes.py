@@ -14,6 +14,7 @@ from copynce.training import TrainConfig
 
 NEEDED = {
     "descriptor": ["data.train=list.csv"],
+    "matcher": ["data.train=list.csv"],
     "supervised": ["data.queries=q.csv", "data.references=r.csv", "data.ground_truth=gt.json"],
 }
 

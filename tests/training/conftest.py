@@ -20,8 +20,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     """A config of a training that takes seconds: two blocks, 32 px; arguments are further overrides."""
+    shape = "patch_size: 8, embed_dim: 24, num_heads: 2"
+    models = {
+        "descriptor": ["model.dim=16", f"model.backbone_options={{{shape}, depth: 2}}"],
+        "matcher": [
+            "data.pairs=matcher",
+            "data.policy=descriptor",
+            f"model.backbone_options={{{shape}}}",
+            "model.encoder_blocks=1",
+            "model.fusion_blocks=1",
+        ],
+    }
 
     def make(*overrides: str, out: str = "run", train: Path | None = None) -> TrainConfig:
+        objective = "matcher" if "objective=matcher" in overrides else "descriptor"
         listed = "queries" if "data.pairs=supervised" in overrides else "train"
         return load_config(
             TrainConfig,
@@ -32,8 +44,7 @@ def tiny(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
                 "data.batch_size=4",
                 "data.threads=1",
                 "model.img_size=32",
-                "model.dim=16",
-                "model.backbone_options={patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}",
+                *models[objective],
                 "optim.steps=6",
                 "checkpoint_every=3",
                 "log_every=1",

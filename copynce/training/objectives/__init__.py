@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 def make_objective(config: TrainConfig) -> Objective:
     """The objective that the settings choose, on the CPU; new weights come from torch's generator."""
-    from copynce.models import Descriptor
+    from copynce.models.kinds import build_model
     from copynce.training.objectives.descriptor import DescriptorObjective
+    from copynce.training.objectives.matcher import MatcherObjective
 
-    return DescriptorObjective(Descriptor(config.model), config.loss)
+    objectives = {"descriptor": DescriptorObjective, "matcher": MatcherObjective}
+    return objectives[config.objective](build_model(config.model), config.loss)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from copynce.errors import RunError
+from copynce.models import AnyModel, load_checkpoint, load_start, save_checkpoint
 from dali_pipelines import PairBatch
 
 
@@ -15,11 +17,12 @@ class Objective(nn.Module, ABC):
     """A model with its losses: what DDP wraps, so that one forward makes one synchronised backward."""
 
     #: What is trained, and what a checkpoint's file holds.
-    model: nn.Module
+    model: AnyModel
 
     @abstractmethod
     def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the losses, float32, and the unweighted parts by name, detached."""
+        """The weighted sum of the losses, float32, and the unweighted parts by name, detached; among these may be
+        other numbers of the batch. The log has their means over the ranks."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -27,20 +30,23 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Take back what :meth:`state` gave; what another objective gave is left."""
 
-    @abstractmethod
     def begin_with(self, path: Path) -> list[str]:
         """Start the model from a file of weights; returns sentences about what was taken, left and new."""
+        return load_start(self.model, path)
 
-    @abstractmethod
     def restore(self, path: Path) -> None:
         """Load the model from its file in a checkpoint. Raises RunError if that is another model."""
+        found = load_checkpoint(path)
+        if found.config != self.model.config:
+            raise RunError(f"{path} holds another model ({found.config}) than the settings say; choose another out")
+        self.model.load_state_dict(found.state_dict())
 
-    @abstractmethod
     def save_model(self, path: Path, card: dict[str, Any]) -> None:
         """Write the model with its ``card``, ready for evaluation; the file appears whole or not at all."""
+        save_checkpoint(path, self.model, card)
 
     @abstractmethod
     def facts(self) -> dict[str, float]:
-        """Numbers for the log beside the losses."""
+        """What the losses have learnt, as numbers for the log."""

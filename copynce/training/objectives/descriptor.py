@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from copynce.errors import RunError
 from copynce.losses import CopyNCELoss, info_nce, koleo
-from copynce.models import Descriptor, load_descriptor, load_start, save_checkpoint
+from copynce.models import Descriptor
 from copynce.training.objectives.base import Objective
 from copynce.training.objectives.settings import DescriptorLossConfig
 from dali_pipelines import PairBatch
@@ -62,20 +60,9 @@ class DescriptorObjective(Objective):
         return {"log_scale": self.log_scale.detach().cpu()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            self.log_scale.copy_(state["log_scale"])
-
-    def begin_with(self, path: Path) -> list[str]:
-        return load_start(self.model, path)
-
-    def restore(self, path: Path) -> None:
-        found = load_descriptor(path)
-        if found.config != self.model.config:
-            raise RunError(f"{path} holds another model ({found.config}) than the settings say; choose another out")
-        self.model.load_state_dict(found.state_dict())
-
-    def save_model(self, path: Path, card: dict[str, Any]) -> None:
-        save_checkpoint(path, self.model, card)
+        if "log_scale" in state:
+            with torch.no_grad():
+                self.log_scale.copy_(state["log_scale"])
 
     def facts(self) -> dict[str, float]:
         return {"inverse_temperature": float(self.log_scale.detach().exp())}

@@ -18,12 +18,12 @@ from copynce.losses.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescriptorLossConfig:
-    """Weights and parameters of the loss; defaults are the released descriptor's (PROTOCOLS 8)."""
+class _AnyLoss:
+    """CopyNCE's settings, which all objectives share."""
 
-    copynce_weight: float = 5.0
+    copynce_weight: float
     """Of CopyNCE in the sum of the losses; 0: measured, but without gradient."""
-    gamma: float = 3.0
+    gamma: float
     """Sharpening exponent of the overlap prior (eq. 5)."""
     temperature: float = 1 / 16
     """Of the patch affinity's softmax."""
@@ -36,6 +36,29 @@ class DescriptorLossConfig:
     """Nearest patches of a rival target (k of Table 2)."""
     form: Form = "nce"
     """Of CopyNCE: cross-entropy over patches, or the rival that only pulls targets together."""
+
+    def __post_init__(self) -> None:
+        weights = [field.name for field in fields(self) if field.name.endswith("_weight")]
+        for name in weights:
+            require_number(f"loss.{name}", getattr(self, name), least=0)
+        if not any(getattr(self, name) for name in weights):
+            raise ConfigError(f"one of {', '.join(f'loss.{name}' for name in weights)} must be above 0, got 0 for all")
+        require_number("loss.gamma", self.gamma, least=0, infinite=True)
+        require_number("loss.neighbours", self.neighbours, least=1)
+        require_number("loss.temperature", self.temperature, above=SMALLEST_TEMPERATURE)  # as the fused loss needs
+
+    def copynce(self, patch_size: int) -> CopyNCESettings:
+        """CopyNCE's settings, which have the same names here, for tokens of patches of ``patch_size`` pixels."""
+        names = {field.name for field in fields(CopyNCESettings)} - {"patch_size"}
+        return CopyNCESettings(patch_size=patch_size, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescriptorLossConfig(_AnyLoss):
+    """Weights and parameters of the loss; defaults are the released descriptor's (PROTOCOLS 8)."""
+
+    copynce_weight: float = 5.0
+    gamma: float = 3.0
     info_nce_weight: float = 1.0
     """Of InfoNCE between descriptors."""
     log_scale: float = INITIAL_LOG_SCALE
@@ -46,18 +69,22 @@ class DescriptorLossConfig:
     """Features of other ranks as negatives: with their gradients, or as constants (the released code)."""
 
     def __post_init__(self) -> None:
-        weights = ("copynce_weight", "info_nce_weight", "koleo_weight")
-        for name in weights:
-            require_number(f"loss.{name}", getattr(self, name), least=0)
-        if not any(getattr(self, name) for name in weights):
-            raise ConfigError(f"one of {', '.join(f'loss.{name}' for name in weights)} must be above 0, got 0 for all")
-        require_number("loss.gamma", self.gamma, least=0, infinite=True)
-        require_number("loss.neighbours", self.neighbours, least=1)
-        require_number("loss.temperature", self.temperature, above=SMALLEST_TEMPERATURE)  # as the fused loss needs
+        super().__post_init__()
         # Its exponential must be a float32, in which 0 is exp(-104) and the largest number exp(88.7).
         require_number("loss.log_scale", self.log_scale, least=-80, most=80)
 
-    def copynce(self, patch_size: int) -> CopyNCESettings:
-        """CopyNCE's settings, which have the same names here, for tokens of patches of ``patch_size`` pixels."""
-        names = {field.name for field in fields(CopyNCESettings)} - {"patch_size"}
-        return CopyNCESettings(patch_size=patch_size, **{name: getattr(self, name) for name in names})
+
+@dataclass(frozen=True, kw_only=True)
+class MatcherLossConfig(_AnyLoss):
+    """Weights and parameters of the loss; defaults are the released matcher's (PROTOCOLS 8)."""
+
+    copynce_weight: float = 3.0
+    gamma: float = 1.0
+    bce_weight: float = 1.0
+    """Of the binary cross-entropy of the pairs' logits."""
+
+
+LossConfig = DescriptorLossConfig | MatcherLossConfig
+
+#: By the value of ``objective``.
+LOSS_SETTINGS: dict[str, type] = {"descriptor": DescriptorLossConfig, "matcher": MatcherLossConfig}

@@ -1,0 +1,40 @@
+"""Matchers: the released trainings, and small ones."""
+
+from __future__ import annotations
+
+from copynce.recipes import descriptor
+from copynce.recipes.base import Run
+
+
+def released(run: Run) -> Run:
+    """The released matcher, first stage: ViT-S/16 of 8 + 4 blocks at 224 px, 8 GPUs x 32 pairs, 30 epochs (PROTOCOLS
+    10), from a backbone with weights=FILE; mined neighbours with data.neighbours=FILE."""
+    return run | {"objective": "matcher", "data.pairs": "matcher", "data.threads": 12, "optim.lr": 1e-3}
+
+
+def second_stage(run: Run) -> Run:
+    """Its second stage: 30 more epochs at a fifth of the rate, from the first with weights=RUN."""
+    return released(run) | {"optim.lr": 2e-4}
+
+
+def at_336(run: Run) -> Run:
+    """The first stage at 336 px; the position embedding of what it starts from is resized."""
+    return released(run) | {"model.img_size": 336}
+
+
+def at_336_second_stage(run: Run) -> Run:
+    """The second stage at 336 px, from the first with weights=RUN."""
+    return at_336(run) | {"optim.lr": 2e-4}
+
+
+def vits14_112(run: Run) -> Run:
+    """A pretrained ViT-S/14 of 8 + 4 blocks on a few thousand pictures, on a laptop: 112 px (8 x 8 patches), small
+    batches."""
+    return descriptor.vits14_112(run) | {
+        "objective": "matcher",
+        "data.pairs": "matcher",
+        "data.batch_size": 24,
+        "optim.lr": 1e-3,  # 1.5e-4 at 24 pairs a step
+        "optim.steps": 4000,
+        "checkpoint_every": 200,
+    }

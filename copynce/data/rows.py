@@ -6,16 +6,23 @@ Names of files hold commas, quotes, line ends, blanks at their ends, and bytes t
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from copynce.errors import DataError
 from copynce.files import atomic_text
 
 #: What a field must be quoted for: it would end there, begin a quotation, or lose blanks or a byte order mark.
 _QUOTED = re.compile(r'[,"\r\n]|^[\s\ufeff]|\s\Z')
+
+_BLOCK = 4 * 2**20  # bytes of plain rows that are split at once
+_ROWS = 50_000  # of a block of others
+_ENDS = np.frombuffer(b",,\n", np.uint8)  # of a row's fields, three at most
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Iterable[str]]) -> None:
@@ -28,12 +35,45 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Iterable[str]]) -> N
         for row in rows:
             line = ",".join(_quoted(field) for field in row) or '""'
             if not line.isascii() and _returned(line) != line:
-                raise DataError(f"{path}: {line!r} cannot be written as UTF-8 or as the bytes of file names")
+                raise _unwritable(path, line)
             file.write(line + "\n")
+
+
+def write_columns(
+    path: str | os.PathLike[str], names: Sequence[str], texts: Sequence[Iterable[str]], numbers: Iterable[float] = ()
+) -> None:
+    """As :func:`write_rows`, of a header and columns: ``texts``, where most fields repeat, and maybe one of numbers."""
+    quoted = _Quoted(path)
+    columns = [map(quoted.__getitem__, column) for column in texts]
+    if len(names) > len(texts):
+        columns.append(map(repr, numbers))
+    lines = map(",".join, zip(*columns, strict=True))
+    with atomic_text(path) as file:
+        file.write(",".join(names) + "\n")
+        while chunk := "\n".join(itertools.islice(lines, _ROWS)):
+            file.write(chunk + "\n")
+
+
+class _Quoted(dict[str, str]):
+    """Fields as they are written to the file ``path``."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path = path
+
+    def __missing__(self, field: str) -> str:
+        written = self[field] = _quoted(field)
+        if not written.isascii() and _returned(written) != written:
+            raise _unwritable(self.path, written)
+        return written
 
 
 def _quoted(field: str) -> str:
     return '"' + field.replace('"', '""') + '"' if _QUOTED.search(field) else field
+
+
+def _unwritable(path: str | os.PathLike[str], text: str) -> DataError:
+    return DataError(f"{path}: {text!r} cannot be written as UTF-8 or as the bytes of file names")
 
 
 def _returned(text: str) -> str | None:
@@ -118,6 +158,55 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[s
             other = next((f"; fields are separated by commas here, not by {s!r}" for s in ";\t|" if s in text), "")
             raise DataError(f"{path}, line {line}: expected {expected}, got {row}{other}")
         yield line, [row[place] for place in places]
+
+
+def read_column_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
+    """What :func:`read_columns` gives, by blocks of rows: (line numbers, one list of fields per name).
+
+    Large files of plain rows (no quotes, blanks after commas or blank lines) are split as a whole, ten times faster.
+    """
+    done = yield from _plain_blocks(path, names)
+    if done is None:
+        return
+    rows = ((line, row) for line, row in read_columns(path, names) if line > done)
+    while chunk := list(itertools.islice(rows, _ROWS)):
+        yield [line for line, _ in chunk], [list(column) for column in zip(*(row for _, row in chunk), strict=True)]
+
+
+def _plain_blocks(path: Path, names: Sequence[str]) -> Generator[tuple[range, list[list[str]]], None, int | None]:
+    """The blocks of whole plain rows that the file begins with; none if its first line is not plain or not ``names``.
+
+    Returns the number of the last line given, for what follows is left to :func:`read_columns` to read, or to complain
+    about; None if nothing follows.
+    """
+    line = 1
+    try:
+        with path.open("rb") as file:
+            first = file.readline(1 << 16)
+            header = first.decode("ascii", "replace").rstrip("\n").split(",")
+            if header == list(names):
+                line = 2
+            elif len(header) != len(names) or {field.strip().casefold() for field in header}.intersection(names):
+                return 0
+            else:
+                file.seek(0)
+            while content := file.read(_BLOCK):
+                content += file.readline()
+                if any(mark in content for mark in (b'"', b"\r", b"\0", b", ", b"\xef\xbb\xbf")):
+                    return line - 1
+                if not content.endswith(b"\n"):  # the last line of the file
+                    content += b"\n"
+                bytes_ = np.frombuffer(content, np.uint8)
+                ends = bytes_[(bytes_ == ord(",")) | (bytes_ == ord("\n"))]
+                if len(ends) % len(names) or np.any(ends.reshape(-1, len(names)) != _ENDS[-len(names) :]):
+                    return line - 1
+                fields = content[:-1].decode("utf-8", "surrogateescape").replace("\n", ",").split(",")
+                count = len(fields) // len(names)
+                yield range(line, line + count), [fields[i :: len(names)] for i in range(len(names))]
+                line += count
+            return None
+    except OSError:
+        return line - 1  # the other reader says what is wrong
 
 
 def _require_names(row: list[str], without: list[str], path: Path, line: int) -> None:

@@ -5,7 +5,11 @@ from .metrics import recall_at_k as recall_at_k
 from .metrics import recall_at_precision as recall_at_precision
 from .metrics import recall_at_rank as recall_at_rank
 from .metrics import score_predictions as score_predictions
+from .predictions import Candidates as Candidates
+from .predictions import merge_predictions as merge_predictions
 from .predictions import ranked_predictions as ranked_predictions
+from .predictions import read_candidates as read_candidates
 from .predictions import read_predictions as read_predictions
+from .predictions import write_candidates as write_candidates
 from .predictions import write_predictions as write_predictions
 from .protocols import evaluate_descriptor as evaluate_descriptor

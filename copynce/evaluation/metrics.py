@@ -83,6 +83,30 @@ class Predictions(_Columns):
         made._distinct = _distinct(*columns)
         return made
 
+    @classmethod
+    def of_distinct(
+        cls,
+        queries: NDArray[Any],
+        references: NDArray[Any],
+        scores: NDArray[np.float64],
+        names: Iterable[Any],
+        query: NDArray[np.integer],
+    ) -> Predictions:
+        """Predictions that are known to be sound and distinct: nothing is checked or copied.
+
+        names: the queries' ids, each once; some may have no prediction. query: [N] each prediction's place in `names`.
+        """
+        known = np.fromiter(names, object)
+        there = np.bincount(query, minlength=len(known)) > 0
+        place = (np.cumsum(there) - 1)[query]
+        for column in (queries, references, scores):
+            column.setflags(write=False)
+        made = super().__new__(cls, queries, references, scores)
+        found = references.tolist()
+        rows = np.arange(len(place))
+        made._distinct = _Distinct(known[there].tolist(), place, found, _kinds(found), rows, np.sort(scores))
+        return made
+
     def __reduce__(self) -> tuple[type[Predictions], tuple[NDArray[Any], ...]]:
         return Predictions, tuple(self)
 

@@ -16,7 +16,7 @@ from copynce.config import require
 from copynce.data import EvaluationSplit, Manifest, Quarantine
 from copynce.errors import ConfigError, DataError
 from copynce.evaluation.metrics import Predictions, score_predictions
-from copynce.evaluation.predictions import ranked_predictions, write_predictions
+from copynce.evaluation.predictions import best_of_all, ranked_predictions, write_predictions
 from copynce.files import atomic_text, file_sha256
 from copynce.provenance import processor_name, running_commit
 from copynce.retrieval.extract import FeatureStore, Precision, extract
@@ -118,7 +118,7 @@ def evaluate_descriptor(
     scores, indices = search(query.values, reference.values, k)
 
     def predictions(scores: np.ndarray) -> Predictions:
-        return _best_of_all(ranked_predictions(query.uuids, reference.uuids, scores, indices), global_candidates)
+        return best_of_all(ranked_predictions(query.uuids, reference.uuids, scores, indices), global_candidates)
 
     plain = predictions(scores)
     (out_dir / "metrics.json").unlink(missing_ok=True)  # it would speak of other predictions
@@ -159,14 +159,6 @@ def evaluate_descriptor(
         json.dump(metrics, file, indent=2)
         file.write("\n")
     return metrics
-
-
-def _best_of_all(predictions: Predictions, count: int | None) -> Predictions:
-    """The `count` predictions of the highest scores, the first of equal ones, in their order."""
-    if count is None or count >= len(predictions.scores):
-        return predictions
-    kept = np.sort(np.argsort(-predictions.scores, kind="stable")[:count])
-    return Predictions(*(column[kept] for column in predictions))
 
 
 def _check_training(split: EvaluationSplit, found: int | None, end: int) -> None:

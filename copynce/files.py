@@ -15,18 +15,17 @@ from copynce.errors import WriteError
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file open for writing that appears at `path` only once it is complete and on the disk.
+def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The name of a file to be written that appears at `path` only once it is complete and on the disk.
 
-    It is written beside `path` under a temporary name, then renamed; if the block raises, `path` is left as it was and
+    It lies beside `path` under a temporary name, then it is renamed; if the block raises, `path` is left as it was and
     no part of the new file stays. Raises WriteError if the disk is full or the folder takes no file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
@@ -41,6 +40,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """As :func:`whole_path`, the file open for writing in binary."""
+    with whole_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
 
 
 @contextmanager

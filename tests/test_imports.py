@@ -50,7 +50,16 @@ def loaded(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["train", "--help"], ["eval", "--help"], ["demo", "--help"], ["nonsense"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["eval", "--help"],
+        ["extract", "--help"],
+        ["demo", "--help"],
+        ["nonsense"],
+    ],
 )
 def test_help_needs_no_heavy_library(arguments: list[str]) -> None:
     code = f"from copynce.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass"

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+
+_LINE = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def escape_what_cannot_be_shown(stream: TextIO) -> None:
@@ -44,28 +49,46 @@ def whole_number(text: str) -> int:
 
 
 class progress_bars:
-    """A context whose value is called as ``report(role, done, total)`` and draws one bar per role on stderr."""
+    """A context whose value is called as ``report(role, done, total)``: one bar per role on stderr, with the rate and
+    the time left; where stderr is no terminal, a line now and then."""
+
+    def __init__(self, what: str = "descriptors", unit: str = "pictures", *, shown: bool = True) -> None:
+        self._what, self._unit, self._shown = what, unit, shown
 
     def __enter__(self) -> progress_bars:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        self._lines = self._shown and not sys.stderr.isatty()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=not (self._shown and sys.stderr.isatty()),
         )
         self._tasks: dict[str, TaskID] = {}
+        self._begun: dict[str, tuple[float, int]] = {}  # when, and how much was done then
+        self._told = time.monotonic()
         self._bar.start()
         return self
 
     def __call__(self, role: str, done: int, total: int) -> None:
+        name = f"{role} {self._what}".strip()
+        now = time.monotonic()
         if role not in self._tasks:
-            self._tasks[role] = self._bar.add_task(f"{role} descriptors", total=total)
-        self._bar.update(self._tasks[role], completed=done)
+            self._tasks[role] = self._bar.add_task(name, total=total, rate="")
+            self._begun[role] = now, done
+        begin, before = self._begun[role]
+        rate = (done - before) / (now - begin) if done > before and now > begin else 0.0
+        text = f"{rate:.{0 if rate >= 10 else 2}f} {self._unit}/s" if rate else ""
+        self._bar.update(self._tasks[role], completed=done, rate=text)
+        if self._lines and rate and now - self._told >= _LINE:
+            self._told = now
+            left = str(timedelta(seconds=round((total - done) / rate)))
+            print(f"{name}: {done:,} of {total:,}, {text}, {left} left", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()

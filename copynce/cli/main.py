@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import copynce.cli.demo as demo
 import copynce.cli.eval as eval
+import copynce.cli.extract as extract
 import copynce.cli.report as report
 import copynce.cli.train as train
 from copynce import __version__
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"copynce {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
-    for command in (demo, train, eval, report):
+    for command in (demo, train, eval, extract, report):
         command.add(commands)
     return parser
 

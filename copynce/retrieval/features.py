@@ -1,16 +1,26 @@
 """Descriptors in files: safetensors that hold the rows, the pictures' names and what the rows were made from.
 
-The tensors are ``values`` float32 [N, D] and ``uuids``, a JSON list as uint8; the metadata's ``copynce.features`` is a
-JSON object ``{"made_from": {...}, "broken": [[uuid, reason], ...]}``. A file is written whole or not at all, and its
-rows are memory-mapped when it is read.
+The features of a list of pictures are a *series* of files in one folder, ``NAME-0000.safetensors``, -0001, ..., each
+with the pictures that follow those of the file before; one folder may hold several series (query, reference, training).
+The tensors of a file are ``values`` float32 [N * views, D], ``uuids``, a JSON list of N names as uint8, and
+``positions`` int64 [N], the place of each picture in the file's part of the list, for broken ones are left out. The
+metadata's ``copynce.features`` is a JSON object::
+
+    {"made_from": {...}, "precision": "fp32", "views": 1, "pictures": 1024, "broken": [[uuid, reason], ...],
+     "last": true}
+
+A file is written whole or not at all, and its rows are memory-mapped when it is read. The last one says so: a series
+without it was not finished. Features of other programs are read by :mod:`copynce.retrieval.feature_formats`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,8 +31,11 @@ from safetensors.numpy import save
 
 from copynce.errors import DataError
 from copynce.files import whole_file
+from copynce.retrieval.rows import FileRows, Rows, joined
 
 _METADATA = "copynce.features"
+_FILE = re.compile(r"(.+)-(\d{4,})\.safetensors")
+_ROWS = 65_536  # rows that are looked at together
 
 Computed = Literal["fp32", "bf16"]
 
@@ -31,22 +44,78 @@ Computed = Literal["fp32", "bf16"]
 class Features:
     """Descriptors with the pictures they belong to, in manifest order; broken pictures are left out.
 
-    uuids: N names. values: float32 [N, D], rows of length 1. precision: "fp32" or "bf16", what they were computed in.
+    uuids: N names. values: float32 [N * views, D], rows of length 1, maybe memory-mapped. precision: "fp32" or "bf16",
+    what they were computed in. views: how many rows a picture has, one after the other.
     """
 
-    uuids: list[str]
-    values: NDArray[np.float32]
+    uuids: Sequence[str]
+    values: Rows
     precision: Computed = "fp32"
+    views: int = 1
+
+    def digest(self) -> str:
+        """A hash of names and rows, 64 hexadecimal digits."""
+        digest = hashlib.sha256(json.dumps([list(self.uuids), list(self.values.shape), self.views]).encode())
+        for start in range(0, len(self.values), _ROWS):
+            digest.update(np.ascontiguousarray(self.values[start : start + _ROWS]).data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """What a file holds: `features` (rows memory-mapped), the broken pictures (uuid, reason), and `made_from`: plain
-    values that name model, pictures and settings, by which a reader tells whether the features are those it wants."""
+    """What a file or a series of files holds.
+
+    features: rows memory-mapped where the format allows it. broken: pictures without features (uuid, reason).
+    made_from: plain values that name model, pictures and settings, by which a reader tells whether the features are
+    those it wants; empty for other programs' files. positions: int64 [N], each picture's place in the list of
+    ``pictures`` pictures that they were made from; none: that list is not known, and taken to be `features.uuids`.
+    last: whether a file is the last of its series. source: the file's or series' name, for messages.
+    """
 
     features: Features
-    broken: list[tuple[str, str]]
-    made_from: dict[str, Any]
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    made_from: dict[str, Any] = field(default_factory=dict)
+    positions: NDArray[np.int64] | None = None
+    pictures: int = -1
+    last: bool = True
+    source: str = "features"
+
+    def __post_init__(self) -> None:
+        if self.positions is None:
+            object.__setattr__(self, "positions", np.arange(len(self.features.uuids)))
+        if self.pictures < 0:
+            object.__setattr__(self, "pictures", len(self.features.uuids))
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """Where a series of features is kept as it is made, and found again: ``FOLDER/NAME-0000.safetensors``, -0001, ...
+
+    A file serves again while model, way of making, kind of device and pictures (names, sizes, times of change) are the
+    same. folder, name: of the files. model: the hash of the model's weights file.
+    """
+
+    folder: Path
+    name: str
+    model: str
+
+    def path(self, part: int) -> Path:
+        """The file of the `part`-th pictures."""
+        return self.folder / f"{self.name}-{part:04d}.safetensors"
+
+    def find(self, part: int, made_from: Mapping[str, Any], last: bool = True) -> FeatureFile | None:
+        """The `part`-th file if it is there, whole, and made from the same."""
+        try:
+            found = _read_file(self.path(part))
+        except (FileNotFoundError, DataError):
+            return None
+        return found if found.made_from == made_from and found.last == last else None
+
+    def remove_after(self, parts: int) -> None:
+        """Remove the files of an earlier, longer series of this name: all but the first `parts`."""
+        for part in _parts_of(self.folder).get(self.name, []):
+            if part >= parts:
+                self.path(part).unlink(missing_ok=True)
 
 
 def write_features(
@@ -54,53 +123,220 @@ def write_features(
     features: Features,
     made_from: Mapping[str, Any],
     broken: Sequence[tuple[str, str]] = (),
+    *,
+    positions: NDArray[np.int64] | None = None,
+    pictures: int | None = None,
+    last: bool = True,
 ) -> None:
     """Write a file of features, whole or not at all. made_from: anything JSON can hold; see `FeatureFile`.
 
-    Raises WriteError if the disk is full or the folder takes no file.
+    Raises WriteError if the disk is full or the folder takes no file, ValueError if names and rows do not fit.
     """
     path = Path(path)
-    facts = {"made_from": dict(made_from), "precision": features.precision, "broken": list(broken)}
-    names = np.frombuffer(json.dumps(features.uuids).encode(), np.uint8)
-    tensors: dict[str, NDArray[Any]] = {"values": np.ascontiguousarray(features.values, np.float32), "uuids": names}
+    count = len(features.uuids)
+    if len(features.values) != count * features.views:
+        raise ValueError(f"{count} names of {features.views} views for {len(features.values)} rows")
+    facts = {
+        "made_from": dict(made_from),
+        "precision": features.precision,
+        "views": features.views,
+        "pictures": count if pictures is None else pictures,
+        "broken": list(broken),
+        "last": last,
+    }
+    tensors: dict[str, NDArray[Any]] = {
+        "values": np.ascontiguousarray(features.values, np.float32),
+        "uuids": np.frombuffer(json.dumps(list(features.uuids)).encode(), np.uint8),
+        "positions": np.arange(count) if positions is None else np.ascontiguousarray(positions, np.int64),
+    }
     content = save(tensors, metadata={_METADATA: json.dumps(facts)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(content)
 
 
-def read_features(path: str | os.PathLike[str]) -> FeatureFile:
-    """The content of a file of `write_features`. Raises DataError if it is another file or damaged, FileNotFoundError
-    if it is absent."""
+def write_series(
+    store: FeatureStore,
+    found: FeatureFile,
+    made_from: Mapping[str, Any],
+    change: Callable[[NDArray[np.float32], slice], NDArray[np.float32]],
+    *,
+    pictures: int = 1024,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write `found`, its rows changed, as the series of files of `store`; files that are there already are kept.
+
+    change: called with float32 rows and their place in `found`, gives the rows that are written, as many. made_from:
+    what the series is made from. pictures: in each file. progress: called with the number of pictures done.
+    """
+    features = found.features
+    assert found.positions is not None, "set when it was made"
+    starts = range(0, max(1, found.pictures), pictures)
+    at = np.searchsorted(found.positions, [*starts, max(1, found.pictures)])
+    reasons = dict(found.broken)
+    for part, start in enumerate(starts):
+        last, begin, end = part == len(starts) - 1, int(at[part]), int(at[part + 1])
+        if store.find(part, made_from, last) is None:
+            place = slice(begin * features.views, end * features.views)
+            changed = np.empty((0, 0), np.float32)
+            if end > begin:
+                changed = change(np.asarray(features.values[place], np.float32), place)
+            write_features(
+                store.path(part),
+                Features(features.uuids[begin:end], changed, features.precision, features.views),
+                made_from,
+                list(reasons.items()) if last else (),
+                positions=found.positions[begin:end] - start,
+                pictures=min(pictures, found.pictures - start),
+                last=last,
+            )
+        if progress is not None:
+            progress(min(start + pictures, found.pictures))
+    store.remove_after(len(starts))
+
+
+def read_features(
+    path: str | os.PathLike[str], *, side: str | None = None, ids: str | os.PathLike[str] | None = None
+) -> FeatureFile:
+    """Features from a file or folder, whatever wrote them.
+
+    path: a folder of `copynce extract` or `copynce eval`; one file of such a series; an HDF5 file of the descriptor
+        track (datasets query, reference, query_ids, reference_ids); a file of torch.save with a tensor [N, D]; a .npy
+        file [N, D]. Nothing in a file is ever run.
+    side: which features, of a folder with several series (by name) or of an HDF5 file ("query", "reference").
+    ids: the names of the rows for a file that holds none: a CSV with a column uuid, a JSON list, or lines of names.
+    Raises DataError, naming the file, if it is of another form, damaged or unfinished, or if names are missing or given
+    twice, or rows not finite; FileNotFoundError if it is absent.
+    """
+    from copynce.retrieval.feature_formats import read_other  # its libraries are not needed for ours
+
     path = Path(path)
+    if path.is_dir():
+        return _checked(_read_series(path, side))
+    with path.open("rb") as file:
+        start = file.read(16)
+    ours = len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 30
+    if ours or path.suffix == ".safetensors":
+        found = _read_file(path)
+        return _checked(replace(found, features=replace(found.features, values=np.asarray(found.features.values))))
+    return _checked(read_other(path, start, side, ids))
+
+
+def _checked(found: FeatureFile) -> FeatureFile:
+    """`found` if its names are distinct and its rows finite, else DataError."""
+    uuids = found.features.uuids
+    if len(set(uuids)) < len(uuids):
+        seen: set[str] = set()
+        twice = next(uuid for uuid in uuids if uuid in seen or seen.add(uuid))  # type: ignore[func-returns-value]
+        raise DataError(f"{found.source}: the id {twice!r} is given to more than one row; ids must be distinct")
+    for start in range(0, len(found.features.values), _ROWS):
+        finite = np.isfinite(found.features.values[start : start + _ROWS]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise DataError(
+                f"{found.source}: row {row}, of {uuids[row // found.features.views]!r}, is not finite (NaN, infinity); "
+                "leave out what has no descriptor"
+            )
+    return found
+
+
+def _parts_of(folder: Path) -> dict[str, list[int]]:
+    """{name: numbers of its files, ascending} of the series in a folder."""
+    series: dict[str, list[int]] = {}
+    for name in sorted(os.listdir(folder)):
+        if match := _FILE.fullmatch(name):
+            series.setdefault(match[1], []).append(int(match[2]))
+    return {name: sorted(numbers) for name, numbers in series.items()}
+
+
+def _read_series(folder: Path, side: str | None) -> FeatureFile:
+    series = _parts_of(folder)
+    if not series:
+        raise DataError(f"{folder}: no features in this folder; expected files such as query-0000.safetensors")
+    if side is None and len(series) > 1:
+        raise DataError(f"{folder}: several features are in this folder; choose side={' or side='.join(series)}")
+    name = next(iter(series)) if side is None else side
+    if name not in series:
+        raise DataError(f"{folder}: no features called {name!r}; there are {', '.join(series)}")
+    store, parts = FeatureStore(folder, name, ""), list[FeatureFile]()
+    while not parts or not parts[-1].last:
+        path = store.path(len(parts))
+        try:
+            parts.append(_read_file(path))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{folder}: the features {name!r} are not finished, {path.name} is missing; the command that made them "
+                "goes on where it was stopped"
+            ) from error
+        if (one := _kind(parts[0])) != (other := _kind(parts[-1])):
+            raise DataError(
+                f"{folder}: {store.path(0).name} and {path.name} were made from {one} and {other}; the command that "
+                "made them brings them up to date"
+            )
+    return _joined(parts, f"{folder}, {name}")
+
+
+def _kind(part: FeatureFile) -> dict[str, Any]:
+    """What all parts of a series have in common."""
+    return {key: value for key, value in part.made_from.items() if key != "pictures"}
+
+
+def _joined(parts: Sequence[FeatureFile], source: str) -> FeatureFile:
+    """The parts of a series as one."""
+    full = [part for part in parts if part.features.uuids] or list(parts[:1])
+    used = {(part.features.precision, part.features.views, *part.features.values.shape[1:]) for part in full}
+    if len(used) > 1:
+        raise DataError(
+            f"{source}: its files differ in precision, views or columns, {sorted(map(str, used))}; the command that "
+            "made them brings them up to date"
+        )
+    before = np.cumsum([0, *(part.pictures for part in parts)])
+    positions = [
+        part.positions + start for part, start in zip(parts, before, strict=False) if part.positions is not None
+    ]
+    return FeatureFile(
+        Features(
+            [uuid for part in parts for uuid in part.features.uuids],
+            joined([part.features.values for part in full]),
+            full[0].features.precision,
+            full[0].features.views,
+        ),
+        [entry for part in parts for entry in part.broken],
+        _kind(parts[0]),
+        np.concatenate(positions),
+        int(before[-1]),
+        source=source,
+    )
+
+
+def _read_file(path: Path) -> FeatureFile:
+    """One file of a series."""
     try:
         with safe_open(path, framework="numpy") as file:
             facts = json.loads((file.metadata() or {})[_METADATA])
             uuids = json.loads(file.get_tensor("uuids").tobytes())
+            positions = file.get_tensor("positions")
             rows, columns = file.get_slice("values").get_shape()
         values = _mapped(path, rows, columns)
         broken = [(str(uuid), str(reason)) for uuid, reason in facts["broken"]]
-        features = Features(uuids, values, facts["precision"])
+        features = Features(uuids, values, facts["precision"], int(facts["views"]))
         if features.precision not in get_args(Computed):
             raise ValueError(f"unknown precision {features.precision!r}")
-        made_from = dict(facts["made_from"])
+        made_from, pictures, last = dict(facts["made_from"]), int(facts["pictures"]), bool(facts["last"])
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a readable file of features ({type(error).__name__}: {error})") from error
-    if len(uuids) != len(values):
+    if len(uuids) * features.views != len(values) or len(uuids) != len(positions):
         raise DataError(f"{path}: {len(uuids)} names for {len(values)} rows")
-    return FeatureFile(features, broken, made_from)
+    return FeatureFile(features, broken, made_from, positions, pictures, last, str(path))
 
 
-def _mapped(path: Path, rows: int, columns: int) -> NDArray[np.float32]:
-    """The tensor ``values`` of the file, mapped: a safetensors file is a length, a JSON header, then the tensors."""
-    if rows == 0:  # nothing can be mapped
-        return np.empty((rows, columns), np.float32)
+def _mapped(path: Path, rows: int, columns: int) -> FileRows:
+    """The tensor ``values`` of the file: a safetensors file is a length, a JSON header, then the tensors."""
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(header))["values"]
     if entry["dtype"] != "F32":
         raise ValueError(f"expected float32 rows, got {entry['dtype']}")
-    offset = 8 + header + entry["data_offsets"][0]
-    return np.memmap(path, np.float32, "r", offset, (rows, columns))
+    return FileRows(path, 8 + header + entry["data_offsets"][0], (rows, columns))

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copynce.errors import ConfigError
+from copynce.retrieval.rows import Rows
 from copynce.retrieval.search import search
 
 
 def score_normalization(
     scores: NDArray[np.floating],
-    query: NDArray[np.floating],
-    auxiliary: NDArray[np.floating],
+    query: Rows,
+    auxiliary: Rows,
     *,
     start: int = 1,
     end: int = 5,

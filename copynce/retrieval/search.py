@@ -8,11 +8,16 @@ taken in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from copynce.retrieval.rows import FileRows, JoinedRows, Rows
+
+_Found = tuple[int, NDArray[np.float32], NDArray[np.int64]]  # number of the first reference, scores, indices from it
 
 _CHUNK_BYTES = 64 * 2**20  # of references as float32
 _QUERIES = 4096  # that pass over the references together, at most
@@ -22,16 +27,17 @@ _LENGTH_TOLERANCE = 2e-6  # of |row| - 1, for float32 rows that are searched as 
 _MOST_OF_GPU = 2048  # results that faiss keeps of one query on a GPU
 
 
-def check_rows(features: NDArray[np.floating], name: str = "features") -> None:
+def check_rows(features: Rows, name: str = "features") -> None:
     """Raise TypeError or ValueError unless `features` is a two-dimensional float array, not empty."""
-    if not isinstance(features, np.ndarray) or not np.issubdtype(features.dtype, np.floating):
-        kind = features.dtype if isinstance(features, np.ndarray) else type(features).__name__
+    known = isinstance(features, np.ndarray | FileRows | JoinedRows)
+    if not known or not np.issubdtype(features.dtype, np.floating):
+        kind = features.dtype if known else type(features).__name__
         raise TypeError(f"{name} must be a NumPy array of floats, got {kind}")
-    if features.ndim != 2 or 0 in features.shape:
+    if len(features.shape) != 2 or 0 in features.shape:
         raise ValueError(f"{name} must be [N, D] with at least one row and one column, got {list(features.shape)}")
 
 
-def normalised(features: NDArray[np.floating], name: str = "features") -> NDArray[np.float32]:
+def normalised(features: Rows, name: str = "features") -> NDArray[np.float32]:
     """`features` [N, D] as float32 rows of length 1, a copy; `name` is the argument's name in errors.
 
     Raises TypeError or ValueError unless they are a non-empty two-dimensional float array of finite rows that are
@@ -45,16 +51,22 @@ def normalised(features: NDArray[np.floating], name: str = "features") -> NDArra
 
 
 def search(
-    query: NDArray[np.floating], reference: NDArray[np.floating], k: int = 10
+    query: Rows,
+    reference: Rows,
+    k: int = 10,
+    *,
+    gpus: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(scores, indices), each [Nq, k]: the k rows of `reference` most similar to each row of `query`.
 
     query: [Nq, D], reference: [Nr, D], float rows of any length, maybe memory-mapped. k: at least 1; with fewer than k
-    references, all of them are returned.
+    references, all of them are returned. gpus: numbers of those to search on; none: all that faiss sees. progress:
+    called with the number of queries done.
     Scores are cosines, computed in float64 and rounded to float32. They decrease along a row; equal scores are ordered
-    by index, so the first k of a longer result are the result for k. The references are read in chunks, on every GPU
-    that faiss sees or else on the CPU; beyond them some 300 MB are used on the CPU, and no copy of float32 rows of
-    length 1. Raises TypeError or ValueError for other shapes, rows that are zero or not finite.
+    by index, so the first k of a longer result are the result for k. The references are read in chunks, on the GPUs,
+    each of which holds a share of them, or else on the CPU; beyond them some 300 MB are used on the CPU, and no copy of
+    float32 rows of length 1. Raises TypeError or ValueError for other shapes, rows that are zero or not finite.
 
     >>> scores, indices = search(np.array([[1.0, 0.0]]), np.array([[0.0, 2.0], [3.0, 0.0]]), k=2)
     >>> indices.tolist(), scores.tolist()
@@ -63,60 +75,99 @@ def search(
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     check_rows(query, "query")
-    check_rows(reference, "reference")
-    if query.shape[1] != reference.shape[1]:
-        raise ValueError(f"query and reference must agree in columns, got {query.shape[1]} and {reference.shape[1]}")
-    k = min(k, len(reference))
-    scores = np.empty((len(query), k), np.float32)
-    indices = np.empty((len(query), k), np.int64)
-    count = min(k + max(16, k // 4), len(reference))
-    propose = _Proposer(reference, count)
-    step = max(1, min(_QUERIES, _PROPOSALS // count))
-    for start in range(0, len(query), step):
-        part = slice(start, start + step)
-        scores[part], indices[part] = _best(query[part], reference, k, *propose(_unit32(query, start, step, "query")))
-    return scores, indices
+    return ExactSearch(reference, k, gpus=gpus)(query, progress)
+
+
+class ExactSearch:
+    """`search` of one set of references, for queries that come in parts: ``(query, progress) -> (scores, indices)``.
+
+    On GPUs the references are put there once. Arguments and results are those of `search`.
+    """
+
+    def __init__(self, reference: Rows, k: int = 10, *, gpus: Sequence[int] | None = None) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        check_rows(reference, "reference")
+        self._reference = reference
+        self.k = min(k, len(reference))
+        self._count = min(self.k + max(16, self.k // 4), len(reference))
+        self._propose = _Proposer(reference, self._count, gpus)
+
+    def __call__(
+        self, query: Rows, progress: Callable[[int], None] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        check_rows(query, "query")
+        columns = self._reference.shape[1]
+        if query.shape[1] != columns:
+            raise ValueError(f"query and reference must agree in columns, got {query.shape[1]} and {columns}")
+        scores = np.empty((len(query), self.k), np.float32)
+        indices = np.empty((len(query), self.k), np.int64)
+        step = max(1, min(_QUERIES, _PROPOSALS // self._count))
+        for start in range(0, len(query), step):
+            part = slice(start, start + step)
+            proposed = self._propose(_unit32(query, start, step, "query"))
+            scores[part], indices[part] = _best(query[part], self._reference, self.k, *proposed)
+            if progress is not None:
+                progress(min(start + step, len(query)))
+        return scores, indices
 
 
 class _Proposer:
     """The `count` best references of unit queries, by float32 products: (scores, indices), each [Nq, count]."""
 
-    def __init__(self, reference: NDArray[np.floating], count: int) -> None:
+    def __init__(self, reference: Rows, count: int, gpus: Sequence[int] | None) -> None:
         self._reference = reference
         self._count = count
-        self._index: faiss.Index | None = None
-        if faiss.get_num_gpus() > 0 and count <= _MOST_OF_GPU:
-            self._index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(reference.shape[1]))
-            for _, rows in self._chunks():
-                self._index.add(rows)
+        self._shares: list[tuple[int, faiss.Index]] = []
+        devices = range(faiss.get_num_gpus()) if gpus is None else gpus
+        if devices and count <= _MOST_OF_GPU:
+            bounds = np.linspace(0, len(reference), len(devices) + 1).astype(int).tolist()
+            for device, start, stop in zip(devices, bounds, bounds[1:], strict=False):
+                index = _index_on_gpu(device, reference.shape[1])
+                for _, rows in self._chunks(start, stop):
+                    index.add(rows)
+                self._shares.append((start, index))
 
     def __call__(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._index is not None:
-            return self._index.search(query, self._count)
         best: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-        for start, rows in self._chunks():
-            # The same search as IndexFlatIP, without its copy of the references.
-            count = min(self._count, len(rows))
-            found, at = faiss.knn(query, rows, count, metric=faiss.METRIC_INNER_PRODUCT)
+        for start, found, at in self._on_gpus(query) if self._shares else self._on_cpu(query):
             at += start
             if best is not None:
                 found, at = np.concatenate([best[0], found], axis=1), np.concatenate([best[1], at], axis=1)
-                kept = np.argsort(-found, axis=1)[:, : self._count]
-                found, at = np.take_along_axis(found, kept, axis=1), np.take_along_axis(at, kept, axis=1)
+                if found.shape[1] > self._count:
+                    kept = np.argpartition(-found, self._count - 1, axis=1)[:, : self._count]
+                    found, at = np.take_along_axis(found, kept, axis=1), np.take_along_axis(at, kept, axis=1)
             best = found, at
         assert best is not None, "there is a reference"
         return best
 
-    def _chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(first row, unit float32 rows) of one chunk of the references after the other."""
+    def _on_cpu(self, query: NDArray[np.float32]) -> Iterator[_Found]:
+        for start, rows in self._chunks(0, len(self._reference)):
+            # The same search as IndexFlatIP, without its copy of the references.
+            yield start, *faiss.knn(query, rows, min(self._count, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
+
+    def _on_gpus(self, query: NDArray[np.float32]) -> Iterator[_Found]:
+        shares = [(start, index) for start, index in self._shares if index.ntotal]
+        with ThreadPoolExecutor(len(shares)) as threads:
+            found = threads.map(lambda share: share[1].search(query, min(self._count, share[1].ntotal)), shares)
+            for (start, _), (scores, at) in zip(shares, found, strict=True):
+                yield start, scores, at
+
+    def _chunks(self, first: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, unit float32 rows) of one chunk of these references after the other."""
         step = max(1, _CHUNK_BYTES // (4 * self._reference.shape[1]))
-        for start in range(0, len(self._reference), step):
-            yield start, _unit32(self._reference, start, step, "reference")
+        for start in range(first, stop, step):
+            yield start, _unit32(self._reference, start, min(step, stop - start), "reference")
+
+
+def _index_on_gpu(device: int, columns: int) -> faiss.Index:
+    """An empty index of inner products on a GPU."""
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device, faiss.IndexFlatIP(columns))
 
 
 def _best(
-    query: NDArray[np.floating],
-    reference: NDArray[np.floating],
+    query: Rows,
+    reference: Rows,
     k: int,
     proposed: NDArray[np.float32],
     at: NDArray[np.int64],
@@ -141,9 +192,7 @@ def _best(
     return scores, found
 
 
-def _best_of_all(
-    query: NDArray[np.floating], reference: NDArray[np.floating], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _best_of_all(query: Rows, reference: Rows, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """As `_best`, from the cosines to all references."""
     unit = _unit64(query, slice(None), "query")
     scores = np.empty((len(query), 0), np.float32)
@@ -173,8 +222,8 @@ def _first_of_the_highest(scores: NDArray[np.float32], k: int) -> NDArray[np.int
 
 
 def _cosines(
-    query: NDArray[np.floating],
-    reference: NDArray[np.floating],
+    query: Rows,
+    reference: Rows,
     query_rows: NDArray[np.integer],
     reference_rows: NDArray[np.integer],
 ) -> NDArray[np.float32]:
@@ -188,7 +237,7 @@ def _cosines(
     return cosines
 
 
-def _unit64(features: NDArray[np.floating], rows: slice | NDArray[np.integer], name: str) -> NDArray[np.float64]:
+def _unit64(features: Rows, rows: slice | NDArray[np.integer], name: str) -> NDArray[np.float64]:
     """The `rows` of `features` in float64, of length 1; ValueError if one is zero or not finite."""
     part = np.asarray(features[rows]).astype(np.float64, order="C")
     length = _lengths(part)
@@ -209,7 +258,7 @@ def _usable(length: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.isfinite(length) & (length > 0)
 
 
-def _unit32(features: NDArray[np.floating], first: int, count: int, name: str) -> NDArray[np.float32]:
+def _unit32(features: Rows, first: int, count: int, name: str) -> NDArray[np.float32]:
     """`count` rows of `features` from `first` on, in float32, of length 1; a view of them if they are so already."""
     part = np.asarray(features[first : first + count])
     if part.dtype == np.float32 and part.flags.c_contiguous:

@@ -54,7 +54,8 @@ def settings_help(kind: type) -> str:
             if name in known:
                 continue
             known.add(name)
-            lines.append(f"  {name} ({'; '.join([_default(f), *others.get(f.name, [])])})")
+            values = "; ".join([_default(f), *others.get(f.name, [])])
+            lines.extend(_indented(f"{name} ({values})", first="  "))
             lines.extend(_indented(" ".join([*notes.get(f.name, []), sentences.get(f.name, "")])))
 
     walk(kind, "", None)
@@ -104,8 +105,8 @@ def named_list(title: str, entries: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _indented(text: str) -> list[str]:
-    return textwrap.wrap(text, _width(), initial_indent=" " * 6, subsequent_indent=" " * 6)
+def _indented(text: str, first: str = " " * 6) -> list[str]:
+    return textwrap.wrap(text, _width(), initial_indent=first, subsequent_indent=" " * 6)
 
 
 def _width() -> int:

@@ -1,0 +1,286 @@
+"""Scores of candidate pairs by a matcher, each picture encoded once for all of its pairs.
+
+Vanilla (PROTOCOLS 4.1): score = sigmoid(logit) of both whole pictures. With local crops ensembling (PROTOCOLS 4.3) it
+is the highest of 35 such scores: 26 views of the query with the whole reference, the whole query with 9 more views of
+the reference. One view of the query is there twice (its central box is the middle tile), so a pair costs 25 + 10
+encoder passes where its pictures are in no other pair, and 34 fusion passes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from copynce.data import Manifest, Quarantine
+from copynce.errors import DataError
+from copynce.models import Matcher
+from copynce.models.memory import keep_heap
+from copynce.retrieval.matcher_passes import LOCAL_CROPS, WHOLE, Held, Passes
+from copynce.retrieval.pair_scores import ROLES, PairPlan, PairScores, Role, ScoredPart, ScoreStore, plan_pairs
+from copynce.retrieval.processes import Alone, Processes, picture_state, text_hash
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+#: How scores are made, as a number: views, preparation, passes. Whoever changes scores adds one, and kept scores of
+#: other numbers are made anew; a test holds scores that belong to this number.
+WAY = 1
+
+#: Bytes of encodings that are held, and fusion passes of a part, what a killed matching loses at most; by default.
+MEMORY = 4 * 10**9
+PART = 16_384
+
+_LOOK = 2.0  # seconds between looks at the files of other processes
+_PLURAL = {"query": "queries", "reference": "references"}
+
+
+def score_pairs(
+    matcher: Matcher,
+    candidates: tuple[NDArray[Any], NDArray[Any]],
+    queries: Manifest,
+    references: Manifest,
+    *,
+    local_crops: bool = False,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    precision: Precision = "auto",
+    threads: int = 2,
+    memory: int = MEMORY,
+    part: int = PART,
+    quarantine: Quarantine | None = None,
+    keep: ScoreStore | None = None,
+    processes: Processes | None = None,
+    progress: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> PairScores:
+    """The scores of `candidates`, pairs of uuids of `queries` and `references` (two columns), in their order.
+
+    Scores are float32 sigmoids of float32 logits. Pictures are prepared as for `extract`. A pair with a broken picture
+    has no score: it is in the result's `unscored`, and its picture in `quarantine`.
+
+    local_crops: the highest score of all views' (see the module's text).
+    batch_size: views of an encoder pass (at least those of one picture), and pairs of views of a fusion pass.
+    device: of the passes, "cpu" or a CUDA device. Whole pictures are decoded there too, views on the CPU.
+    precision: of both passes. "auto": bf16 where the hardware multiplies it and where the logits of the first pairs
+        change by at most `BF16_AGREES`, else fp32; the result says which.
+    threads: CPU threads that read and decode.
+    memory: bytes of encodings that are held on `device`. Of ViT-S/16 at 224 px a picture has 302,592; its local crops
+        have 25 times as much on the query's side, 10 times on the other. Where neither all queries nor all references
+        fit, the pictures of the other side are encoded again for each block that does. Beside what is held there are
+        the encodings of one batch and what a fusion pass needs.
+    part: fusion passes whose scores become one file of `keep`; files that are there already are taken from there.
+    processes: those that share the work, part by part, through the files of `keep`; all get the whole result. Scores
+        are the same to the last bit for any number of them, and after a kill.
+    progress: called with the number of pairs done, by all processes as far as their files tell.
+    say: receives a sentence if "auto" decides against bf16.
+    Raises DataError for no candidates, ids that are in no manifest, a matcher whose logits are not finite.
+    """
+    for name, value in (("batch_size", batch_size), ("threads", threads), ("part", part)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision must be auto, fp32 or bf16, got {precision!r}")
+    group = Alone() if processes is None else processes
+    if group.size > 1 and keep is None:
+        raise ValueError("keep must say where several processes leave their scores")
+    device = torch.device(device)
+    if device.type == "cpu":
+        keep_heap()
+    manifests: dict[Role, Manifest] = {"query": queries, "reference": references}
+    columns: dict[Role, NDArray[Any]] = dict(zip(ROLES, map(np.asarray, candidates), strict=True))
+    places = {role: _places(role, columns[role], manifests[role]) for role in ROLES}
+    views = LOCAL_CROPS if local_crops else WHOLE
+    encoding = 4 * (matcher.prefix_tokens + matcher.grid**2) * matcher.channels
+    plan = plan_pairs(places, views.count, capacity=memory // encoding, pairs=max(1, part // len(views.forwards)))
+
+    was_training = matcher.training
+    matcher.to(device).eval()
+    try:
+        passes = Passes(matcher, views, manifests, batch_size=batch_size, device=device, threads=threads)
+        with group.together():
+            if group.rank == 0 and precision == "auto":
+                precision = passes.decided(places, say)
+        passes.precision = "bf16" if group.broadcast_object(precision) == "bf16" else "fp32"
+        work = _Work(passes, places, plan, keep, local_crops)
+        with group.together():
+            done = work.run(range(group.rank, len(plan.parts), group.size), progress)
+        if group.size > 1:
+            done = work.collected()
+        if keep is not None and group.rank == 0:
+            keep.remove_after(len(plan.parts))
+    finally:
+        matcher.train(was_training)
+    if quarantine is not None:
+        for path, reason in dict(entry for scored in done for entry in scored.broken).items():
+            quarantine.add(path, reason)
+    scores = np.empty(len(places["query"]), np.float32)
+    for rows, scored in zip(plan.parts, done, strict=True):
+        scores[rows] = scored.scores
+    good = ~np.isnan(scores)
+    return PairScores(
+        queries=columns["query"][good],
+        references=columns["reference"][good],
+        scores=scores[good],
+        unscored=list(zip(*(columns[role][~good].tolist() for role in ROLES), strict=True)),
+        encodings=sum(scored.encodings for scored in done),
+        fusions=sum(scored.fusions for scored in done),
+        precision=passes.precision,
+    )
+
+
+def _places(role: Role, ids: NDArray[Any], manifest: Manifest) -> NDArray[np.int64]:
+    """The place in `manifest` of each id."""
+    if not len(ids):
+        raise DataError("there is no candidate pair to score")
+    place_of = {uuid: place for place, uuid in enumerate(manifest.uuids)}
+    try:
+        return np.fromiter((place_of[uuid] for uuid in ids), np.int64, len(ids))
+    except KeyError as error:
+        raise DataError(
+            f"{role} {error.args[0]!r} of the candidates is not among the {len(manifest)} {_PLURAL[role]} in "
+            f"{manifest.root}"
+        ) from None
+
+
+class _Work:
+    """The parts of a plan, scored one after the other; encodings of the held side stay from part to part."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        places: Mapping[Role, NDArray[np.int64]],
+        plan: PairPlan,
+        keep: ScoreStore | None,
+        local_crops: bool,
+    ) -> None:
+        self._passes, self._places, self._plan, self._keep = passes, places, plan, keep
+        self._local_crops = local_crops
+        self._states: dict[tuple[Role, int], str] = {}
+        self._made_from: dict[int, dict[str, Any]] = {}
+        self._held: tuple[int, Held] | None = None  # and the number of its block
+
+    def run(self, mine: Sequence[int], progress: Callable[[int], None] | None) -> list[ScoredPart]:
+        """These parts; those that are not kept are made."""
+        done: dict[int, ScoredPart] = {}
+        waiting: dict[int, int] = {}  # other processes' parts, and when their files were written
+        pairs = 0
+        for part, rows in enumerate(self._plan.parts):
+            found = self._find(part)
+            if found is not None:
+                pairs += len(rows)
+                done[part] = found
+            elif part not in mine:
+                waiting[part] = self._changed(part)
+        looked = time.monotonic()
+
+        def report(more: int) -> None:
+            nonlocal looked, pairs
+            if progress is None:
+                return
+            if waiting and time.monotonic() - looked > _LOOK:
+                for part, before in list(waiting.items()):
+                    if self._changed(part) != before:
+                        pairs += len(self._plan.parts[part])
+                        del waiting[part]
+                looked = time.monotonic()
+            progress(pairs + more)
+
+        report(0)
+        with torch.inference_mode():
+            for part in mine:
+                if part in done:
+                    continue
+                done[part] = self._scored(part, report)
+                if self._keep is not None:
+                    self._keep.write(part, done[part], self._facts(part))
+                pairs += len(self._plan.parts[part])
+        self._held = None
+        return [done[part] for part in mine]
+
+    def collected(self) -> list[ScoredPart]:
+        """All parts, once all processes have left theirs."""
+        assert self._keep is not None, "checked before"
+        found = [self._find(part) for part in range(len(self._plan.parts))]
+        if None in found:
+            raise DataError(
+                f"{self._keep.path(found.index(None))}: written by another process, but not to be seen by this one; "
+                "all processes need the same folder"
+            )
+        return [part for part in found if part is not None]
+
+    def _scored(self, part: int, report: Callable[[int], None]) -> ScoredPart:
+        plan, passes = self._plan, self._passes
+        passing: Role = "reference" if plan.hold == "query" else "query"
+        before = passes.encodings, passes.fusions
+        rows = plan.parts[part]
+        held = self._block(int(plan.blocks[part]))
+        held_row, reasons = held.require(self._places[plan.hold][rows])
+        # The rows stand in the order of their passing pictures.
+        pictures, starts, number = np.unique(self._places[passing][rows], return_index=True, return_inverse=True)
+        ends = np.append(starts[1:], len(rows))
+        scores = np.full(len(rows), np.nan, np.float32)
+        row_of = np.full(len(pictures), -1)  # of a picture in its batch
+        for at, tokens in passes.encoded(passing, pictures, reasons):
+            row_of[at] = np.arange(len(at))
+            here = np.concatenate([np.arange(starts[i], ends[i]) for i in at])
+            here = here[held_row[here] >= 0]
+            if len(here):
+                assert held.tokens is not None, "one of them is whole"
+                pair = {plan.hold: held_row[here], passing: row_of[number[here]]}
+                logits = passes.logits(
+                    {plan.hold: held.tokens, passing: tokens}, np.stack([pair[role] for role in ROLES], 1)
+                )
+                scores[here] = torch.from_numpy(logits).sigmoid().amax(1).numpy()
+            report(int(ends[at[-1]]))
+        report(len(rows))
+        return ScoredPart(scores, list(reasons.items()), passes.encodings - before[0], passes.fusions - before[1])
+
+    def _block(self, number: int) -> Held:
+        """The held pictures of a block; those of the block before are gone."""
+        if self._held is None or self._held[0] != number:
+            self._held = None  # its memory first
+            self._held = number, Held(self._passes, self._plan.hold, self._plan.held[number])
+        return self._held[1]
+
+    def _find(self, part: int) -> ScoredPart | None:
+        if self._keep is None:
+            return None
+        found = self._keep.find(part, self._facts(part))
+        return found if found is not None and len(found.scores) == len(self._plan.parts[part]) else None
+
+    def _changed(self, part: int) -> int:
+        """When the file of a part was written, 0 if it is not there."""
+        try:
+            return os.stat(self._keep.path(part)).st_mtime_ns if self._keep is not None else 0
+        except OSError:
+            return 0
+
+    def _facts(self, part: int) -> dict[str, Any]:
+        """What a part is made from."""
+        assert self._keep is not None, "asked where parts are kept"
+        if part not in self._made_from:
+            facts: dict[str, Any] = {
+                "model": self._keep.model,
+                "way": WAY,
+                "size": self._passes.matcher.img_size,
+                "device": self._passes.device.type,
+                "precision": self._passes.precision,
+                "local_crops": self._local_crops,
+            }
+            for role in ROLES:
+                pictures, number = np.unique(self._places[role][self._plan.parts[part]], return_inverse=True)
+                states = [self._state(role, place) for place in pictures.tolist()]
+                facts[role] = text_hash([*states, *map("{:x}.".format, number.tolist())])
+            self._made_from[part] = facts
+        return self._made_from[part]
+
+    def _state(self, role: Role, place: int) -> str:
+        """`picture_state`, asked once a picture."""
+        if (role, place) not in self._states:
+            self._states[role, place] = picture_state(self._passes.manifests[role], place)
+        return self._states[role, place]

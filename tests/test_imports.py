@@ -58,6 +58,7 @@ def loaded(code: str) -> set[str]:
         ["eval", "--help"],
         ["extract", "--help"],
         ["demo", "--help"],
+        ["match", "--help"],
         ["nonsense"],
     ],
 )

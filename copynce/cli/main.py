@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-import copynce.cli.demo as demo
-import copynce.cli.eval as eval
-import copynce.cli.extract as extract
-import copynce.cli.report as report
-import copynce.cli.train as train
 from copynce import __version__
 from copynce.cli.console import complain, escape_what_cannot_be_shown
 from copynce.cli.settings_help import Command
 from copynce.errors import Stopped, TrainingError, UserError
+
+#: In the order of the help; each is a file of this folder.
+_COMMANDS = (
+    "demo",
+    "train",
+    "eval",
+    "extract",
+    "match",
+    "report",
+)
 
 #: Exit status for an input that the user can mend.
 BAD_INPUT = UserError.exit_status
@@ -63,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"copynce {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
-    for command in (demo, train, eval, extract, report):
-        command.add(commands)
+    for name in _COMMANDS:
+        importlib.import_module(f"copynce.cli.{name}").add(commands)
     return parser
 
 

@@ -102,6 +102,7 @@ def score(model: Matcher, folder: Path, **options: object) -> PairScores:
     return score_pairs(model, pairs, *lists, **settings)  # type: ignore[misc,arg-type]
 
 
+@pytest.mark.numeric
 def test_scores_equal_a_plain_forward_pass_of_every_pair(model: Matcher, folder: Path) -> None:
     done: list[int] = []
     found = score(model, folder, progress=done.append)
@@ -116,6 +117,7 @@ def test_scores_equal_a_plain_forward_pass_of_every_pair(model: Matcher, folder:
     assert done[-1] == len(found.scores)
 
 
+@pytest.mark.numeric
 def test_local_crops_equal_35_plain_forward_passes(model: Matcher, folder: Path) -> None:
     found = score(model, folder, local_crops=True, batch_size=30)
     expected = plain(model, folder, every_pair(), local_crops=True)
@@ -319,6 +321,7 @@ def test_what_cannot_be_scored_is_a_sentence(model: Matcher, folder: Path) -> No
         score(damaged, folder)
 
 
+@pytest.mark.numeric
 def test_scores_of_this_way(folder: Path) -> None:
     """Whoever must change these numbers adds one to WAY."""
     model = matcher()

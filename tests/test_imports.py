@@ -59,6 +59,8 @@ def loaded(code: str) -> set[str]:
         ["extract", "--help"],
         ["demo", "--help"],
         ["match", "--help"],
+        ["demo", "--help"],
+        ["convert", "--help"],
         ["nonsense"],
     ],
 )

@@ -20,6 +20,7 @@ _COMMANDS = (
     "eval",
     "extract",
     "match",
+    "convert",
     "report",
 )
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from copynce.models.checkpoints import load_start
 from copynce.models.descriptor import Descriptor
 from copynce.models.matcher import Matcher
 from copynce.models.settings import DescriptorConfig, MatcherConfig
+from copynce.models.starts import load_start
 
 
 def build_descriptor(

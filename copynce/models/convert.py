@@ -1,127 +1,195 @@
-"""Names in files of others: where the encoder lies, and how its tensors are called here.
+"""Models from one file into another: released and ours, backbones of others as starts, programs for other runtimes.
 
-A training writes its model under prefixes of its own (`module.`, `_orig_mod.`, `teacher.backbone.`, Lightning's
-`model.`) and often twice, as student and teacher. None of these is listed: the encoder is what lies beside a
-`patch_embed.proj.weight`, whatever stands before it.
+The form of what is written follows from its name: `.safetensors` ours, `.pth.tar` released, `.onnx` and `.pt2`
+programs, and a folder for any other name without a suffix.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
 
-from copynce.errors import DataError
-from copynce.models.weight_files import WeightFile
-
-_ANCHOR = "patch_embed.proj.weight"
-
-#: Words in a prefix by which one of several encoders is taken: the average of a training before the model itself.
-_PREFERENCE = {"teacher": 0, "target": 0, "ema": 0, "student": 2, "momentum": 2}
-
-#: Other names of the same tensors, applied until nothing changes.
-_RENAMED = (
-    (re.compile(r"^blocks\.\d+\.(\d+\.)"), r"blocks.\1"),  # DINOv2: blocks in chunks, numbered through
-    (re.compile(r"^register_tokens$"), "reg_token"),
-    (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),  # DINOv2's gated MLP
-    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
+from copynce.config import load_config
+from copynce.errors import ConfigError
+from copynce.files import file_sha256
+from copynce.models.check import check_model
+from copynce.models.checkpoints import (
+    load_checkpoint,
+    own_config,
+    read_checkpoint_metadata,
+    save_checkpoint,
+    start_card,
 )
+from copynce.models.kinds import KINDS, AnyModel, build_model, encoder_facts
+from copynce.models.names import LOG_SCALE, Model, count_blocks, find_encoder, is_matcher, modules_of, moves
+from copynce.models.released import save_released
+from copynce.models.settings import BackboneConfig, MatcherConfig
+from copynce.models.starts import begin
+from copynce.models.weight_files import WeightFile, read_weights
+
+_RELEASED = (".pth.tar", ".pth", ".pt")
+_SEED = 123  # of parts that no file gives
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """The model in a file, under the names of a `Descriptor` or `Matcher`."""
+class Conversion:
+    """What `convert` did, as lines for people."""
 
-    tensors: dict[str, Tensor]
-    """`encoder.*`, and what stood beside the encoder: `heads.*`, `infonce_log_scale`, a matcher's `fusion.*`."""
-    place: str
-    """The prefix of the encoder's names in the file, without its last dot."""
-    others: list[str]
-    """Such prefixes of the encoders that were not taken."""
+    moved: list[str]
+    """`theirs -> ours`, whole modules and runs of blocks in one."""
+    said: list[str]
+    """Sentences about what was taken, is new, was left, or has no place in the new form."""
 
 
-def find_encoder(file: WeightFile) -> Model:
-    """The model in a file of weights; of several the teacher's. Raises DataError if there is none, or no telling."""
-    roots = [name.removesuffix(_ANCHOR) for name in file.tensors if f".{name}".endswith(f".{_ANCHOR}")]
-    if not roots:
-        names = list(file.tensors)
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        raise DataError(
-            f"{file.path} holds no vision transformer with timm's names: it has {', '.join(names[:4])}{more}, expected "
-            f"one that ends in {_ANCHOR}"
+def convert(
+    source: str | Path,
+    target: str | Path,
+    kind: Literal["descriptor", "matcher"] | None = None,
+    settings: Sequence[str] = (),
+    *,
+    num_heads: int | None = None,
+) -> Conversion:
+    """Write the model of one file into another.
+
+    source: what `load_checkpoint` or, with `kind`, `load_start` takes. target: see the module's text. kind: what to
+    start with the file's weights, where it is not a model taken as it is. settings: `key=value` of that model's config;
+    what they leave out follows from the file. num_heads: attention heads of a file that does not tell them.
+    Raises ConfigError for settings, DataError for files, WriteError if the disk takes none.
+    """
+    target = Path(target)
+    form = _form(target)
+    file = read_weights(source)
+    if target.exists() and target.resolve() == file.path.resolve():
+        raise ConfigError(f"{target} is the file itself; choose another name for what is written")
+    if kind is None and settings:
+        raise ConfigError(
+            f"a model is taken as it is, so settings such as {settings[0]} have no place; say what to start with "
+            "the file's weights: --as descriptor or --as matcher"
         )
-    ranks = {root: _rank(root) for root in roots}
-    best = [root for root in roots if ranks[root] == min(ranks.values())]
-    if len(best) > 1:
-        places = ", ".join(root.rstrip(".") or "the top" for root in best)
-        raise DataError(
-            f"{file.path} holds several encoders ({places}); save the one that is meant in a file of its own"
-        )
-    root = best[0]
-    base = root.removesuffix("encoder.") if f".{root}".endswith(".encoder.") else root
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in file.tensors.items():
-        if name.startswith(root):
-            tensors["encoder." + _renamed(name.removeprefix(root))] = tensor
-        elif name.startswith(base):
-            tensors[name.removeprefix(base)] = tensor
-    return Model(tensors, root.rstrip("."), [other.rstrip(".") for other in roots if other != root])
+    model, metadata, done = _whole(file, num_heads) if kind is None else _started(file, kind, settings, num_heads)
+    if form == "released":
+        done.said.extend(save_released(target, model, metadata))
+    elif form == "folder":
+        model.save_pretrained(target, metadata)
+    else:
+        save_checkpoint(target, model, metadata)
+    return done
 
 
-def shape_facts(tensors: Mapping[str, Tensor]) -> dict[str, int | float]:
-    """What the shapes of `encoder.*` tell: `patch_size`, `embed_dim`, `depth`, `mlp_ratio`, as timm's options."""
-    projection = tensors[f"encoder.{_ANCHOR}"]
-    facts: dict[str, int | float] = {"embed_dim": projection.shape[0], "patch_size": projection.shape[-1]}
-    facts["depth"] = count_blocks(tensors, "encoder")
-    hidden = tensors.get("encoder.blocks.0.mlp.fc2.weight")
-    if hidden is not None and hidden.ndim == 2 and hidden.shape[0] > 0:
-        facts["mlp_ratio"] = hidden.shape[1] / hidden.shape[0]
-    return facts
-
-
-def count_blocks(tensors: Mapping[str, Tensor], part: str) -> int:
-    """The number of blocks of `encoder` or `fusion`."""
-    return (
-        max((int(match[1]) for name in tensors if (match := re.match(rf"{part}\.blocks\.(\d+)\.", name))), default=-1)
-        + 1
+def _form(target: Path) -> str:
+    name = target.name.lower()
+    if name.endswith(".safetensors"):
+        return "ours"
+    if name.endswith(_RELEASED):
+        return "released"
+    if target.is_dir() or not target.suffix:
+        return "folder"
+    raise ConfigError(
+        f"{target}: expected a name that ends in .safetensors (ours) or {_RELEASED[0]} (released), or a folder, got "
+        f"{target.suffix}"
     )
 
 
-def is_matcher(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors are a matcher's: whether there are blocks that see both pictures."""
-    return any(name.startswith("fusion.") for name in tensors)
+def _whole(file: WeightFile, num_heads: int | None) -> tuple[AnyModel, dict[str, Any], Conversion]:
+    """The model of a file as it is, its metadata, and what was taken."""
+    found = find_encoder(file)
+    model = load_checkpoint(file.path, num_heads=num_heads)
+    said = [f"{file.path}: a {_described(model)}"]
+    if own_config(file) is None:
+        metadata = _released_metadata(file, found)
+        said += [f"beside it: {name} {metadata[name]:g}" for name in ("epoch", LOG_SCALE) if name in metadata]
+    else:
+        metadata = read_checkpoint_metadata(file.path) if file.texts else {}
+    state = model.state_dict()
+    types = {str(tensor.dtype) for tensor in found.tensors.values() if tensor.is_floating_point()} - {"torch.float32"}
+    said += [f"its {name.removeprefix('torch.')} weights are converted to float32" for name in sorted(types)]
+    taken = {name: found.names[name] for name in state if name in found.names}
+    new = [name for name in state if name not in taken]
+    said += [f"new: {', '.join(modules_of(new))}"] if new else []
+    return model, metadata, Conversion(moves(taken), said)
 
 
-def divided(tensors: Mapping[str, Tensor], encoder_blocks: int) -> dict[str, Tensor]:
-    """The tensors of a backbone as a matcher's: later blocks and norm are the fusion's (PROTOCOLS 9.5)."""
-
-    def renamed(name: str) -> str:
-        block = re.match(r"encoder\.blocks\.(\d+)\.(.*)", name)
-        if block and int(block[1]) >= encoder_blocks:
-            return f"fusion.blocks.{int(block[1]) - encoder_blocks}.{block[2]}"
-        return re.sub(r"^encoder\.norm\.", "fusion.norm.", name)
-
-    return {renamed(name): tensor for name, tensor in tensors.items()}
+def _released_metadata(file: WeightFile, found: Model) -> dict[str, Any]:
+    """What a released file tells beside its model."""
+    metadata: dict[str, Any] = {"converted_from": {"file": file.path.name, "sha256": file_sha256(file.path)}}
+    if "epoch" in file.numbers:
+        metadata["epoch"] = int(file.numbers["epoch"])
+    if LOG_SCALE in found.tensors and found.tensors[LOG_SCALE].numel() == 1:
+        metadata[LOG_SCALE] = float(found.tensors[LOG_SCALE])
+    return metadata
 
 
-def square_root(count: int) -> int | None:
-    """The side of a square grid of `count` patches; None if it is none."""
-    side = math.isqrt(max(count, 0))
-    return side if side > 0 and side * side == count else None
+def _started(
+    file: WeightFile, kind: str, settings: Sequence[str], num_heads: int | None
+) -> tuple[AnyModel, dict[str, Any], Conversion]:
+    """A new model that has taken a file's weights as far as they fit, its metadata, and what was taken."""
+    if kind not in KINDS:
+        raise ConfigError(f"kind must be {' or '.join(KINDS)}, got {kind!r}")
+    config = start_config(file, kind, settings, num_heads)
+    check_model(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        model = build_model(config)
+    start = begin(model, file.path)
+    listed = {"new": modules_of(start.new), "left aside": modules_of(start.left)}
+    said = [f"a {_described(model)}", *(text for text in start.said if text.partition(":")[0] not in listed)]
+    said += [f"{title}: {', '.join(names)}" for title, names in listed.items() if names]
+    return model, {"start": start_card(file.path)}, Conversion(moves(start.taken), said)
 
 
-def _rank(root: str) -> int:
-    words = re.split(r"[._]", root)
-    return min((_PREFERENCE[word] for word in words if word in _PREFERENCE), default=1)
+def start_config(file: WeightFile, kind: str, settings: Sequence[str], num_heads: int | None) -> BackboneConfig:
+    """The config of a model that starts from a file: `settings`, and where they say nothing, what the file tells.
+
+    Of a backbone of N blocks a matcher takes 8 + 4 if N is 12, else two thirds and the rest; with one of
+    `encoder_blocks` and `fusion_blocks` given, the other is what remains.
+    """
+    found, given = find_encoder(file), {text.partition("=")[0] for text in settings}
+    own = own_config(file)
+    start: dict[str, Any]
+    if own is not None:
+        start = {field.name: getattr(own, field.name) for field in dataclasses.fields(BackboneConfig)}
+        start.pop("freeze_patch_embed")
+        if type(own) is KINDS[kind].config:
+            start = own.to_dict()
+        start["backbone_options"] = dict(start["backbone_options"])
+    else:
+        facts, img_size = encoder_facts(found, file.path, num_heads, bare=True)
+        start = {"backbone": "vit_small_patch16_224", "backbone_options": facts, "img_size": img_size}
+        linear = found.tensors.get("heads.linear_head.fc1.weight")
+        if linear is not None and kind == "descriptor":
+            start["dim"] = linear.shape[0]
+    if "backbone" in given:
+        start.pop("backbone_options", None)
+    blocks = count_blocks(found.tensors, "encoder")
+    if kind == "matcher":
+        start.get("backbone_options", {}).pop("depth", None)
+        start |= _split(found, blocks, given)
+    config = load_config(
+        KINDS[kind].config, {name: value for name, value in start.items() if name not in given}, settings
+    )
+    if isinstance(config, MatcherConfig) and not is_matcher(found.tensors):
+        if "fusion_blocks" not in given:
+            config = dataclasses.replace(config, fusion_blocks=max(blocks - config.encoder_blocks, 1))
+        elif "encoder_blocks" not in given:
+            config = dataclasses.replace(config, encoder_blocks=max(blocks - config.fusion_blocks, 1))
+    return config
 
 
-def _renamed(name: str) -> str:
-    before = None
-    while name != before:
-        before = name
-        for pattern, new in _RENAMED:
-            name = pattern.sub(new, name)
-    return name
+def _split(found: Model, blocks: int, given: set[str]) -> dict[str, int]:
+    if is_matcher(found.tensors):
+        return {"encoder_blocks": blocks, "fusion_blocks": count_blocks(found.tensors, "fusion")}
+    return {"encoder_blocks": max(blocks - max(blocks // 3, 1), 1)} if "encoder_blocks" not in given else {}
+
+
+def _described(model: AnyModel) -> str:
+    """A model in a few words."""
+    config = model.config
+    if isinstance(config, MatcherConfig):
+        what = f"matcher, {config.encoder_blocks} encoder blocks and {config.fusion_blocks} fusion blocks"
+    else:
+        what = f"descriptor of {config.dim if config.head == 'linear_bn' else model.channels} numbers"
+    return f"{what}, {config.img_size} px, patches of {model.patch_size} px, {model.channels} channels"

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from copynce.models.backbone import RELEASED_NORM_EPS, build_encoder, class_token_of, tokens_of
 from copynce.models.layers import LinearHead
 from copynce.models.precision import choose_attention
+from copynce.models.pretrained import Pretrained
 from copynce.models.settings import DescriptorConfig
 
 
-class Descriptor(nn.Module):
+class Descriptor(Pretrained, nn.Module):
     """A picture's descriptor and patch tokens; see the module's text. Built by `build_descriptor`.
 
     Attributes: `config`, `img_size` (pixels), `patch_size` (pixels), `grid` (patches a side), `dim` (length of the

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from copynce.errors import DataError
-from copynce.models.convert import Model, count_blocks, is_matcher, shape_facts, square_root
 from copynce.models.descriptor import Descriptor
 from copynce.models.matcher import Matcher
+from copynce.models.names import Model, count_blocks, is_matcher, shape_facts, square_root
 from copynce.models.settings import BackboneConfig, DescriptorConfig, MatcherConfig
 
 AnyModel = Descriptor | Matcher
@@ -38,7 +38,7 @@ def _released_descriptor(found: Model, path: Path, num_heads: int | None) -> Des
             f"{path} holds an encoder but no descriptor's head and no config of ours: it is a bare backbone, to start "
             "a training from (weights=FILE), or to be read with the config of a descriptor with head='cls'"
         )
-    facts, img_size = _encoder_facts(found, path, num_heads)
+    facts, img_size = encoder_facts(found, path, num_heads)
     return DescriptorConfig(
         backbone="vit_small_patch16_224", backbone_options=facts, img_size=img_size, dim=linear.shape[0]
     )
@@ -48,7 +48,7 @@ def _released_matcher(found: Model, path: Path, num_heads: int | None) -> Matche
     fusion_blocks = count_blocks(found.tensors, "fusion")
     if fusion_blocks == 0:
         raise DataError(f"{path} is no matcher's: it has parts called fusion.*, but no fusion.blocks.*")
-    facts, img_size = _encoder_facts(found, path, num_heads)
+    facts, img_size = encoder_facts(found, path, num_heads)
     return MatcherConfig(
         backbone="vit_small_patch16_224",
         encoder_blocks=int(facts.pop("depth")),
@@ -58,12 +58,20 @@ def _released_matcher(found: Model, path: Path, num_heads: int | None) -> Matche
     )
 
 
-def _encoder_facts(found: Model, path: Path, num_heads: int | None) -> tuple[dict[str, Any], int]:
-    """timm's options of a released encoder, read off the shapes of its tensors, and the side of its input."""
+def encoder_facts(found: Model, path: Path, num_heads: int | None, *, bare: bool = False) -> tuple[dict[str, Any], int]:
+    """timm's options of an encoder, read off the names and shapes of its tensors, and the side of its input.
+
+    bare: whether it may be any backbone, not only of the released form. Raises DataError if they do not tell it.
+    """
     facts: dict[str, Any] = shape_facts(found.tensors)
     width, patch = facts["embed_dim"], facts["patch_size"]
+    if bare:
+        facts |= _beyond_released(found, path)
     position = found.tensors.get("encoder.pos_embed")
-    grid = square_root(position.shape[1] - 1) if position is not None and position.ndim == 3 else None
+    count = position.shape[1] if position is not None and position.ndim == 3 else 0
+    grid = square_root(count - 1)
+    if grid is None and facts.get("no_embed_class"):
+        grid = square_root(count)
     if grid is None:
         raise DataError(f"{path} is no model's: encoder.pos_embed must be a class position and a square of patches")
     heads = num_heads or KNOWN_HEADS.get(width)
@@ -73,6 +81,22 @@ def _encoder_facts(found: Model, path: Path, num_heads: int | None) -> tuple[dic
             f"model ({', '.join(map(str, KNOWN_HEADS))}); give num_heads or a config"
         )
     return {**facts, "num_heads": heads}, grid * patch
+
+
+def _beyond_released(found: Model, path: Path) -> dict[str, Any]:
+    """timm's options of parts that the released encoders do not have."""
+    tensors, block = found.tensors, "encoder.blocks.0"
+    options: dict[str, Any] = {}
+    up, down = tensors.get(f"{block}.mlp.fc1.weight"), tensors.get(f"{block}.mlp.fc2.weight")
+    if up is not None and down is not None and up.shape[0] != down.shape[1]:
+        raise DataError(f"{path} has a gated MLP, which names do not tell whole; give its backbone, as timm calls it")
+    if f"{block}.ls1.gamma" in tensors:
+        options["init_values"] = 1e-5
+    if f"{block}.attn.qkv.bias" not in tensors:
+        options["qkv_bias"] = False
+    if "encoder.reg_token" in tensors:
+        options |= {"reg_tokens": tensors["encoder.reg_token"].shape[1], "no_embed_class": True}
+    return options
 
 
 KINDS = {

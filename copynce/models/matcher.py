@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from copynce.models.backbone import RELEASED_NORM_EPS, build_encoder, first_token_of
 from copynce.models.precision import choose_attention
+from copynce.models.pretrained import Pretrained
 from copynce.models.settings import MatcherConfig
 
 
-class Matcher(nn.Module):
+class Matcher(Pretrained, nn.Module):
     """Whether one picture is a copy of the other; see the module's text. Built by `build_matcher`.
 
     Attributes: `config`, `img_size` (pixels), `patch_size` (pixels), `grid` (patches a side), `channels` (of tokens),

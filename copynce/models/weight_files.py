@@ -80,6 +80,8 @@ class WeightFile:
     may be views of the file: copy what shall outlive it."""
     texts: dict[str, str]
     """The metadata of a safetensors file; empty for others."""
+    numbers: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    """What a torch file holds at its top beside its tensors, such as `epoch`; empty for others."""
 
 
 def file_of(path: str | Path) -> Path:
@@ -125,6 +127,7 @@ def read_weights(path: str | Path) -> WeightFile:
     start = _start_of(path)
     if not start:
         raise DataError(f"{path} is empty; {_EXPECTED}: copy or download it again")
+    content: Any
     texts: dict[str, str] = {}
     if _is_safetensors(start):
         texts, content = _read_safetensors(path)
@@ -137,7 +140,8 @@ def read_weights(path: str | Path) -> WeightFile:
     tensors = dict(_named_tensors(content))
     if not tensors:
         raise DataError(f"{path} holds no tensors by name but {_what(content)}; expected a state dict")
-    return WeightFile(path, tensors, texts)
+    numbers = {str(key): value for key, value in content.items() if type(value) in (int, float)}
+    return WeightFile(path, tensors, texts, numbers)
 
 
 def read_texts(path: str | Path) -> dict[str, str]:

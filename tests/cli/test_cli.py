@@ -18,7 +18,7 @@ from copynce.cli.main import BAD_INPUT
 from copynce.data.synthetic import make_pictures
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "extract"])
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "extract", "convert"])
 def test_help_states_settings(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -43,6 +43,8 @@ def test_help_states_settings(command: str, capsys: pytest.CaptureFixture[str]) 
         (["train", "out=x", "data.train=nowhere"], "nowhere: no such file or folder"),
         (["eval", "nowhere", "dataset=x"], "nowhere: expected a run folder"),
         (["demo", "--data", "nowhere"], "nowhere"),
+        (["convert", "nowhere", "out"], "nowhere: there is no such file or folder"),
+        (["convert", "nowhere", "out.txt"], "out.txt: expected a name that ends in .safetensors"),
     ],
 )
 def test_wrong_input_is_one_sentence(

@@ -22,7 +22,7 @@ from copynce.models import (
     save_checkpoint,
     start_card,
 )
-from copynce.models.checkpoints import resample_position
+from copynce.models.starts import resample_position
 
 TINY = {"embed_dim": 64, "depth": 2, "num_heads": 1, "patch_size": 8}
 

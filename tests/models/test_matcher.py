@@ -162,7 +162,7 @@ def test_starts_from_a_backbone(tmp_path: Path) -> None:
 
 
 def test_starts_as_the_released_code_divides(oracle: Path) -> None:
-    from copynce.models.convert import divided
+    from copynce.models.names import divided
 
     for name, pairs in json.loads((oracle / "dino_split_keys.json").read_text()).items():
         encoder_blocks = int("".join(c for c in name.split("fus")[0] if c.isdigit()))

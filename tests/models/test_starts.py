@@ -14,7 +14,7 @@ from torch import Tensor
 
 from copynce.errors import ConfigError, DataError
 from copynce.models import Descriptor, build_descriptor, load_start, save_checkpoint
-from copynce.models.convert import find_encoder
+from copynce.models.names import find_encoder
 from copynce.models.weight_files import WeightFile
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -1,0 +1,78 @@
+"""A model as a folder with a config and a card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from copynce.errors import DataError
+from copynce.models import Descriptor, Matcher, build_descriptor, build_matcher, load_checkpoint, load_descriptor
+
+TINY = {"embed_dim": 24, "num_heads": 2, "patch_size": 8}
+
+
+def descriptor() -> Descriptor:
+    return build_descriptor(img_size=32, dim=8, backbone_options={**TINY, "depth": 1})
+
+
+def test_folders_come_back(tmp_path: Path) -> None:
+    matcher = build_matcher(img_size=32, encoder_blocks=1, fusion_blocks=1, backbone_options=TINY)
+    for made in (descriptor(), matcher):
+        folder = tmp_path / type(made).__name__
+        made.save_pretrained(folder, {"step": 3})
+        assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+        again = type(made).from_pretrained(folder)
+        assert again.config == made.config
+        assert not again.training
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in made.state_dict().items())
+        assert type(load_checkpoint(folder)) is type(made)
+    with pytest.raises(DataError, match="holds a matcher, expected a descriptor"):
+        Descriptor.from_pretrained(tmp_path / "Matcher")
+    with pytest.raises(DataError, match="holds a descriptor, expected a matcher"):
+        Matcher.from_pretrained(tmp_path / "Descriptor")
+    with pytest.raises(DataError, match="is a file, expected a folder"):
+        matcher.save_pretrained(tmp_path / "Matcher" / "config.json")
+
+
+def test_a_card_tells_what_is_known(tmp_path: Path) -> None:
+    start = {"file": "second.safetensors", "card": {"start": {"file": "dino.pth"}}}
+    metadata = {"step": 30, "trained_on": "train.csv", "start": start, "uap": 0.70512, "license": "mit"}
+    descriptor().save_pretrained(tmp_path, metadata)
+    card = (tmp_path / "README.md").read_text()
+    for line in (
+        'license: "mit"',
+        "library_name: copynce",
+        "# An image copy descriptor",
+        "- input: RGB, 32 x 32 px, ImageNet's mean and deviation",
+        "- patches: 4 x 4 of 8 px, tokens of 24 channels",
+        "- trained on: train.csv",
+        "- started from: `second.safetensors`, which started from `dino.pth`",
+        "| uAP | 0.7051 |",
+    ):
+        assert line in card.splitlines()
+    descriptor().save_pretrained(tmp_path / "bare")
+    card = (tmp_path / "bare" / "README.md").read_text()
+    assert "Nothing was noted." in card
+    assert "license" not in card
+    assert "## Figures" not in card
+
+
+def test_config_and_weights_belong_together(tmp_path: Path) -> None:
+    descriptor().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "norm_eps": 1e-6}))
+    with pytest.raises(DataError, match=r"config\.json is not that of the weights beside it: it has norm_eps 1e-06"):
+        load_descriptor(tmp_path)
+    # Weights that another tool has written anew have lost their settings.
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
+    assert load_descriptor(tmp_path).config.norm_eps == 1e-6
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config\.json.* is no JSON"):
+        load_descriptor(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "of another library"}')
+    with pytest.raises(DataError, match=r"does not tell how many attention heads"):
+        load_descriptor(tmp_path)

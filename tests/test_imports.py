@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from copynce.cli.main import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 #: The rooms from top to bottom; one imports from those below it (and from itself). Two modules of the evaluation, its
@@ -50,19 +52,7 @@ def loaded(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["--version"],
-        ["train", "--help"],
-        ["eval", "--help"],
-        ["extract", "--help"],
-        ["demo", "--help"],
-        ["match", "--help"],
-        ["demo", "--help"],
-        ["convert", "--help"],
-        ["nonsense"],
-    ],
+    "arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS), ["nonsense"]]
 )
 def test_help_needs_no_heavy_library(arguments: list[str]) -> None:
     code = f"from copynce.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass"

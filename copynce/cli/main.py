@@ -14,7 +14,7 @@ from copynce.cli.settings_help import Command
 from copynce.errors import Stopped, TrainingError, UserError
 
 #: In the order of the help; each is a file of this folder.
-_COMMANDS = (
+COMMANDS = (
     "demo",
     "train",
     "eval",
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"copynce {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
-    for name in _COMMANDS:
+    for name in COMMANDS:
         importlib.import_module(f"copynce.cli.{name}").add(commands)
     return parser
 

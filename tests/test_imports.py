@@ -14,7 +14,7 @@ from copynce.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: The rooms from top to bottom; one imports from those below it (and from itself). Two modules of the evaluation, its
+#: The rooms from top to bottom; one imports from those below it (and from itself). Some modules of the evaluation, its
 #: metrics and its files, need data alone and stand as low: who makes predictions gives them in that form.
 ROOMS = [
     "copynce.cli",
@@ -27,6 +27,7 @@ ROOMS = [
     "copynce.models",
     "copynce.evaluation.predictions",
     "copynce.evaluation.metrics",
+    "copynce.evaluation.ids",
     "copynce.data",
     "copynce.losses",
     "dali_pipelines",

@@ -20,6 +20,7 @@ COMMANDS = (
     "eval",
     "extract",
     "match",
+    "measure",
     "convert",
     "report",
 )

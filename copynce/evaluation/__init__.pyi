@@ -1,6 +1,8 @@
+from .intervals import bootstrap_intervals as bootstrap_intervals
 from .metrics import Predictions as Predictions
 from .metrics import mean_average_precision as mean_average_precision
 from .metrics import micro_average_precision as micro_average_precision
+from .metrics import precision_recall_curve as precision_recall_curve
 from .metrics import recall_at_k as recall_at_k
 from .metrics import recall_at_precision as recall_at_precision
 from .metrics import recall_at_rank as recall_at_rank

@@ -18,14 +18,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import repeat
-from numbers import Number
-from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copynce.errors import DataError
+from copynce.evaluation.ids import difference, kinds_of
 
 
 class _Columns(NamedTuple):
@@ -104,7 +103,7 @@ class Predictions(_Columns):
         made = super().__new__(cls, queries, references, scores)
         found = references.tolist()
         rows = np.arange(len(place))
-        made._distinct = _Distinct(known[there].tolist(), place, found, _kinds(found), rows, np.sort(scores))
+        made._distinct = _Distinct(known[there].tolist(), place, found, kinds_of(found), rows, np.sort(scores))
         return made
 
     def __reduce__(self) -> tuple[type[Predictions], tuple[NDArray[Any], ...]]:
@@ -133,12 +132,16 @@ def _distinct(queries: NDArray[Any], references: NDArray[Any], scores: NDArray[n
     counts[suspects] = False
     counts[list(best.values())] = True
     kept = np.flatnonzero(counts)
-    return _Distinct(list(place), query, reference_ids, _kinds(reference_ids), kept, np.sort(scores[kept]))
+    return _Distinct(list(place), query, reference_ids, kinds_of(reference_ids), kept, np.sort(scores[kept]))
 
 
 Columns = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 PredictionsLike = Predictions | Columns | Iterable[tuple[Hashable, Hashable, float]]
 GroundTruthLike = Mapping[Any, Iterable[Any]]
+
+
+#: How average precision is summed: see `micro_average_precision`.
+Rule = Literal["step", "trapezoid"]
 
 
 class _Judged(NamedTuple):
@@ -158,7 +161,9 @@ class _Judged(NamedTuple):
     warning: str | None  # what looks wrong with the ids
 
 
-def micro_average_precision(predictions: PredictionsLike, ground_truth: GroundTruthLike) -> float:
+def micro_average_precision(
+    predictions: PredictionsLike, ground_truth: GroundTruthLike, *, rule: Rule = "step"
+) -> float:
     """uAP: average precision of all predictions in one list, in [0, 1].
 
     predictions: (query, reference, score) triples, or three arrays (queries, references, scores) of one length.
@@ -168,11 +173,13 @@ def micro_average_precision(predictions: PredictionsLike, ground_truth: GroundTr
     ValueError) for scores that are not finite, a ground truth without any pair (recall is then undefined), or ids none
     of which is in the ground truth because they have another type or form there. Other ids that meet in part, or not
     at all, are judged as they are, with a Python warning.
+    rule: "step", or "trapezoid" as Copydays has it (PROTOCOLS 13.2): the mean of the precision before and after each
+    true prediction, 1 before the first position.
 
     >>> micro_average_precision([("q1", "r1", 0.9), ("q2", "r9", 0.8), ("q2", "r2", 0.7)], {"q1": ["r1"], "q2": ["r2"]})
     0.8333333333333333
     """
-    return _micro_average_precision(_judge(predictions, ground_truth))
+    return _micro_average_precision(_judge(predictions, ground_truth), rule)
 
 
 def recall_at_precision(
@@ -191,16 +198,18 @@ def recall_at_precision(
     return _recall_at_precision(_judge(predictions, ground_truth), precision)
 
 
-def mean_average_precision(predictions: PredictionsLike, ground_truth: GroundTruthLike) -> float:
+def mean_average_precision(
+    predictions: PredictionsLike, ground_truth: GroundTruthLike, *, rule: Rule = "step"
+) -> float:
     """mAP: average precision of each query's own list, averaged over all queries that copy something.
 
     Of one query: the sum of TP(k) / k over the ranks k of its true predictions, divided by the number of its
-    references. Arguments and errors as in `micro_average_precision`.
+    references. Arguments, `rule` and errors as in `micro_average_precision`.
 
     >>> mean_average_precision([("q1", "r1", 0.9), ("q2", "r9", 0.8), ("q2", "r2", 0.7)], {"q1": ["r1"], "q2": ["r2"]})
     0.75
     """
-    return _mean_average_precision(_judge(predictions, ground_truth))
+    return float(np.mean(_average_precisions(_judge(predictions, ground_truth), rule)))
 
 
 def recall_at_k(predictions: PredictionsLike, ground_truth: GroundTruthLike, k: int) -> float:
@@ -230,8 +239,21 @@ def recall_at_rank(predictions: PredictionsLike, ground_truth: GroundTruthLike, 
     return int(np.count_nonzero(judged.worst <= rank)) / judged.positives
 
 
-def score_predictions(
+def precision_recall_curve(
     predictions: PredictionsLike, ground_truth: GroundTruthLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(recall, precision, score), one of each per true prediction, by decreasing score: the curve whose area uAP is.
+
+    Between two of them recall stays and precision falls. Arguments and errors as in `micro_average_precision`.
+    """
+    judged = _judge(predictions, ground_truth)
+    score, position = _positions(judged)
+    found = np.arange(1, len(position) + 1)
+    return found / judged.positives, found / position, score
+
+
+def score_predictions(
+    predictions: PredictionsLike, ground_truth: GroundTruthLike, *, rule: Rule = "step"
 ) -> dict[str, float | int | str | None]:
     """All metrics of an evaluation, ready for a `metrics.json`.
 
@@ -239,15 +261,15 @@ def score_predictions(
     recall_at_10; counts: queries, positive_queries, positives (N+), predictions (distinct pairs); warning: what looks
     wrong with the ids, in a sentence for people, or None (this function gives no Python warning).
     Arguments and errors as in `micro_average_precision`; also DataError if no predicted query is a key of the ground
-    truth, as happens with that of another split.
+    truth, as happens with that of another split. `rule` is that of uap and map.
     """
     judged = _judge(predictions, ground_truth, whole=True)
     rp90, threshold = _recall_at_precision(judged, 0.9)
     return {
-        "uap": _micro_average_precision(judged),
+        "uap": _micro_average_precision(judged, rule),
         "rp90": rp90,
         "rp90_threshold": threshold,
-        "map": _mean_average_precision(judged),
+        "map": float(np.mean(_average_precisions(judged, rule))),
         "recall_at_1": _recall_at_k(judged, 1),
         "recall_at_10": _recall_at_k(judged, 10),
         "queries": len(ground_truth),
@@ -365,7 +387,7 @@ def _check_ids(
             f"no predicted query is in the ground truth (predicted: {unknown[0]!r}, ...; ground truth: "
             f"{next(iter(ground_truth))!r}, ...)"
         )
-        if why := _difference(unknown, ground_truth):
+        if why := difference(unknown, ground_truth):
             raise DataError(f"{sentence}; {why}")
         swapped = not references.isdisjoint(distinct.names)
         way = "are the columns swapped?" if swapped else "give the ground truth of the same split"
@@ -373,13 +395,13 @@ def _check_ids(
             raise DataError(f"{sentence}; {way}")
         return f"{sentence}; {way}"
     if unknown:
-        why = _difference(unknown, ground_truth)
+        why = difference(unknown, ground_truth)
         sentences.append(
             f"{len(unknown)} of {len(distinct.names)} predicted queries are not in the ground truth and count as "
             f"copies of nothing, the first is {unknown[0]!r}" + (f"; {why}" if why else "")
         )
     if references.isdisjoint(distinct.references):
-        why = _difference(distinct.references, references)
+        why = difference(distinct.references, references)
         sentence = (
             f"no predicted reference is in the ground truth (predicted: {distinct.references[0]!r}, ...; ground truth: "
             f"{next(iter(next(iter(truth.values()))))!r}, ...)"
@@ -387,42 +409,11 @@ def _check_ids(
         if why:
             raise DataError(f"{sentence}; {why}")
         sentences.append(sentence)
-    elif strange := distinct.kinds - _kinds(references):
+    elif strange := distinct.kinds - kinds_of(references):
         sentences.append(
             f"predicted references are of type {' and '.join(sorted(strange))} too, none in the ground truth is"
         )
     return "; ".join(sentences) or None
-
-
-def _difference(ids: Iterable[Any], known: Iterable[Any]) -> str:
-    """In which form the `ids`, none of which is `known`, are known; empty if in none."""
-    forms = {_form(other): other for other in known}
-    for one in ids:
-        if (other := forms.get(_form(one))) is not None:
-            return (
-                f"{one!r} ({type(one).__name__}) is {other!r} ({type(other).__name__}) there: write ids alike in both"
-            )
-    kinds = [" and ".join(sorted(_kinds(side))) for side in (ids, known)]
-    return f"ids are of type {kinds[0]} here and {kinds[1]} there" if kinds[0] != kinds[1] else ""
-
-
-def _form(one: Any) -> str:
-    """An id without what its writers add or lose: type, spaces, case, folder, suffix, zeros in front."""
-    if isinstance(one, bytes):
-        one = one.decode("utf-8", "surrogateescape")
-    if isinstance(one, float) and one.is_integer():
-        one = int(one)
-    text = PurePath(str(one).strip().casefold().replace("\\", "/")).name
-    stem = PurePath(text).stem
-    return stem.lstrip("0") or stem
-
-
-def _kinds(ids: Iterable[Any]) -> set[str]:
-    """Types of ids, those that can be equal under one name."""
-    return {
-        "str" if issubclass(kind, str) else "number" if issubclass(kind, (Number, np.number)) else kind.__name__
-        for kind in set(map(type, ids))
-    }
 
 
 def _positions(judged: _Judged) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -437,13 +428,21 @@ def _positions(judged: _Judged) -> tuple[NDArray[np.float64], NDArray[np.int64]]
     return score[::-1], false[::-1] + np.arange(1, len(score) + 1)
 
 
-def _micro_average_precision(judged: _Judged) -> float:
+def _micro_average_precision(judged: _Judged, rule: Rule) -> float:
     _, position = _positions(judged)
     found = np.arange(1, len(position) + 1)
     # One NumPy sum over all positions, also those that add 0: the challenge's own digits depend on this order.
     terms = np.zeros(len(judged.ascending))
-    terms[position - 1] = np.diff(found / judged.positives, prepend=0.0) * (found / position)
+    terms[position - 1] = np.diff(found / judged.positives, prepend=0.0) * _precision(found, position, rule)
     return float(np.sum(terms))
+
+
+def _precision(found: NDArray[np.int64], position: NDArray[np.int64], rule: Rule) -> NDArray[np.float64]:
+    """Of true predictions, the `found`-th of a list each, at their positions from 1: its height in the sum."""
+    after = found / position
+    if rule == "step":
+        return after
+    return (after + np.where(position == 1, 1.0, (found - 1) / np.maximum(position - 1, 1))) / 2
 
 
 def _recall_at_precision(judged: _Judged, required: float) -> tuple[float, float | None]:
@@ -455,11 +454,12 @@ def _recall_at_precision(judged: _Judged, required: float) -> tuple[float, float
     return float(found[enough[-1]] / judged.positives), float(score[enough[-1]])
 
 
-def _mean_average_precision(judged: _Judged) -> float:
+def _average_precisions(judged: _Judged, rule: Rule) -> NDArray[np.float64]:
+    """[Q] the average precision of the own list of each query that copies something."""
     query = judged.query
     found = np.arange(1, len(query) + 1) - np.searchsorted(query, query)  # TP(k) of the query's own list
-    precision = np.bincount(query, weights=found / judged.rank, minlength=len(judged.references))
-    return float(np.mean(precision / judged.references))
+    height = _precision(found, judged.rank, rule)
+    return np.bincount(query, weights=height, minlength=len(judged.references)) / judged.references
 
 
 def _recall_at_k(judged: _Judged, k: int) -> float:

@@ -10,6 +10,37 @@ from copynce.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """Settings of ``copynce measure``."""
+
+    out: str | None = None
+    """Folder for metrics.json, table.md and precision_recall.png; none: a folder FILE-measured beside the first
+    file of predictions."""
+    merge: bool = False
+    """Take all files of predictions as one, and of a pair that is given more than once the highest score. Without it a
+    pair that is given twice is an error, and each file is a row of the table."""
+    k: int | None = None
+    """Keep so many predictions of each query, its best; none: all."""
+    global_candidates: int | None = None
+    """Then keep only so many predictions, the best over all queries (the challenge: 10 times the queries); none:
+    all."""
+    ap: Literal["step", "trapezoid"] = "step"
+    """How average precision is summed in uAP and mAP; Copydays has the trapezoid rule."""
+    repetitions: int = 1000
+    """Of the bootstrap over queries that gives the intervals (95 %, percentiles); 0: no intervals."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "global_candidates"):
+            if getattr(self, name) is not None:
+                require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("repetitions", "seed"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(self.out != "", "out", "the name of a folder", self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Settings of ``copynce eval``."""
 

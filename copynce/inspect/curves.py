@@ -15,7 +15,9 @@ from PIL import Image
 LOSS_PARTS = {"loss": "total loss", "copynce": "CopyNCE", "info_nce": "InfoNCE", "koleo": "KoLeo"}
 """Keys of a training log that `draw_loss_curves` shows, and their titles."""
 
-_CURVES = ("#20242c", "#d1495b", "#00798c", "#7d5ba6", "#edae49", "#5c8001")
+CURVES = ("#20242c", "#d1495b", "#00798c", "#7d5ba6", "#edae49", "#5c8001")
+"""Colours of lines that stand together."""
+
 _MOST_COLUMNS = 4
 
 
@@ -49,7 +51,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], parts: Mappin
             points = np.array([(record["step"], record[key]) for record in records if key in record], np.float64)
             if not len(points):
                 continue
-            colour = _CURVES[(number if len(runs) > 1 else panel) % len(_CURVES)]
+            colour = CURVES[(number if len(runs) > 1 else panel) % len(CURVES)]
             axes.plot(points[:, 0], points[:, 1], color=colour, alpha=0.3, linewidth=1)
             axes.plot(points[:, 0], _running_mean(points[:, 1]), color=colour, linewidth=1.8, label=name)
             if len(points) < 2:
@@ -67,6 +69,11 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], parts: Mappin
             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
                 named.setdefault(name, handle)
         figure.legend(named.values(), named.keys(), loc="outside lower left", fontsize=8, frameon=False, ncols=1)
+    return picture_of(figure)
+
+
+def picture_of(figure: Figure) -> Image.Image:
+    """The drawn figure, RGB."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")

@@ -19,6 +19,7 @@ COMMANDS = (
     "train",
     "eval",
     "extract",
+    "knn",
     "match",
     "measure",
     "convert",

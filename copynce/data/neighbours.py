@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from copynce.data.manifest import Manifest
 from copynce.data.tables import SharedArray
+from copynce.data.torch_files import only_tensor, read_torch_file
 from copynce.errors import DataError
 
 _ROWS = 65_536  # how many rows of a table are checked at once
@@ -46,15 +48,22 @@ def read_neighbours(path: str | os.PathLike[str], manifest: Manifest, columns: i
     """The neighbours of ``manifest``'s pictures in a file.
 
     path: a .npy file of integers [N, K], N the number of pictures, that names pictures by their place in the manifest
-        (it is mapped, not loaded); or a .json file ``{uuid: [uuid, ...]}``, where pictures may be absent.
+        (it is mapped, not loaded); the same as a tensor in a .pth file, the released form, whose first column is the
+        picture itself; or a .json file ``{uuid: [uuid, ...]}``, where pictures may be absent.
     columns: how many neighbours of each picture to use.
     Raises DataError if the file is missing, of another form, or speaks of pictures that the manifest has not.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected neighbours as .npy [N, K] or .json {{uuid: [uuid, ...]}}")
+        raise DataError(
+            f"{path}: no such file; expected neighbours as .npy or .pth [N, K], or .json {{uuid: [uuid, ...]}}"
+        )
     if path.suffix.lower() == ".json":
         return Neighbours(_read_json(path, manifest), columns)
+    if path.suffix.lower() in (".pth", ".pt"):
+        expected = "an integer tensor [N, K], neighbours by their places in the list"
+        table, _ = only_tensor(read_torch_file(path, expected), path, expected, "i")
+        return Neighbours(_checked(table.numpy(), path, manifest), columns)
     return Neighbours(_read_npy(path, manifest), columns)
 
 
@@ -65,6 +74,11 @@ def _read_npy(path: Path, manifest: Manifest) -> NDArray[np.integer]:
         raise DataError(f"{path}: not a .npy file of integers ({error})") from error
     if not isinstance(table, np.ndarray):
         raise DataError(f"{path}: expected one array in a .npy file, got an archive")
+    return _checked(table, path, manifest)
+
+
+def _checked(table: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[np.integer]:
+    """`table` if it can be one of the manifest's pictures."""
     if table.ndim != 2 or len(table) != len(manifest) or not np.issubdtype(table.dtype, np.signedinteger):
         raise DataError(
             f"{path}: expected signed integers [{len(manifest)}, K], a row for each picture of {manifest.root}, "

@@ -53,3 +53,36 @@ class ExtractConfig(_Describing):
             raise ConfigError(f"root is for one CSV, but split={self.split} names an evaluation set; leave it out")
         if self.hdf5 is not None:
             require(self.role == "all", "role", "all where hdf5 is written", self.role)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig(_Describing):
+    """Settings of ``copynce knn``."""
+
+    k: int = 128
+    """Neighbours of each picture, itself not counted."""
+    side: str | None = None
+    """Which features, of a folder with several or of an HDF5 file: query, reference, training."""
+    ids: str | None = None
+    """Names of the rows for a .npy or .pth file without: a CSV with a column uuid, a JSON list, or lines."""
+    references: str | None = None
+    """Other features (or, with model, pictures) to search in; none: the same."""
+    references_side: str | None = None
+    """As side, of those."""
+    references_ids: str | None = None
+    """As ids, of those."""
+    classes: str | None = None
+    """CSV uuid,class: pictures of its own class are no neighbours of a picture."""
+    model: str | None = None
+    """A run, checkpoint or weights file: FEATURES (and references) are pictures, which it describes first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.k >= 1, "k", "at least 1", self.k)
+        if self.references is None:
+            require(self.references_ids is None, "references_ids", "left out without references", self.references_ids)
+        for name in ("side", "ids", "references_side", "references_ids"):
+            if self.model is not None and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name} is of features, but with model={self.model} pictures are given; leave it out"
+                )

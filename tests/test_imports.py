@@ -54,19 +54,6 @@ def loaded(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS), ["nonsense"]]
-    "arguments",
-    [
-        ["--help"],
-        ["--version"],
-        ["train", "--help"],
-        ["eval", "--help"],
-        ["extract", "--help"],
-        ["knn", "--help"],
-        ["match", "--help"],
-        ["demo", "--help"],
-        ["convert", "--help"],
-        ["nonsense"],
-    ],
 )
 def test_help_needs_no_heavy_library(arguments: list[str]) -> None:
     code = f"from copynce.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass"

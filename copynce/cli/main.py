@@ -20,6 +20,7 @@ COMMANDS = (
     "eval",
     "extract",
     "knn",
+    "candidates",
     "match",
     "measure",
     "convert",

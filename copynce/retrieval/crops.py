@@ -62,9 +62,16 @@ CANDIDATE_QUERY: dict[str, tuple[Cuts, int]] = {
 }
 
 
-def candidate_query(width: int, height: int) -> list[Cut]:
-    """All 45 query views for candidates: the groups of :data:`CANDIDATE_QUERY`, one after the other."""
-    return [cut for cuts, _ in CANDIDATE_QUERY.values() for cut in cuts(width, height)]
+def candidate_query(width: int, height: int, *, released: bool = True) -> list[Cut]:
+    """All 45 query views for candidates: the groups of :data:`CANDIDATE_QUERY`, one after the other.
+
+    ``released``: as in :func:`one_of_two`.
+    """
+    views = [cut for cuts, _ in CANDIDATE_QUERY.values() for cut in cuts(width, height)]
+    if not released:
+        two = one_of_two(width, height, released=False)
+        views[1 : 1 + len(two)] = two
+    return views
 
 
 def candidate_reference(width: int, height: int) -> list[Cut]:

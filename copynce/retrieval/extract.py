@@ -422,15 +422,20 @@ def _descriptors(model: nn.Module, images: Tensor, bf16: bool) -> NDArray[np.flo
 
 
 def _pictures_hash(manifest: Manifest, places: range) -> str:
-    """A hash of the pictures' names, files, sizes and times of change."""
+    """A hash of the pictures' states."""
     digest = hashlib.sha256()
     names, paths = manifest.uuids[places.start : places.stop], manifest.paths[places.start : places.stop]
     for uuid, path in zip(names, paths, strict=True):
-        file, inside = (path.shard, f"{path.offset} {path.size}") if isinstance(path, ShardMember) else (path, "")
-        try:
-            status = os.stat(file)
-            state = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:  # a broken picture, as long as it stays so
-            state = "absent"
-        digest.update("\0".join([uuid, os.fspath(path), inside, state, ""]).encode(errors="surrogateescape"))
+        digest.update(picture_state(uuid, path).encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def picture_state(uuid: str, path: AnyPath) -> str:
+    """A picture's name, file, size and time of change: what is kept of it serves while this is the same."""
+    file, inside = (path.shard, f"{path.offset} {path.size}") if isinstance(path, ShardMember) else (path, "")
+    try:
+        status = os.stat(file)
+        state = f"{status.st_size} {status.st_mtime_ns}"
+    except OSError:  # a broken picture, as long as it stays so
+        state = "absent"
+    return "\0".join([uuid, os.fspath(path), inside, state, ""])

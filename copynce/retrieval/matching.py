@@ -8,10 +8,11 @@ encoder passes where its pictures are in no other pair, and 34 fusion passes.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,9 @@ from copynce.data import Manifest, Quarantine
 from copynce.errors import DataError
 from copynce.models import Matcher
 from copynce.models.memory import keep_heap
+from copynce.retrieval.extract import Alone, Precision, Processes, picture_state
 from copynce.retrieval.matcher_passes import LOCAL_CROPS, WHOLE, Held, Passes
 from copynce.retrieval.pair_scores import ROLES, PairPlan, PairScores, Role, ScoredPart, ScoreStore, plan_pairs
-from copynce.retrieval.processes import Alone, Processes, picture_state, text_hash
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 #: How scores are made, as a number: views, preparation, passes. Whoever changes scores adds one, and kept scores of
 #: other numbers are made anew; a test holds scores that belong to this number.
@@ -274,13 +273,16 @@ class _Work:
             }
             for role in ROLES:
                 pictures, number = np.unique(self._places[role][self._plan.parts[part]], return_inverse=True)
-                states = [self._state(role, place) for place in pictures.tolist()]
-                facts[role] = text_hash([*states, *map("{:x}.".format, number.tolist())])
+                states = "".join(self._state(role, place) for place in pictures.tolist())
+                digest = hashlib.sha256(states.encode(errors="surrogateescape"))
+                digest.update(number.astype(np.int64).tobytes())
+                facts[role] = digest.hexdigest()
             self._made_from[part] = facts
         return self._made_from[part]
 
     def _state(self, role: Role, place: int) -> str:
-        """`picture_state`, asked once a picture."""
+        """A picture's name, file, size and time of change, asked once."""
         if (role, place) not in self._states:
-            self._states[role, place] = picture_state(self._passes.manifests[role], place)
+            manifest = self._passes.manifests[role]
+            self._states[role, place] = picture_state(manifest.uuids[place], manifest.paths[place])
         return self._states[role, place]

@@ -68,3 +68,27 @@ class MatchConfig(TwoSides):
         super().__post_init__()
         require(0 <= self.memory < 1e6, "memory", "at least 0 and below 1e6 (gigabytes)", self.memory)
         require(self.part >= 1, "part", "at least 1", self.part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidatesConfig(TwoSides):
+    """Settings of ``copynce candidates``."""
+
+    mode: Literal["M:N", "1:N"] = "M:N"
+    """M:N: the best references of each of four groups of query views (124 entries a query); 1:N: of each of 45 views
+    (390)."""
+    k: int = 400
+    """Candidates of each query, at most."""
+    duplicates: Literal["merge", "keep"] = "merge"
+    """merge: each pair once, with its highest score; keep: the entries of all groups one after the other, as the
+    released code leaves them, whatever k."""
+    box: Literal["released", "meant"] = "released"
+    """The view of a query's middle half ends at 3W//2, beyond the picture and black there, as in the released code, or
+    at 3W//4 as was meant."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the descriptor. auto: bf16 where the hardware multiplies it and the first batch's descriptors agree with those
+    in fp32 (cosine .9999)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.k >= 1, "k", "at least 1", self.k)

@@ -11,16 +11,14 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import ClassVar, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.data.layouts import GroundTruth, read_ground_truth
-from copynce.data.manifest import Manifest, read_manifest
-from copynce.data.neighbours import Neighbours, read_neighbours
-from copynce.data.settings import DataConfig, DescriptorData, SupervisedData
+from copynce.data.layouts import GroundTruth
+from copynce.data.manifest import Manifest
+from copynce.data.neighbours import Neighbours
 from copynce.data.tables import SharedArray
 from copynce.errors import DataError
 from copynce.pixtrace import EditProgram, Policy, sample_program
@@ -93,7 +91,7 @@ class DescriptorPairs:
 
     @property
     def fingerprint(self) -> str:
-        return _fingerprint(self.manifest.uuids, *_sampled(self.neighbours))
+        return fingerprint_of(self.manifest.uuids, *_sampled(self.neighbours))
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -143,7 +141,7 @@ class MatcherPairs:
 
     @property
     def fingerprint(self) -> str:
-        return _fingerprint(self.manifest.uuids, *_sampled(self.neighbours))
+        return fingerprint_of(self.manifest.uuids, *_sampled(self.neighbours))
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -232,7 +230,7 @@ class SupervisedPairs:
     @property
     def fingerprint(self) -> str:
         tables = (self.items.values.tobytes().hex(), self.copied.values.tobytes().hex())
-        return _fingerprint(self.references.uuids, self.queries.uuids, tables)
+        return fingerprint_of(self.references.uuids, self.queries.uuids, tables)
 
     def __len__(self) -> int:
         return len(self.items.values) - 1
@@ -255,22 +253,6 @@ class SupervisedPairs:
     def substitute(self, broken: Pair, attempt: int) -> Pair:
         item, which = _uniforms(2, self.seed, attempt, "instead of", broken.uuid)
         return self._copy(int(item * len(self)), which, broken.query_program)
-
-
-def open_source(data: DataConfig, seed: int) -> PairSource:
-    """The source that the settings describe, its files read. Raises DataError for a list or file that is not right."""
-    if isinstance(data, SupervisedData):
-        queries = read_manifest(data.queries, root=data.root)
-        root = None if Path(data.references).is_dir() else data.root
-        references = read_manifest(data.references, root=root)
-        truth = read_ground_truth(data.ground_truth)
-        return SupervisedPairs(queries, references, truth, data.policy, seed, data.augment_probability)
-    manifest = read_manifest(data.train, root=data.root)
-    kind, columns = (DescriptorPairs, 7) if isinstance(data, DescriptorData) else (MatcherPairs, 127)
-    if data.neighbours is None:
-        return kind(manifest, data.policy, seed)
-    neighbours = read_neighbours(data.neighbours, manifest, data.neighbour_columns or columns)
-    return kind(manifest, data.policy, seed, neighbours)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,7 +356,8 @@ def _uniforms(count: int, *key: int | str) -> list[float]:
     return [(int.from_bytes(digest[8 * i : 8 * i + 8], "little") >> 11) * 2.0**-53 for i in range(count)]
 
 
-def _fingerprint(*names: Iterable[object]) -> str:
+def fingerprint_of(*names: Iterable[object]) -> str:
+    """A hash of lists of names, of where one ends too."""
     digest = hashlib.sha256()
     for group in names:
         digest.update("\0".join(map(str, group)).encode(errors="surrogateescape") + b"\1")

@@ -71,7 +71,8 @@ class DescriptorData(_TracedPairs):
     pairs: Literal["descriptor"] = "descriptor"
     """Which pairs. descriptor: a picture edited and as it is, and the same of a neighbour where ``neighbours`` are
     given. matcher: such a pair (30 %), else a picture and another one, a neighbour or any. supervised: a query of
-    ``queries`` and one of the ``references`` that it copies by the ``ground_truth``."""
+    ``queries`` and one of the ``references`` that it copies by the ``ground_truth``. mixture: all of these copies and a
+    ``share`` of the matcher's pairs of ``train``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +85,9 @@ class MatcherData(_TracedPairs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedData(_AnyPairs):
+class _LabelledPairs(_AnyPairs):
     """Copies that somebody else made."""
 
-    pairs: Literal["supervised"] = "supervised"
     queries: str
     """The edited pictures: CSV, folder or shards."""
     references: str
@@ -101,13 +101,47 @@ class SupervisedData(_AnyPairs):
         super().__post_init__()
         require_number("data.augment_probability", self.augment_probability, least=0, most=1)
 
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedData(_LabelledPairs):
+    """Such copies only."""
+
+    pairs: Literal["supervised"] = "supervised"
+
     @property
     def trained_on(self) -> str:
         """The list whose pictures are edited, for a model's card."""
         return self.queries
 
 
-DataConfig = DescriptorData | MatcherData | SupervisedData
+@dataclass(frozen=True, kw_only=True)
+class MixtureData(_LabelledPairs, _TracedPairs):
+    """Such copies, and pairs made of one list of pictures as a matcher's."""
+
+    pairs: Literal["mixture"] = "mixture"
+    policy: str = "matcher"
+    batch_size: int = 32
+    labelled_root: str | None = None
+    """Folder that the paths of ``queries`` and ``references`` are relative to; none: each CSV's own."""
+    share: float = 0.0833
+    """Items made of ``train`` in an epoch, by its pictures: other ones in the next (released: 83,300 of 1M)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("data.share", self.share, above=0, most=1)
+
+    @property
+    def trained_on(self) -> str:
+        """The lists whose pictures are shown, for a model's card."""
+        return f"{self.queries} and {self.train}"
+
+
+DataConfig = DescriptorData | MatcherData | SupervisedData | MixtureData
 
 #: By the value of ``data.pairs``.
-DATA_SETTINGS: dict[str, type] = {"descriptor": DescriptorData, "matcher": MatcherData, "supervised": SupervisedData}
+DATA_SETTINGS: dict[str, type] = {
+    "descriptor": DescriptorData,
+    "matcher": MatcherData,
+    "supervised": SupervisedData,
+    "mixture": MixtureData,
+}

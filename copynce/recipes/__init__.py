@@ -23,6 +23,7 @@ RECIPES: Mapping[str, Recipe] = {
     "matcher-stage2": matcher.second_stage,
     "matcher-336": matcher.at_336,
     "matcher-336-stage2": matcher.at_336_second_stage,
+    "matcher-finetune": matcher.finetune,
     "matcher-vits14-112": matcher.vits14_112,
     **ablations.RECIPES,
 }

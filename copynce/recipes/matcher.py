@@ -27,6 +27,17 @@ def at_336_second_stage(run: Run) -> Run:
     return at_336(run) | {"optim.lr": 2e-4}
 
 
+def finetune(run: Run) -> Run:
+    """The released fine-tuning on dev set I, of a trained matcher with weights=RUN: known copies as they are and a
+    twelfth of the training items, BCE only (PROTOCOLS 11)."""
+    return released(run) | {
+        "data.pairs": "mixture",
+        "loss.copynce_weight": 0.0,
+        "optim.lr": 2e-4,
+        "optim.epochs": 20,
+    }
+
+
 def vits14_112(run: Run) -> Run:
     """A pretrained ViT-S/14 of 8 + 4 blocks on a few thousand pictures, on a laptop: 112 px (8 x 8 patches), small
     batches."""

@@ -16,7 +16,7 @@ _MODEL_SETTINGS = {"descriptor": DescriptorConfig, "matcher": MatcherConfig}
 #: Which pairs an objective learns from, and why no others.
 _PAIRS = {
     "descriptor": (("descriptor", "supervised"), "a descriptor learns from copies only"),
-    "matcher": (("matcher",), "a matcher learns from copies and from pairs of different pictures"),
+    "matcher": (("matcher", "mixture"), "a matcher learns from copies and from pairs of different pictures"),
 }
 
 

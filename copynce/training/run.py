@@ -62,9 +62,9 @@ FREE = {
     "tensorboard": "it says where, not what",
 }
 #: Settings that name a file or folder: one place may be written in several ways.
-_PATHS = {f"data.{name}" for name in ("train", "root", "neighbours", "queries", "references", "ground_truth")} | {
-    "weights"
-}
+_PATHS = {
+    f"data.{name}" for name in ("train", "root", "neighbours", "queries", "references", "ground_truth", "labelled_root")
+} | {"weights"}
 
 
 @dataclass(frozen=True)

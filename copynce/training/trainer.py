@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from copynce.data import Quarantine
-from copynce.data.pairs import PairSampler, PairSource, open_source
+from copynce.data.pairs import PairSampler, PairSource
+from copynce.data.sources import open_source
 from copynce.errors import DataError, RunError, Stopped, TrainingError
 from copynce.models import param_groups
 from copynce.models.memory import keep_heap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from copynce.data import Manifest, Neighbours, Quarantine
+from copynce.data.mixtures import MixedPairs
 from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairSampler, PairSource, SupervisedPairs
 from copynce.data.synthetic import make_pictures
 from copynce.errors import DataError
@@ -38,10 +40,15 @@ def plan_of(kind: str, count: int) -> PairSource:
         return SupervisedPairs(queries, pictures(count, "references", "R"), truth, "light", 7, 0.5)
     if kind == "matcher":
         return MatcherPairs(pictures(count), "light", 7, ring(count))
+    if kind == "mixture":  # of ``count`` items
+        labelled, generated = plan_of("supervised", count - 5), plan_of("matcher", 12)
+        assert isinstance(labelled, SupervisedPairs)
+        assert isinstance(generated, MatcherPairs)
+        return MixedPairs(labelled, generated, 5 / 12, 7)
     return DescriptorPairs(pictures(count), "light", 7, ring(count) if kind == "descriptor with neighbours" else None)
 
 
-KINDS = ("descriptor", "descriptor with neighbours", "matcher", "supervised")
+KINDS = ("descriptor", "descriptor with neighbours", "matcher", "supervised", "mixture")
 
 
 def test_descriptor_pairs_are_a_picture_edited_and_as_it_is() -> None:
@@ -132,6 +139,30 @@ def test_supervised_pairs_are_copies_that_are_not_traced() -> None:
     assert programs[3] == edited.item(1, 3)[0]
 
 
+def test_a_mixture_is_all_copies_and_in_each_epoch_other_generated_pairs() -> None:
+    truth = {"Q0000": ["R0001"], "Q0003": ["R0000"]}
+    labelled = SupervisedPairs(pictures(4, "queries", "Q"), pictures(3, "references", "R"), truth, "light", 0)
+    generated = MatcherPairs(pictures(120), "light", 0)
+    plan = MixedPairs(labelled, generated, 1 / 12, 0)
+    assert len(plan) == 2 + 10
+    shown, positives = [], 0
+    for epoch in range(24):
+        items = [plan.item(index, epoch) for index in range(12)]
+        assert items[:2] == [labelled.item(index, epoch) for index in range(2)]
+        drawn = [pair for item in items[2:] for pair in item]
+        assert drawn == [generated.item(int(pair.uuid[1:]), epoch)[0] for pair in drawn]
+        positives += sum(pair.positive for pair in drawn)
+        shown.append([pair.uuid for pair in drawn])
+    for start in (0, 12):  # each picture once in a round of twelve epochs
+        assert sorted(uuid for epoch in shown[start : start + 12] for uuid in epoch) == generated.manifest.uuids
+    assert shown[0] != shown[12]
+    assert positives / 240 == pytest.approx(0.3, abs=0.09)  # three standard deviations
+    assert plan.fingerprint != MixedPairs(labelled, generated, 1 / 6, 0).fingerprint
+    assert len(MixedPairs(labelled, generated, 1e-9, 0)) == 3
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 0"):
+        MixedPairs(labelled, generated, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
@@ -172,6 +203,7 @@ def test_batches_follow_from_the_step_alone(kind: str) -> None:
     sampler = PairSampler(plan_of(kind, 17), 3, seed=9, rank=1, world_size=2)
     whole = list(sampler.batches(0, 9))  # four and a half epochs
     assert list(sampler.batches(5, 9)) == whole[5:]
+    assert list(pickle.loads(pickle.dumps(sampler)).batches(5, 9)) == whole[5:]  # as a worker process has it
     assert len({json.dumps([pair.query_program.to_json() for pair in batch]) for batch in whole}) == 9
 
 
@@ -188,9 +220,9 @@ def test_substitutes_are_of_the_same_kind_and_repeat(kind: str) -> None:
             assert (pair.query_path == pair.reference_path) == (pair.positive and pair.traced)
             if not broken.positive and attempt % 2:
                 assert pair.reference_path == broken.reference_path
-            if kind == "supervised":
-                number = int(pair.uuid[1:])
-                assert Path(pair.reference_path).stem in (f"R{number:04}", f"R{(number + 1) % 20:04}")
+            if not pair.traced:
+                number, count = int(pair.uuid[1:]), 20 if kind == "supervised" else 15
+                assert Path(pair.reference_path).stem in (f"R{number:04}", f"R{(number + 1) % count:04}")
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +242,11 @@ def test_every_plan_feeds_the_loader_past_broken_pictures(kind: str, files: Mani
         names = files.uuids
         truth = {name: [names[i - 1]] for i, name in enumerate(names)}
         plan = SupervisedPairs(files, files, truth, "light", 0)
+    elif kind == "mixture":
+        truth = {name: [files.uuids[i - 1]] for i, name in enumerate(files.uuids)}
+        plan = MixedPairs(
+            SupervisedPairs(files, files, truth, "light", 0), MatcherPairs(files, "light", 0, ring(16)), 0.5, 0
+        )
     elif kind == "matcher":
         plan = MatcherPairs(files, "light", 0, ring(16))
     else:
@@ -229,11 +266,12 @@ def test_every_plan_feeds_the_loader_past_broken_pictures(kind: str, files: Mani
     wanted = [pair for batch in sampler.batches(0, 8) for pair in batch]
     assert [flag for batch in batches for flag in batch.positive.tolist()] == [pair.positive for pair in wanted]
     traced = [flag for batch in batches for flag in batch.traced.tolist()]
-    assert traced == [kind != "supervised"] * len(wanted)
+    assert traced == [pair.traced for pair in wanted]
+    assert set(traced) == {"supervised": {False}, "mixture": {False, True}}.get(kind, {True})
     copied = [bool((table >= 0).any()) for batch in batches for table in batch.query_to_reference]
     assert not any(shown for shown, pair in zip(copied, wanted, strict=True) if not (pair.positive and pair.traced))
     if kind != "supervised":
-        assert sum(copied) > 0.8 * sum(pair.positive for pair in wanted)
+        assert sum(copied) > 0.8 * sum(pair.positive and pair.traced for pair in wanted)
 
 
 def test_too_few_pictures_and_wrong_ranks_are_named() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from copynce.losses import CopyNCELoss, CopyNCESettings, copynce_loss
 from copynce.losses.settings import SMALLEST_TEMPERATURE
-from copynce.training.objectives.settings import DescriptorLossConfig
+from copynce.training.objectives.settings import DescriptorLossConfig, MatcherLossConfig
 
 
 def test_settings_are_given_by_name_and_do_not_change() -> None:
@@ -33,7 +33,8 @@ def test_a_module_takes_settings_changes_by_name_or_both() -> None:
 def test_a_run_hands_every_setting_on() -> None:
     other = {"temperature": 0.1, "gamma": 2.0, "prior": "paper", "target": "both", "neighbours": 3, "form": "cosine"}
     assert {field.name for field in dataclasses.fields(CopyNCESettings)} == {"patch_size", *other}
-    assert DescriptorLossConfig(**other).copynce(14) == CopyNCESettings(patch_size=14, **other)
+    for objective in (DescriptorLossConfig, MatcherLossConfig):
+        assert objective(**other).copynce(14) == CopyNCESettings(patch_size=14, **other)
 
 
 def test_the_smallest_temperature_is_the_fused_path_s() -> None:

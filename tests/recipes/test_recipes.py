@@ -17,6 +17,7 @@ NEEDED = {
     "matcher": ["data.train=list.csv"],
     "supervised": ["data.queries=q.csv", "data.references=r.csv", "data.ground_truth=gt.json"],
 }
+NEEDED["mixture"] = NEEDED["matcher"] + NEEDED["supervised"]
 
 
 def config(name: str, *overrides: str) -> TrainConfig:

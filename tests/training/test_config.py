@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copynce.config import build_config, load_config, save_config, section_classes, setting_types
-from copynce.data.settings import SupervisedData
+from copynce.data.settings import MixtureData, SupervisedData
 from copynce.errors import ConfigError
 from copynce.evaluation.settings import EvalConfig
+from copynce.models.settings import MatcherConfig
 from copynce.training.config import TrainConfig
+from copynce.training.objectives.settings import MatcherLossConfig
 
 REQUIRED = ["out=run", "data.train=list.csv"]
 
@@ -48,24 +50,27 @@ def test_saved_settings_read_back_equal(tmp_path: Path) -> None:
         ("lr=4", r"unknown setting lr; did you mean .*optim\.lr"),
         ("data.batch_size=many", r"data\.batch_size must be a whole number, got 'many'"),
         ("data.batch_size=1", r"data\.batch_size must be at least 2, got 1"),
-        ("data.pairs=none", r"data\.pairs must be one of descriptor, matcher, supervised, got 'none'"),
-        ("data={pairs: [matcher]}", r"data\.pairs must be one of descriptor, matcher, supervised, got \['matcher'\]"),
+        ("data.pairs=none", r"data\.pairs must be one of descriptor, matcher, supervised, mixture, got 'none'"),
+        (
+            "data={pairs: [matcher]}",
+            r"data\.pairs must be one of descriptor, matcher, supervised, mixture, got \['matcher'\]",
+        ),
         ("data.pairs=matcher", r"data\.pairs must be descriptor or supervised with .*, got matcher: .* copies only"),
         (
             "data.pairs=supervised",
-            r"data\.train is a setting of data\.pairs=descriptor or data\.pairs=matcher, not of d",
+            r"data\.train is a setting of data\.pairs=descriptor or data\.pairs=matcher or data\.pairs=mixture, ",
         ),
         (
             "data.references=r.csv",
-            r"data\.references is a setting of data\.pairs=supervised, not of data\.pairs=descriptor",
+            r"data\.references is a setting of data\.pairs=supervised or data\.pairs=mixture, not of data\.pairs=descr",
         ),
         ("objective=ranker", r"objective must be one of descriptor, matcher, got 'ranker'"),
-        ("objective=matcher", r"data\.pairs must be matcher with objective=matcher, got descriptor: a matcher learns"),
+        ("objective=matcher", r"data\.pairs must be matcher or mixture with objective=matcher, got desc"),
         ("model.encoder_blocks=8", r"model\.encoder_blocks is a setting of objective=matcher, not of objective=descr"),
         ("loss.bce_weight=2", r"loss\.bce_weight is a setting of objective=matcher, not of objective=descriptor"),
         ("data.neighbour_columns=7", r"data\.neighbour_columns needs a file of neighbours, data\.neighbours=FILE"),
         ("data.neighbour_columns=0", r"data\.neighbour_columns must be at least 1, got 0"),
-        ("data.augment_probability=0.5", r"data\.augment_probability is a setting of data\.pairs=supervised, not of"),
+        ("data.augment_probability=0.5", r"data\.augment_probability is a setting of data\.pairs=supervised or"),
         ("data.augment_probabilty=0.5", r"unknown setting .*; did you mean data\.augment_probability"),
         ("loss.prior=papr", r"loss\.prior must be one of released, paper, got 'papr'"),
         ("loss.temperature=0.02", r"loss\.temperature must be above 0\.025"),
@@ -131,6 +136,38 @@ def test_the_settings_of_supervised_pairs_are_their_own(tmp_path: Path) -> None:
         ConfigError, match=r"data\.neighbours is a setting of data\.pairs=descriptor or data\.pairs=match"
     ):
         load_config(TrainConfig, None, [*SUPERVISED, "data.neighbours=knn.npy"])
+
+
+def test_a_matcher_has_its_own_settings_and_defaults(tmp_path: Path) -> None:
+    matcher = ["out=run", "objective=matcher", "data.train=list.csv"]
+    config = load_config(TrainConfig, None, [*matcher, "data.pairs=matcher", "model.encoder_blocks=6"])
+    assert (config.model, config.loss) == (MatcherConfig(encoder_blocks=6), MatcherLossConfig())
+    assert (config.data.policy, config.data.batch_size) == ("matcher", 32)
+    assert (config.loss.copynce_weight, config.loss.gamma, config.loss.bce_weight) == (3, 1, 1)
+    with pytest.raises(
+        ConfigError, match=r"loss\.koleo_weight is a setting of objective=descriptor, not of objective=m"
+    ):
+        load_config(TrainConfig, None, [*matcher, "data.pairs=matcher", "loss.koleo_weight=1"])
+    with pytest.raises(ConfigError, match=r"one of loss\.copynce_weight, loss\.bce_weight must be above 0"):
+        load_config(TrainConfig, None, [*matcher, "data.pairs=matcher", "loss={copynce_weight: 0, bce_weight: 0}"])
+
+    parts = [*matcher, *(setting for setting in SUPERVISED if "pairs" not in setting), "data.pairs=mixture"]
+    config = load_config(TrainConfig, None, [*parts, "data.neighbours=knn.npy", "data.share=0.5"])
+    assert isinstance(config.data, MixtureData)
+    assert (config.data.train, config.data.queries, config.data.share) == ("list.csv", "q.csv", 0.5)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(TrainConfig, tmp_path / "config.yaml", []) == config
+    for wrong, message in (
+        ("data.share=0", r"data\.share must be above 0 and at most 1, got 0"),
+        ("data.augment_probability=2", r"data\.augment_probability must be at least 0 and at most 1, got 2"),
+        ("data.neighbour_columns=0", r"data\.neighbour_columns must be at least 1, got 0"),
+        (
+            "objective=descriptor",
+            r"data\.pairs must be descriptor or supervised with objective=descriptor, got mixture",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(TrainConfig, None, [*parts, wrong])
 
 
 def test_missing_setting_is_named() -> None:

@@ -128,10 +128,10 @@ pictures() {
     esac
 }
 
-# known_copies: adds dev set I, whose copies are known, to the settings in `data`.
+# known_copies ROOT: adds dev set I, whose copies are known, to the settings in `data`; ROOT is the setting of their folder.
 known_copies() {
     data+=("data.queries=$LISTS/isc_25k_matching_val_set_query.csv" "data.references=$DISC21/reference_images")
-    data+=("data.ground_truth=$LISTS/isc_25k_matching_val_set_gt.json" "data.root=$DISC21")
+    data+=("data.ground_truth=$LISTS/isc_25k_matching_val_set_gt.json" "$1=$DISC21")
 }
 
 data=()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-LOSS_PARTS = {"loss": "total loss", "copynce": "CopyNCE", "info_nce": "InfoNCE", "koleo": "KoLeo"}
+LOSS_PARTS = {"loss": "total loss", "copynce": "CopyNCE", "info_nce": "InfoNCE", "koleo": "KoLeo", "bce": "BCE"}
 """Keys of a training log that `draw_loss_curves` shows, and their titles."""
 
 CURVES = ("#20242c", "#d1495b", "#00798c", "#7d5ba6", "#edae49", "#5c8001")

@@ -27,7 +27,7 @@ case "$3" in
     *) run="$3" ;;
 esac
 training_pictures
-if [ "$3" = finetune.yaml ]; then known_copies; fi
+if [ "$3" = finetune.yaml ]; then known_copies data.labelled_root; fi
 
 copynce train "$run" "${data[@]}" "weights=$(weights_of "$2")" "out=outputs/$1/train" "${@:5}"
 bash "$(dirname "$0")/../eval/eval_cls.sh" "$1" "$4"

@@ -25,7 +25,7 @@ case "$3" in
     *) run="$3" ;;
 esac
 case "$3" in
-    finetune*.yaml) known_copies ;;
+    finetune*.yaml) known_copies data.root ;;
     *) training_pictures ;;
 esac
 

@@ -14,6 +14,10 @@ import timm
 import torch
 from PIL import Image
 
+from copynce.data.sources import open_source
+from copynce.recipes import named_run
+from copynce.training import TrainConfig, load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 #: What makes the released trainings small: the backbone of the files, small pictures, two steps.
@@ -135,6 +139,28 @@ def test_a_matcher_is_prepared_trained_and_measured(place: Path) -> None:
     scores = [f"outputs/copynce_matcher/eval/{name}/predictions.json" for name in ("isc_copynce-cand", crops)]
     step(place, "run/concat_and_trim_scores.py", *scores, "--output-path", "both.json", "--k", "2")
     assert {len(found) for _, found in json.loads((place / "both.json").read_text())} == {2}
+
+
+@pytest.mark.parametrize(("script", "items"), [("train_des.sh", 2), ("train_cls.sh", 2 + 1)])
+def test_fine_tuning_finds_its_pictures(script: str, items: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the scripts hand to the command line, as it reads it: two known copies, and one of twelve pictures."""
+    monkeypatch.chdir(place)
+    np.save("ring.npy", (np.arange(12)[:, None] + np.arange(1, 4)) % 12)
+    Path("told").mkdir(exist_ok=True)
+    (Path("told") / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (Path("told") / "python").chmod(0o755)
+    told = subprocess.run(
+        ["bash", str(SCRIPTS / "train" / script), "tuned", "weights", "finetune.yaml", "dev/isc_copynce-cand.yaml"],
+        env={**os.environ, "PATH": f"told{os.pathsep}{os.environ['PATH']}", "NPROC": "1", "KNN": "ring.npy"},
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split()
+    assert told[:3] == ["-m", "copynce.cli", "train"]
+    name, *overrides = told[3:]
+    overrides = overrides[: next((i for i, word in enumerate(overrides) if "=" not in word), None)]
+    config = load_config(TrainConfig, named_run(name), overrides)
+    assert len(open_source(config.data, 0)) == items
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(SCRIPTS)) for p in SCRIPTS.glob("*/*") if p.is_file()))

@@ -21,6 +21,7 @@ COMMANDS = (
     "extract",
     "knn",
     "candidates",
+    "normalize",
     "match",
     "measure",
     "convert",

@@ -102,12 +102,26 @@ def _stem(name: str) -> str:
     return stem if suffix.lower() in PICTURE_SUFFIXES else name
 
 
+def hdf5_sides(path: Path) -> list[str]:
+    """The sides that an HDF5 file has; none for another file."""
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        return []
+    with h5py.File(path, "r") as file:
+        return _sides(file)
+
+
+def _sides(file: Any) -> list[str]:
+    return [name for name in _SIDES if name in file and f"{name}_ids" in file]
+
+
 def _read_hdf5(path: Path, side: str | None) -> FeatureFile:
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            sides = [name for name in _SIDES if name in file and f"{name}_ids" in file]
+            sides = _sides(file)
             if side is None and len(sides) == 1:
                 side = sides[0]
             if side is None or side not in sides:

@@ -162,19 +162,23 @@ def write_series(
     change: Callable[[NDArray[np.float32], slice], NDArray[np.float32]],
     *,
     pictures: int = 1024,
+    rank: int = 0,
+    size: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write `found`, its rows changed, as the series of files of `store`; files that are there already are kept.
 
     change: called with float32 rows and their place in `found`, gives the rows that are written, as many. made_from:
-    what the series is made from. pictures: in each file. progress: called with the number of pictures done.
+    what the series is made from. pictures: in each file. rank, size: write every `size`-th file, from the `rank`-th on.
+    progress: called with the number of pictures done.
     """
     features = found.features
     assert found.positions is not None, "set when it was made"
     starts = range(0, max(1, found.pictures), pictures)
     at = np.searchsorted(found.positions, [*starts, max(1, found.pictures)])
     reasons = dict(found.broken)
-    for part, start in enumerate(starts):
+    for part in range(rank, len(starts), size):
+        start = starts[part]
         last, begin, end = part == len(starts) - 1, int(at[part]), int(at[part + 1])
         if store.find(part, made_from, last) is None:
             place = slice(begin * features.views, end * features.views)
@@ -220,6 +224,13 @@ def read_features(
         found = _read_file(path)
         return _checked(replace(found, features=replace(found.features, values=np.asarray(found.features.values))))
     return _checked(read_other(path, start, side, ids))
+
+
+def sides_of(path: str | os.PathLike[str]) -> list[str]:
+    """The names that `side` may have for `path`: the series of a folder, the sides of an HDF5 file; none for others."""
+    from copynce.retrieval.feature_formats import hdf5_sides
+
+    return list(_parts_of(Path(path))) if os.path.isdir(path) else hdf5_sides(Path(path))
 
 
 def _checked(found: FeatureFile) -> FeatureFile:

@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,24 +27,16 @@ from numpy.typing import NDArray
 
 from copynce.data.rows import read_columns, write_rows
 from copynce.errors import ConfigError, DataError
-from copynce.files import atomic_text, whole_file, whole_path
+from copynce.files import atomic_text, whole_path
 from copynce.retrieval.extract import Alone, Processes
 from copynce.retrieval.features import FeatureFile
+from copynce.retrieval.parts import Nearest, Parts
 from copynce.retrieval.search import ExactSearch
 
 #: What a table can be written as.
 FORMS = (".npy", ".json", ".csv", ".pth")
 
-_PART = 2_048  # queries whose neighbours are one file until the table is written
-_ENTRY = np.dtype([("score", "<f4"), ("index", "<i8")])
-
-
-@dataclass(frozen=True)
-class Mined:
-    """Neighbours by row: scores float32, indices int64, both [Nq, k]; -inf and -1 where there are fewer."""
-
-    scores: NDArray[np.float32]
-    indices: NDArray[np.int64]
+_ROWS = 65_536  # of a table that are written together
 
 
 class Miner:
@@ -78,12 +69,14 @@ class Miner:
         self._reference_class = np.array([kinds.get(uuid, -2) for uuid in reference.features.uuids], np.int64)
         self._searches: dict[int, ExactSearch] = {}
 
-    def __call__(self, rows: slice) -> Mined:
+    def __call__(self, rows: slice) -> Nearest:
         """The neighbours of these rows."""
         total = len(self._reference.values)
         query = np.asarray(self._query.values[rows])
         own, kind = self._own[rows], self._query_class[rows]
-        mined = Mined(np.full((len(query), self._k), -np.inf, np.float32), np.full((len(query), self._k), -1, np.int64))
+        mined = Nearest(
+            np.full((len(query), self._k), -np.inf, np.float32), np.full((len(query), self._k), -1, np.int64)
+        )
         open_, count = np.arange(len(query)), self._k + 1
         while len(open_):
             # One more than are asked for, since one may be the query itself; more where its class takes too many.
@@ -113,6 +106,10 @@ def check_pair(query: FeatureFile, reference: FeatureFile) -> None:
             raise DataError(f"{found.source}: {found.features.views} views of each picture; expected one row a picture")
         if not len(found.features.uuids):
             raise DataError(f"{found.source}: no features; every picture is broken")
+        if how := found.made_from.get("scored_by"):
+            raise DataError(
+                f"{found.source}: these features are compared by {how}, not by cosine; give those that they come from"
+            )
     columns = [found.features.values.shape[1] for found in (query, reference)]
     if columns[0] != columns[1]:
         raise DataError(
@@ -170,27 +167,17 @@ def mine(
     if out.suffix == ".pth" and not same:
         k += 1  # readers drop the first column
     miner = Miner(query, reference, k, classes=classes, gpus=gpus)
-    parts = _Parts(Path(f"{out}.parts"), len(query.features.uuids), k)
+    parts = Parts(Path(f"{out}.parts"), len(query.features.uuids), k)
     facts = {
         "query": query.features.digest(),
         "reference": reference.features.digest(),
         "classes": hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest(),
-        "k": k,
-        "part": _PART,
     }
-    with group.together():
-        if group.rank == 0:
-            parts.prepare(facts)
-    with group.together():
-        for part in range(group.rank, len(parts.slices), group.size):
-            if not parts.path(part).exists():
-                parts.write(part, miner(parts.slices[part]))
-            if progress is not None:
-                progress(parts.done())
+    parts.fill(facts, miner, group, progress)
     with group.together():
         if group.rank == 0:
             _WRITERS[out.suffix](out, _Table(query, reference, parts, same))
-            shutil.rmtree(parts.folder)
+            parts.remove()
 
 
 def check_form(out: Path) -> None:
@@ -199,54 +186,19 @@ def check_form(out: Path) -> None:
         raise ConfigError(f"--out must end in one of {', '.join(FORMS)}, got {out}")
 
 
-class _Parts:
-    """The neighbours of all queries as files, while they are found."""
-
-    def __init__(self, folder: Path, queries: int, k: int) -> None:
-        self.folder, self.k = folder, k
-        self.slices = [slice(start, min(start + _PART, queries)) for start in range(0, queries, _PART)]
-
-    def prepare(self, facts: dict[str, Any]) -> None:
-        """Make the folder, or keep what was made there from the same."""
-        told = self.folder / "made_from.json"
-        if not told.is_file() or json.loads(told.read_bytes()) != facts:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_text(told) as file:
-            json.dump(facts, file)
-
-    def path(self, part: int) -> Path:
-        return self.folder / f"{part:06d}.npy"
-
-    def done(self) -> int:
-        """Queries of the parts that are there."""
-        return sum(slice_.stop - slice_.start for part, slice_ in enumerate(self.slices) if self.path(part).exists())
-
-    def write(self, part: int, mined: Mined) -> None:
-        table = np.empty(mined.indices.shape, _ENTRY)
-        table["score"], table["index"] = mined.scores, mined.indices
-        with whole_file(self.path(part)) as file:
-            np.save(file, table)
-
-    def __iter__(self) -> Iterator[tuple[slice, Mined]]:
-        for part, slice_ in enumerate(self.slices):
-            table = np.load(self.path(part), allow_pickle=False)
-            yield slice_, Mined(table["score"], table["index"])
-
-
 @dataclass(frozen=True)
 class _Table:
     query: FeatureFile
     reference: FeatureFile
-    parts: _Parts
+    parts: Parts
     same: bool  # queries and references are the same pictures
 
     def fill(self, table: NDArray[np.integer], first: int) -> None:
         """Write the places of the neighbours in their list, -1 for none, into the columns from `first` on."""
         assert self.query.positions is not None, "set when it was made"
         assert self.reference.positions is not None, "set when it was made"
-        for start in range(0, len(table), _PART):
-            table[start : start + _PART] = -1
+        for start in range(0, len(table), _ROWS):
+            table[start : start + _ROWS] = -1
         places = np.append(self.reference.positions, -1)  # index -1 is none
         for rows, mined in self.parts:
             table[self.query.positions[rows], first:] = places[mined.indices]

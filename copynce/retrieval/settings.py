@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,3 +87,69 @@ class KnnConfig(_Describing):
                 raise ConfigError(
                     f"{name} is of features, but with model={self.model} pictures are given; leave it out"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizeConfig:
+    """Settings of ``copynce normalize``."""
+
+    recipe: Literal["copynce", "sscd", "isc", "vsc", "stretch", "whiten", "negative"] = "copynce"
+    """copynce, sscd, isc, vsc: score normalisation as published under that name. stretch: queries are lengthened,
+    scores are minus distances. whiten: PCA whitening of the features. negative: the mean of the nearest training
+    features is subtracted from each."""
+    training: str | None = None
+    """Features of training pictures; none: the series "training" of the INPUT's folder."""
+    training_side: str | None = None
+    """Which features, of a folder with several series or of an HDF5 file."""
+    training_ids: str | None = None
+    """Names of the rows for a .npy or .pth file without: a CSV with a column uuid, a JSON list, or lines."""
+    queries: str | None = None
+    """Where INPUT is predictions: the features of their queries."""
+    queries_side: str | None = None
+    """As training_side, of those; none: "query" where there is more than one."""
+    queries_ids: str | None = None
+    """As training_ids, of those."""
+    side: str | None = None
+    """Which features of the INPUT; none: all."""
+    ids: str | None = None
+    """As training_ids, of the INPUT."""
+    role: Literal["auto", "query", "reference"] = "auto"
+    """What the features of INPUT are; auto: as their name or their file tells."""
+    start: int | None = None
+    """First rank that score normalisation averages, from 0; none: the recipe's."""
+    end: int | None = None
+    """The rank after the last of them; none: the recipe's."""
+    weight: float | None = None
+    """Of what score normalisation subtracts; none: the recipe's."""
+    scale: float = 2.5
+    """With stretch: factor of the queries' lengths."""
+    dims: int | None = None
+    """With whiten: columns that are left; none: all."""
+    beta: float = 0.35
+    """With negative: factor of the mean that is subtracted."""
+    neighbours: int = 10
+    """With negative: how many training features are averaged."""
+    iterations: int = 1
+    """With negative: how often it is subtracted."""
+    augment: int = 10
+    """With negative: training features are first averaged over so many of their nearest, itself among them; 0: not."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to search; auto: on GPUs where there are any."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("start", 0),
+            ("end", 1),
+            ("dims", 1),
+            ("neighbours", 1),
+            ("iterations", 1),
+            ("augment", 0),
+        ):
+            value = getattr(self, name)
+            require(value is None or value >= least, name, f"at least {least}", value)
+        for name in ("weight", "scale", "beta"):
+            value = getattr(self, name)
+            require(value is None or math.isfinite(value), name, "finite", value)
+        if self.recipe not in ("copynce", "sscd", "isc", "vsc"):
+            for name in ("start", "end", "weight"):
+                require(getattr(self, name) is None, name, f"left out with recipe={self.recipe}", getattr(self, name))

@@ -14,7 +14,8 @@ from copynce.cli import main
 from copynce.cli.main import BAD_INPUT
 from copynce.data import Manifest, read_neighbours
 from copynce.errors import ConfigError, DataError
-from copynce.retrieval import mining, reference
+from copynce.retrieval import parts as parts_module
+from copynce.retrieval import reference
 from copynce.retrieval.features import FeatureFile, Features, read_features, write_features
 from copynce.retrieval.mining import Miner, mine, read_classes
 
@@ -122,7 +123,7 @@ def test_a_released_table_of_another_list_is_named(tmp_path: Path) -> None:
 
 
 def test_a_killed_mining_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining, "_PART", 25)
+    monkeypatch.setattr(parts_module, "_PART", 25)
     features = found(COPIES)
     mine(features, features, tmp_path / "whole.npy", k=4)
     done: list[int] = []

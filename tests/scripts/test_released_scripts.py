@@ -100,6 +100,15 @@ def test_a_descriptor_is_prepared_trained_and_measured(place: Path) -> None:
     assert 0 <= json.loads((out / "metrics.json").read_text())["uap"] <= 1
     step(place, "run/extract_features.sh", "copynce_descriptor", "isc", "dev/vits_lin.yaml", "train_feat_ep-30.pth")
     assert list((out / "train_feat_ep-30.pth").glob("*.safetensors"))
+    for script in ("score_normalization", "feature_stretching"):
+        step(
+            place,
+            f"run/{script}.py",
+            *("--query-feature-path", str(out / "query_feat_ep-30.pth")),
+            *("--reference-feature-path", str(out / "reference_feat_ep-30.pth")),
+            *("--auxiliary-feature-path", str(out / "train_feat_ep-30.pth"), "--output-path", f"{script}.json"),
+        )
+        assert {len(found) for _, found in json.loads((place / f"{script}.json").read_text())} == {10}
     crops = ["copynce_descriptor", "dev/vits_lin_loc-ver.yaml", "1:N", "device=cpu", "k=7"]
     step(place, "eval/eval_des_local_verification.sh", *crops)
     found = json.loads((out.with_name("vits_lin_loc-ver") / "candidates.json").read_text())

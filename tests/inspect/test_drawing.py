@@ -91,5 +91,5 @@ def test_loss_curves() -> None:
     two, one = draw_loss_curves(records), draw_loss_curves(records[:1], {"lr": "learning rate"})
     assert two.width == 2 * one.width
     assert np.asarray(one).std() > 5
-    with pytest.raises(ValueError, match="at least one of loss, copynce, info_nce, koleo, got 0 lines"):
+    with pytest.raises(ValueError, match="at least one of loss, copynce, info_nce, koleo, bce, got 0 lines"):
         draw_loss_curves([])

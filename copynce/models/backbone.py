@@ -1,9 +1,10 @@
-"""The backbone of every model: timm's vision transformer, built from settings, and the tokens that it gives."""
+"""The backbone of every model: timm's vision transformer, or for descriptors a ResNet, and the tokens that it gives."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,14 @@ import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models import VisionTransformer
+from timm.models.resnet import ResNet
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from copynce.models.resnet import build_resnet, is_resnet_name, pooled_of, stage_tokens_of, stages_of
 from copynce.models.settings import BackboneConfig
+
+Encoder = VisionTransformer | ResNet
 
 RELEASED_NORM_EPS = 1e-4
 """LayerNorm epsilon that the released models were trained and evaluated with (DINO itself: 1e-6)."""
@@ -24,7 +29,14 @@ _OWN_OPTIONS = ("img_size", "in_chans", "num_classes", "global_pool", "class_tok
                 "drop_path_rate", "fc_norm", "device", "dtype")  # fmt: skip
 
 
-def build_encoder(
+def build_encoder(config: BackboneConfig, *, norm_eps: float | None, final_norm: bool) -> Encoder:
+    """The encoder of a descriptor: `build_transformer`, or a ResNet where the config names one, which has no norms."""
+    if is_resnet_name(config.backbone):
+        return build_resnet(config)
+    return build_transformer(config, norm_eps=norm_eps, final_norm=final_norm)
+
+
+def build_transformer(
     config: BackboneConfig, *, norm_eps: float | None, final_norm: bool, depth: int | None = None
 ) -> VisionTransformer:
     """The timm transformer of a config, without classifier; ValueError where name or options do not fit.
@@ -36,7 +48,11 @@ def build_encoder(
     if config.backbone not in names:
         near = difflib.get_close_matches(config.backbone, names, n=4)
         hint = f"; near names: {', '.join(near)}" if near else ", for example vit_small_patch16_224"
-        raise ValueError(f"backbone must name a plain vision transformer of timm, got {config.backbone!r}{hint}")
+        if is_resnet_name(config.backbone):
+            raise ValueError(f"backbone must be a vision transformer for a matcher, got {config.backbone!r}")
+        raise ValueError(
+            f"backbone must name a plain vision transformer of timm, or a ResNet, got {config.backbone!r}{hint}"
+        )
     known = [name for name in inspect.signature(VisionTransformer.__init__).parameters if name != "self"]
     for name in config.backbone_options:
         if name in _OWN_OPTIONS:
@@ -76,14 +92,36 @@ def build_encoder(
     return encoder
 
 
-def tokens_of(encoder: VisionTransformer, images: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Class token [B, C] of the last block and patch tokens [B, L, C] of block `block`, the raw residual stream."""
-    outputs = _outputs(encoder, images, [block, len(encoder.blocks) - 1])
+def levels_of(encoder: Encoder) -> list[tuple[int, int]]:
+    """(patch size in pixels, channels) of everything that can give patch tokens, in order: the blocks, or the stem and
+    the four stages of a ResNet."""
+    if isinstance(encoder, ResNet):
+        return stages_of(encoder)
+    return [(int(encoder.patch_embed.patch_size[0]), int(encoder.embed_dim))] * len(encoder.blocks)
+
+
+def blocks_of(encoder: Encoder) -> Iterable[nn.Module]:
+    """The blocks with attention."""
+    return () if isinstance(encoder, ResNet) else encoder.blocks
+
+
+def normal(encoder: Encoder, token: Tensor) -> Tensor:
+    """Class token [B, C] after the encoder's final norm; a ResNet has none."""
+    return token if isinstance(encoder, ResNet) else encoder.norm(token)
+
+
+def tokens_of(encoder: Encoder, images: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    """Class token [B, C] of the last block and patch tokens [B, L, C'] of one of the levels, raw residual streams."""
+    if isinstance(encoder, ResNet):
+        return stage_tokens_of(encoder, images, level)
+    outputs = _outputs(encoder, images, [level, len(encoder.blocks) - 1])
     return outputs[-1][1][:, 0], outputs[0][0]
 
 
-def class_token_of(encoder: VisionTransformer, images: Tensor) -> Tensor:
-    """Class token [B, C] of the last block, in evaluation by `first_token_of`."""
+def class_token_of(encoder: Encoder, images: Tensor) -> Tensor:
+    """Class token [B, C] of the last block, in evaluation by `first_token_of`; of a ResNet what stands for it."""
+    if isinstance(encoder, ResNet):
+        return pooled_of(encoder, images)
     last = len(encoder.blocks) - 1
     if last == 0 or encoder.training:
         return _outputs(encoder, images, [last])[0][1][:, 0]

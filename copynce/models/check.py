@@ -36,6 +36,9 @@ def _check_model(kind: str, described: str) -> int:
         "backbone_options.depth": config.backbone_options.get("depth"),
         **{name: getattr(config, name, None) for name in ("encoder_blocks", "fusion_blocks")},
     }
+    layers = config.backbone_options.get("layers")
+    if isinstance(layers, list) and all(isinstance(number, int) for number in layers):
+        depths["backbone_options.layers"] = sum(layers)
     for name, depth in depths.items():
         if isinstance(depth, int):  # else a billion blocks are built before anyone can say that they are too many
             require_number(f"model.{name}", depth, least=1, most=_MOST_BLOCKS)

@@ -24,7 +24,8 @@ from copynce.models.checkpoints import (
     save_checkpoint,
     start_card,
 )
-from copynce.models.kinds import KINDS, AnyModel, build_model, encoder_facts
+from copynce.models.kinds import KINDS, AnyModel, backbone_fields, build_model
+from copynce.models.matcher import Matcher
 from copynce.models.names import LOG_SCALE, Model, count_blocks, find_encoder, is_matcher, modules_of, moves
 from copynce.models.released import save_released
 from copynce.models.settings import BackboneConfig, MatcherConfig
@@ -157,8 +158,7 @@ def start_config(file: WeightFile, kind: str, settings: Sequence[str], num_heads
             start = own.to_dict()
         start["backbone_options"] = dict(start["backbone_options"])
     else:
-        facts, img_size = encoder_facts(found, file.path, num_heads, bare=True)
-        start = {"backbone": "vit_small_patch16_224", "backbone_options": facts, "img_size": img_size}
+        start = backbone_fields(found, file.path, num_heads, bare=True)
         linear = found.tensors.get("heads.linear_head.fc1.weight")
         if linear is not None and kind == "descriptor":
             start["dim"] = linear.shape[0]
@@ -187,9 +187,9 @@ def _split(found: Model, blocks: int, given: set[str]) -> dict[str, int]:
 
 def _described(model: AnyModel) -> str:
     """A model in a few words."""
-    config = model.config
-    if isinstance(config, MatcherConfig):
+    if isinstance(model, Matcher):
+        config = model.config
         what = f"matcher, {config.encoder_blocks} encoder blocks and {config.fusion_blocks} fusion blocks"
     else:
-        what = f"descriptor of {config.dim if config.head == 'linear_bn' else model.channels} numbers"
-    return f"{what}, {config.img_size} px, patches of {model.patch_size} px, {model.channels} channels"
+        what = f"descriptor of {model.dim} numbers"
+    return f"{what}, {model.img_size} px, patches of {model.patch_size} px, {model.channels} channels"

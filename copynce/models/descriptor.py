@@ -5,17 +5,28 @@
                                     -> raw output of one block, class token removed = patch tokens [B, L, C]
 
 `B` pictures, `S` side in pixels, `L = (S / patch_size) ** 2` patches in row-major order, `C` channels of the
-encoder. The names in the state dict are those of the method's released checkpoints: `encoder.*` as in timm's
-`VisionTransformer` but without a final norm, `heads.linear_head.fc1.weight`, `heads.linear_head.bn.*`.
+encoder. On a ResNet the average of the last map stands for the class token, and the maps of stem and stages for the
+blocks (PROTOCOLS 9.6). The names in the state dict are those of the method's released checkpoints: `encoder.*` as in
+timm's `VisionTransformer` but without a final norm, `heads.linear_head.fc1.weight`, `heads.linear_head.bn.*`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copynce.models.backbone import RELEASED_NORM_EPS, build_encoder, class_token_of, tokens_of
+from copynce.models.backbone import (
+    RELEASED_NORM_EPS,
+    blocks_of,
+    build_encoder,
+    class_token_of,
+    levels_of,
+    normal,
+    tokens_of,
+)
 from copynce.models.layers import LinearHead
 from copynce.models.precision import choose_attention
 from copynce.models.pretrained import Pretrained
@@ -26,15 +37,19 @@ class Descriptor(Pretrained, nn.Module):
     """A picture's descriptor and patch tokens; see the module's text. Built by `build_descriptor`.
 
     Attributes: `config`, `img_size` (pixels), `patch_size` (pixels), `grid` (patches a side), `dim` (length of the
-    descriptor), `channels` (of the patch tokens), `tokens_block` (from 0).
+    descriptor), `channels` (of the patch tokens), `tokens_block` (from 0). Of a ResNet, patches are the cells of the
+    map that `tokens_block` names: the stem's, then the four stages', the last of 32 px.
     """
 
     def __init__(self, config: DescriptorConfig) -> None:
         super().__init__()
         self.config = config
         released = config.head == "linear_bn"
-        self.encoder = build_encoder(config, norm_eps=RELEASED_NORM_EPS if released else None, final_norm=not released)
-        depth = len(self.encoder.blocks)
+        self.encoder: Any = build_encoder(
+            config, norm_eps=RELEASED_NORM_EPS if released else None, final_norm=not released
+        )
+        levels = levels_of(self.encoder)
+        depth = len(levels)
         if not -depth <= config.tokens_block < depth:
             raise ValueError(
                 f"tokens_block must lie in [{-depth}, {depth - 1}] for the {depth} blocks of {config.backbone!r}, "
@@ -42,15 +57,13 @@ class Descriptor(Pretrained, nn.Module):
             )
         self.tokens_block = config.tokens_block % depth
         self.img_size = config.img_size
-        self.patch_size = int(self.encoder.patch_embed.patch_size[0])
+        self.patch_size, self.channels = levels[self.tokens_block]
         self.grid = config.img_size // self.patch_size
-        self.channels = int(self.encoder.embed_dim)
         self.heads = nn.ModuleDict()
+        self.dim = levels[-1][1]
         if config.head == "linear_bn":
-            self.heads["linear_head"] = LinearHead(self.channels, config.dim)
+            self.heads["linear_head"] = LinearHead(self.dim, config.dim)
             self.dim = config.dim
-        else:
-            self.dim = self.channels
 
     def forward(self, images: Tensor, sides: int = 1, *, tokens: bool = True) -> tuple[Tensor, Tensor | None]:
         """Descriptors [B, dim], float32 of length 1, and patch tokens [B, L, C] of block `tokens_block`.
@@ -70,7 +83,7 @@ class Descriptor(Pretrained, nn.Module):
             )
         if sides < 1 or images.shape[0] % sides:
             raise ValueError(f"sides must divide the batch of {images.shape[0]} pictures, got {sides}")
-        choose_attention(self.encoder.blocks, images.device)
+        choose_attention(blocks_of(self.encoder), images.device)
         patch_tokens: Tensor | None = None
         if tokens:
             cls_token, patch_tokens = tokens_of(self.encoder, images, self.tokens_block)
@@ -78,6 +91,6 @@ class Descriptor(Pretrained, nn.Module):
             cls_token = class_token_of(self.encoder, images)
         if self.config.head == "cls":
             with torch.autocast(images.device.type, enabled=False):
-                return F.normalize(self.encoder.norm(cls_token.float()), dim=-1), patch_tokens
+                return F.normalize(normal(self.encoder, cls_token.float()), dim=-1), patch_tokens
         head = self.heads["linear_head"]
         return torch.cat([head(side) for side in cls_token.chunk(sides)]), patch_tokens

@@ -12,13 +12,16 @@ from torch import nn
 from copynce.errors import DataError
 from copynce.models.descriptor import Descriptor
 from copynce.models.matcher import Matcher
-from copynce.models.names import Model, count_blocks, is_matcher, shape_facts, square_root
+from copynce.models.names import Model, count_blocks, is_matcher, is_resnet, shape_facts, square_root
 from copynce.models.settings import BackboneConfig, DescriptorConfig, MatcherConfig
 
 AnyModel = Descriptor | Matcher
 
 #: Attention heads by width in all known models, for a state dict does not tell: 64 channels each.
 KNOWN_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
+
+
+_RESNET_SIDE = 448  # pixels (PROTOCOLS 9.6)
 
 
 @dataclass(frozen=True)
@@ -38,32 +41,31 @@ def _released_descriptor(found: Model, path: Path, num_heads: int | None) -> Des
             f"{path} holds an encoder but no descriptor's head and no config of ours: it is a bare backbone, to start "
             "a training from (weights=FILE), or to be read with the config of a descriptor with head='cls'"
         )
-    facts, img_size = encoder_facts(found, path, num_heads)
-    return DescriptorConfig(
-        backbone="vit_small_patch16_224", backbone_options=facts, img_size=img_size, dim=linear.shape[0]
-    )
+    return DescriptorConfig(**backbone_fields(found, path, num_heads), dim=linear.shape[0])
 
 
 def _released_matcher(found: Model, path: Path, num_heads: int | None) -> MatcherConfig:
     fusion_blocks = count_blocks(found.tensors, "fusion")
     if fusion_blocks == 0:
         raise DataError(f"{path} is no matcher's: it has parts called fusion.*, but no fusion.blocks.*")
-    facts, img_size = encoder_facts(found, path, num_heads)
-    return MatcherConfig(
-        backbone="vit_small_patch16_224",
-        encoder_blocks=int(facts.pop("depth")),
-        fusion_blocks=fusion_blocks,
-        backbone_options=facts,
-        img_size=img_size,
-    )
+    fields = backbone_fields(found, path, num_heads)
+    depth = fields["backbone_options"].pop("depth")
+    return MatcherConfig(**fields, encoder_blocks=depth, fusion_blocks=fusion_blocks)
 
 
-def encoder_facts(found: Model, path: Path, num_heads: int | None, *, bare: bool = False) -> tuple[dict[str, Any], int]:
-    """timm's options of an encoder, read off the names and shapes of its tensors, and the side of its input.
+def backbone_fields(found: Model, path: Path, num_heads: int | None, *, bare: bool = False) -> dict[str, Any]:
+    """`backbone`, `backbone_options` and `img_size` of an encoder, read off the names and shapes of its tensors.
 
-    bare: whether it may be any backbone, not only of the released form. Raises DataError if they do not tell it.
+    bare: whether it may be any backbone, not only of the released form. A ResNet does not tell the side of its input,
+    so that is the paper's. Raises DataError if they do not tell it.
     """
     facts: dict[str, Any] = shape_facts(found.tensors)
+    if is_resnet(found.tensors):
+        bottlenecks = "encoder.layer1.0.conv3.weight" in found.tensors
+        name, layers = ("resnet50", [3, 4, 6, 3]) if bottlenecks else ("resnet18", [2, 2, 2, 2])
+        usual = {"layers": layers, "channels": [64, 128, 256, 512]}
+        options = {key: value for key, value in facts.items() if value != usual[key]}
+        return {"backbone": name, "backbone_options": options, "img_size": _RESNET_SIDE}
     width, patch = facts["embed_dim"], facts["patch_size"]
     if bare:
         facts |= _beyond_released(found, path)
@@ -80,7 +82,8 @@ def encoder_facts(found: Model, path: Path, num_heads: int | None, *, bare: bool
             f"{path} does not tell how many attention heads its encoder has, and its width {width} is that of no known "
             f"model ({', '.join(map(str, KNOWN_HEADS))}); give num_heads or a config"
         )
-    return {**facts, "num_heads": heads}, grid * patch
+    options = {**facts, "num_heads": heads}
+    return {"backbone": "vit_small_patch16_224", "backbone_options": options, "img_size": grid * patch}
 
 
 def _beyond_released(found: Model, path: Path) -> dict[str, Any]:

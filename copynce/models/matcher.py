@@ -18,7 +18,7 @@ import torch
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from copynce.models.backbone import RELEASED_NORM_EPS, build_encoder, first_token_of
+from copynce.models.backbone import RELEASED_NORM_EPS, build_transformer, first_token_of
 from copynce.models.precision import choose_attention
 from copynce.models.pretrained import Pretrained
 from copynce.models.settings import MatcherConfig
@@ -36,7 +36,7 @@ class Matcher(Pretrained, nn.Module):
         self.config = config
         blocks = config.encoder_blocks + config.fusion_blocks
         # All blocks are made as those of one backbone, and then divided.
-        self.encoder = build_encoder(config, norm_eps=RELEASED_NORM_EPS, final_norm=True, depth=blocks)
+        self.encoder = build_transformer(config, norm_eps=RELEASED_NORM_EPS, final_norm=True, depth=blocks)
         made = list(self.encoder.blocks)
         self.encoder.blocks = nn.Sequential(*made[: config.encoder_blocks])
         self.fusion = _Fusion(nn.Sequential(*made[config.encoder_blocks :]), self.encoder.norm, self.encoder.embed_dim)

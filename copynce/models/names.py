@@ -2,7 +2,7 @@
 
 A training writes its model under prefixes of its own (`module.`, `_orig_mod.`, `teacher.backbone.`, Lightning's
 `model.`) and often twice, as student and teacher. None of these is listed: the encoder is what lies beside a
-`patch_embed.proj.weight`, whatever stands before it.
+`patch_embed.proj.weight`, or a ResNet's `layer1.0.conv1.weight`, whatever stands before it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from copynce.models.weight_files import WeightFile
 T = TypeVar("T")
 
 _ANCHOR = "patch_embed.proj.weight"
+_RESNET_ANCHOR = "layer1.0.conv1.weight"
 
 LOG_SCALE = "infonce_log_scale"
 """The loss's own parameter in released files."""
@@ -53,13 +54,18 @@ class Model:
 
 def find_encoder(file: WeightFile) -> Model:
     """The model in a file of weights; of several the teacher's. Raises DataError if there is none, or no telling."""
-    roots = [name.removesuffix(_ANCHOR) for name in file.tensors if f".{name}".endswith(f".{_ANCHOR}")]
+    roots = [
+        name.removesuffix(anchor)
+        for name in file.tensors
+        for anchor in (_ANCHOR, _RESNET_ANCHOR)
+        if f".{name}".endswith(f".{anchor}")
+    ]
     if not roots:
         held = list(file.tensors)
         more = f" and {len(held) - 4} more" if len(held) > 4 else ""
         raise DataError(
             f"{file.path} holds no vision transformer with timm's names: it has {', '.join(held[:4])}{more}, expected "
-            f"one that ends in {_ANCHOR}"
+            f"one that ends in {_ANCHOR} (or a ResNet's {_RESNET_ANCHOR})"
         )
     ranks = {root: _rank(root) for root in roots}
     best = [root for root in roots if ranks[root] == min(ranks.values())]
@@ -80,10 +86,24 @@ def find_encoder(file: WeightFile) -> Model:
     return Model(tensors, root.rstrip("."), [other.rstrip(".") for other in roots if other != root], names)
 
 
-def shape_facts(tensors: Mapping[str, Tensor]) -> dict[str, int | float]:
-    """What the shapes of `encoder.*` tell: `patch_size`, `embed_dim`, `depth`, `mlp_ratio`, as timm's options."""
+def shape_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes of `encoder.*` tell, as timm's options: `patch_size`, `embed_dim`, `depth`, `mlp_ratio`; of a
+    ResNet `layers` and `channels`."""
+    if is_resnet(tensors):
+        stages = [
+            max(
+                (int(match[1]) for name in tensors if (match := re.match(rf"encoder\.layer{k}\.(\d+)\.", name))),
+                default=-1,
+            )
+            for k in range(1, 5)
+        ]
+        first = [tensors.get(f"encoder.layer{k}.0.conv1.weight") for k in range(1, 5)]
+        return {
+            "layers": [last + 1 for last in stages],
+            "channels": [0 if weight is None else weight.shape[0] for weight in first],
+        }
     projection = tensors[f"encoder.{_ANCHOR}"]
-    facts: dict[str, int | float] = {"embed_dim": projection.shape[0], "patch_size": projection.shape[-1]}
+    facts: dict[str, Any] = {"embed_dim": projection.shape[0], "patch_size": projection.shape[-1]}
     facts["depth"] = count_blocks(tensors, "encoder")
     hidden = tensors.get("encoder.blocks.0.mlp.fc2.weight")
     if hidden is not None and hidden.ndim == 2 and hidden.shape[0] > 0:
@@ -97,6 +117,11 @@ def count_blocks(tensors: Mapping[str, Tensor], part: str) -> int:
         max((int(match[1]) for name in tensors if (match := re.match(rf"{part}\.blocks\.(\d+)\.", name))), default=-1)
         + 1
     )
+
+
+def is_resnet(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the encoder is a ResNet."""
+    return f"encoder.{_RESNET_ANCHOR}" in tensors
 
 
 def is_matcher(tensors: Mapping[str, Tensor]) -> bool:

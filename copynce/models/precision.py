@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def bf16_in_hardware(device: torch.device) -> bool:
     return multiplies_bfloat16()
 
 
-def choose_attention(blocks: nn.Sequential, device: torch.device) -> None:
+def choose_attention(blocks: Iterable[nn.Module], device: torch.device) -> None:
     """Let `blocks` compute attention in the way that is fastest for the forward pass on `device` that begins now.
 
     Fused (PyTorch's scaled_dot_product_attention), but plain products on a CPU where bfloat16 gradients will be asked

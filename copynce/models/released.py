@@ -14,6 +14,7 @@ from copynce.files import whole_file
 from copynce.models.kinds import AnyModel, build_model, released_kind
 from copynce.models.names import LOG_SCALE, find_encoder
 from copynce.models.starts import unseen
+from copynce.models.strict import listed
 from copynce.models.weight_files import WeightFile
 
 
@@ -39,34 +40,28 @@ def save_released(path: str | Path, model: AnyModel, metadata: Mapping[str, Any]
 
 def _untold(path: Path, model: AnyModel) -> list[str]:
     """What a model has beyond the released form, found by reading it as one."""
-    state = model.state_dict()
+    state, ours = model.state_dict(), unseen(model)
     found = find_encoder(WeightFile(path, dict(state), {}))
     said = []
     try:
         config = released_kind(found).released(found, path, None)
     except DataError:
-        heads, *_ = unseen(model)
-        config = released_kind(found).released(found, path, heads)
-        said.append(f"the file does not tell its {heads} attention heads: whoever reads it must give them")
+        if "num_heads" not in ours:
+            raise
+        config = released_kind(found).released(found, path, ours["num_heads"])
+        said.append(f"the file does not tell its {ours['num_heads']} attention heads: whoever reads it must give them")
+        ours.pop("num_heads")
     with torch.device("meta"):
         again = build_model(config)
     differ = sorted(state.keys() ^ again.state_dict().keys())
     if differ:
         raise DataError(
-            f"{path}: the released code has no such model, for its parts differ: {', '.join(differ[:6])}"
-            + (f" and {len(differ) - 6} more" if len(differ) > 6 else "")
-            + "; choose a .safetensors file or a folder"
+            f"{path}: the released code has no such model, for its parts differ: {listed(differ)}; choose a "
+            ".safetensors file or a folder"
         )
-    names = ("attention heads", "activation", "norm_eps")
-    pairs = list(zip(names, unseen(model), unseen(again), strict=True))
-    pairs += [
-        (name, getattr(model, name), getattr(again, name))
-        for name in ("img_size", "tokens_block")
-        if hasattr(model, name)
-    ]
+    ours |= {name: getattr(model, name) for name in ("img_size", "tokens_block") if hasattr(model, name)}
+    theirs = {**unseen(again), **{name: getattr(again, name) for name in ours if hasattr(again, name)}}
     told = [
-        f"{name} {ours}, which is read back as {theirs}"
-        for name, ours, theirs in pairs
-        if ours != theirs and not (said and name == "attention heads")
+        f"{name} {value}, which is read back as {theirs[name]}" for name, value in ours.items() if value != theirs[name]
     ]
     return said + ([f"the file does not tell {'; '.join(told)}"] if told else [])

@@ -11,15 +11,18 @@ class BackboneConfig:
     """The part that all kinds of models share."""
 
     backbone: str = "vit_small_patch16_224"
-    """timm name of a vision transformer with a class token."""
+    """timm name of a vision transformer with a class token, or for a descriptor of a ResNet (`resnet50`)."""
     backbone_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments of timm's `VisionTransformer` that differ from the named model: `embed_dim`, `depth`, `num_heads`..."""
+    """Arguments of timm's `VisionTransformer` that differ from the named model: `embed_dim`, `depth`, `num_heads`...;
+    for a ResNet, of its `ResNet`: `layers`, `channels`..."""
     img_size: int = 224
-    """Side of the square input in pixels, a multiple of the patch size."""
+    """Side of the square input in pixels, a multiple of the patch size, of 32 for a ResNet."""
     norm_eps: float | None = None
-    """LayerNorm epsilon; None: 1e-4 for `linear_bn` (released models), the backbone's own for `cls`."""
+    """LayerNorm epsilon; None: 1e-4 for `linear_bn` (released models), the backbone's own for `cls`. Not for a
+    ResNet."""
     freeze_patch_embed: bool = True
-    """Whether the patch embedding keeps its weights in training (released models: yes)."""
+    """Whether the patch embedding keeps its weights in training (released models: yes). A ResNet has none: all of it is
+    trained."""
     drop_path: float = 0.0
     """Largest stochastic-depth rate, of the last block, in [0, 1)."""
 
@@ -44,7 +47,8 @@ class DescriptorConfig(BackboneConfig):
     dim: int = 512
     """Length of the descriptor; with `head="cls"` the encoder's width instead, and this is not used."""
     tokens_block: int = -1
-    """Block whose raw output gives the patch tokens, counted from 0; negative counts from the end."""
+    """Block whose raw output gives the patch tokens, counted from 0; negative counts from the end. Of a ResNet: stem
+    and four stages."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

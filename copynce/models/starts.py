@@ -13,6 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from copynce.errors import ConfigError, DataError
+from copynce.models.backbone import blocks_of
 from copynce.models.checkpoints import build_from, own_config
 from copynce.models.kinds import KNOWN_HEADS, AnyModel
 from copynce.models.matcher import Matcher
@@ -23,6 +24,7 @@ from copynce.models.names import (
     divided,
     find_encoder,
     is_matcher,
+    is_resnet,
     shape_facts,
     square_root,
 )
@@ -34,7 +36,7 @@ from copynce.models.weight_files import read_weights
 _NEW = ("fusion.cls_token", "fusion.norm.weight", "fusion.norm.bias")
 
 #: Parts of others' models that do not change what the encoder does: what comes after it or only serves their training.
-_LEFT = re.compile(r"encoder\.((norm|fc_norm|pre_logits|mask_token)\b|\w*(head|decoder)\w*\.|decoder\w*$)")
+_LEFT = re.compile(r"encoder\.((norm|fc_norm|pre_logits|mask_token)\b|(\w*(head|decoder)\w*|fc)\.|decoder\w*$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,12 @@ def begin(model: AnyModel, path: str | Path, *, head: bool = True) -> Start:
     found, sentences = _divide(model, found, file.path)
     said += sentences
 
+    if is_resnet(state) != is_resnet(found.tensors):
+        kinds = ("a vision transformer", "a ResNet")
+        raise DataError(
+            f"{file.path} holds {kinds[is_resnet(found.tensors)]}, the model's backbone {model.config.backbone!r} is "
+            f"{kinds[is_resnet(state)]}; choose model.backbone by the file, or another file"
+        )
     ours, theirs = _part_facts(state), _part_facts(found.tensors)
     differ = [f"{name} {value} instead of {ours[name]}" for name, value in theirs.items() if ours.get(name) != value]
     if differ:
@@ -137,7 +145,7 @@ def _divide(model: AnyModel, found: Model, path: Path) -> tuple[Model, list[str]
     return dataclasses.replace(found, tensors=tensors, names=names), said
 
 
-def _part_facts(tensors: Mapping[str, Tensor]) -> dict[str, int | float]:
+def _part_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The shapes of an encoder, and how many fusion blocks there are."""
     return {**shape_facts(tensors), "fusion_blocks": count_blocks(tensors, "fusion")}
 
@@ -161,7 +169,8 @@ def _fit_head(state: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> tupl
 
 def _fit_position(model: AnyModel, tensors: dict[str, Tensor], path: Path) -> list[str]:
     """Bring the position embedding among the tensors to the model's grid and prefix tokens; says what was done."""
-    encoder, name, cls_token = model.encoder, "encoder.pos_embed", "encoder.cls_token"
+    encoder: Any = model.encoder
+    name, cls_token = "encoder.pos_embed", "encoder.cls_token"
     if name not in tensors or encoder.pos_embed is None or tensors[name].shape == encoder.pos_embed.shape:
         return []
     position = tensors[name].float()
@@ -194,22 +203,22 @@ def resample_position(position: Tensor, old: int, new: int, prefix: int) -> Tens
 
 def _compare_attention(model: AnyModel, own: BackboneConfig | None, path: Path) -> list[str]:
     """What no tensor's shape tells: heads, activation and epsilon. Says what to know, raises where it differs."""
-    heads, activation, epsilon = unseen(model)
+    ours = unseen(model)
     if own is not None:
         with torch.device("meta"):
-            their_heads, their_activation, their_epsilon = unseen(build_from(own, path))
-        for name, theirs, ours in (
-            ("num_heads", their_heads, heads),
-            ("the activation", their_activation, activation),
-        ):
-            if theirs != ours:
+            theirs = unseen(build_from(own, path))
+        for name in ("num_heads", "the activation"):
+            if name in theirs and theirs[name] != ours[name]:
                 raise DataError(
-                    f"{path} was trained with {name} {theirs}, the model has {ours}; choose model.backbone and "
-                    "model.backbone_options by the file"
+                    f"{path} was trained with {name} {theirs[name]}, the model has {ours[name]}; choose model.backbone "
+                    "and model.backbone_options by the file"
                 )
-        if their_epsilon != epsilon:
-            return [f"it was trained with norm_eps {their_epsilon}, the model has {epsilon}"]
+        if theirs.get("norm_eps") != ours.get("norm_eps"):
+            return [f"it was trained with norm_eps {theirs['norm_eps']}, the model has {ours['norm_eps']}"]
         return []
+    if not ours:
+        return []
+    heads = ours["num_heads"]
     options, known = model.config.backbone_options, KNOWN_HEADS.get(model.channels)
     if heads == known:
         return []
@@ -223,7 +232,13 @@ def _compare_attention(model: AnyModel, own: BackboneConfig | None, path: Path) 
     return [f"the file does not tell its attention heads: the model's {heads} are taken{usual}"]
 
 
-def unseen(model: AnyModel) -> tuple[int, str, float]:
-    """What no tensor's shape tells: number of attention heads, activation, epsilon of the norms."""
-    block: Any = model.encoder.blocks[0]
-    return block.attn.num_heads, type(block.mlp.act).__name__, block.norm1.eps
+def unseen(model: AnyModel) -> dict[str, Any]:
+    """What no tensor's shape tells: `num_heads`, `the activation`, `norm_eps`; nothing of a ResNet."""
+    for block in blocks_of(model.encoder):
+        made: Any = block
+        return {
+            "num_heads": made.attn.num_heads,
+            "the activation": type(made.mlp.act).__name__,
+            "norm_eps": made.norm1.eps,
+        }
+    return {}

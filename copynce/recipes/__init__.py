@@ -17,6 +17,7 @@ RECIPES: Mapping[str, Recipe] = {
     "descriptor": descriptor.released,
     "descriptor-vitb": descriptor.vit_base,
     "descriptor-336": descriptor.at_336,
+    "descriptor-r50": descriptor.resnet50,
     "descriptor-finetune": descriptor.finetune,
     "descriptor-vits14-112": descriptor.vits14_112,
     "matcher": matcher.released,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from copynce.recipes.base import Run
 
 
@@ -19,6 +21,18 @@ def vit_base(run: Run) -> Run:
 def at_336(run: Run) -> Run:
     """The same at 336 px."""
     return released(run) | {"model.img_size": 336}
+
+
+def resnet50(run: Run) -> Run:
+    """The paper's descriptor on a ResNet-50 at 448 px: SSCD's weight 30 of KoLeo, and its temperature .05, from which
+    the learnable one starts; all else is the released ViT's, for no configuration of this was released (PROTOCOLS 9.6,
+    13.1)."""
+    return released(run) | {
+        "model.backbone": "resnet50",
+        "model.img_size": 448,
+        "loss.koleo_weight": 30.0,
+        "loss.log_scale": math.log(1 / 0.05),
+    }
 
 
 def finetune(run: Run) -> Run:

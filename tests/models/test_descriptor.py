@@ -161,7 +161,7 @@ def test_autocast_leaves_the_descriptor_in_float32() -> None:
     ("settings", "message"),
     [
         ({"backbone": "vit_smal_patch16_224"}, "near names: .*vit_small_patch16_224"),
-        ({"backbone": "resnet18", "backbone_options": {}}, "plain vision transformer of timm, got 'resnet18'"),
+        ({"backbone": "convnext_tiny", "backbone_options": {}}, "of timm, or a ResNet, got 'convnext_tiny'"),
         ({"backbone": "vit_wee_patch16_reg1_gap_256"}, "must have a class token"),
         ({"backbone_options": {"deph": 2}}, "near names: depth"),
         ({"backbone_options": {"img_size": 2}}, "may not set 'img_size'"),

@@ -321,3 +321,15 @@ def test_two_processes_equal_one_with_the_whole_batch(tiny: Tiny) -> None:
 def test_gpu_without_a_gpu_is_named(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match="device=gpu needs a CUDA device"):
         train(tiny("device=gpu"))
+
+
+def test_a_resnet_trains_on_the_cells_of_its_last_stage(tiny: Tiny) -> None:
+    options = "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}"
+    config = tiny("model.backbone=resnet18", f"model.backbone_options={options}", "model.img_size=64", "optim.steps=2")
+    last = train(config)
+    log = read_log(Path(config.out) / "log.jsonl")
+    assert all(line["copynce"] > 0 and line["gradient_norm"] > 0 for line in log)
+    before, after = (weights(folder) for folder in (checkpoints(Path(config.out))[0], last))
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert {"encoder.conv1.weight", "encoder.layer4.0.conv2.weight", "encoder.bn1.running_mean"} <= moved
+    assert load_checkpoint(last).patch_size == 32

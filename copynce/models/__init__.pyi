@@ -15,3 +15,4 @@ from .settings import DescriptorConfig as DescriptorConfig
 from .settings import MatcherConfig as MatcherConfig
 from .starts import load_backbone as load_backbone
 from .starts import load_start as load_start
+from .timm_weights import weights_file as weights_file

@@ -10,6 +10,7 @@ from copynce.models.descriptor import Descriptor
 from copynce.models.matcher import Matcher
 from copynce.models.settings import DescriptorConfig, MatcherConfig
 from copynce.models.starts import load_start
+from copynce.models.timm_weights import weights_file
 
 
 def build_descriptor(
@@ -25,8 +26,8 @@ def build_descriptor(
     drop_path: float = 0.0,
     weights: str | Path | None = None,
 ) -> Descriptor:
-    """A `Descriptor` with random weights, or those of a file, as far as they fit (see `load_start`,
-    which also tells what was taken).
+    """A `Descriptor` with random weights, those of a file as far as they fit (see `load_start`, which also tells what
+    was taken), or timm's own of the backbone (`weights="timm"`, or `"timm:NAME.TAG"`).
 
     The arguments are the fields of `DescriptorConfig`. Raises ValueError on a value that does not fit.
 
@@ -50,7 +51,7 @@ def build_descriptor(
         )
     )
     if weights is not None:
-        load_start(model, weights)
+        load_start(model, weights_file(weights, backbone))
     return model
 
 
@@ -66,7 +67,8 @@ def build_matcher(
     drop_path: float = 0.0,
     weights: str | Path | None = None,
 ) -> Matcher:
-    """A `Matcher` with random weights, or those of a file, as far as they fit (see `load_start`).
+    """A `Matcher` with random weights, those of a file as far as they fit (see `load_start`), or timm's own of the
+    backbone (`weights="timm"`, or `"timm:NAME.TAG"`).
 
     The arguments are the fields of `MatcherConfig`. Raises ValueError on a value that does not fit.
 
@@ -90,5 +92,5 @@ def build_matcher(
         )
     )
     if weights is not None:
-        load_start(model, weights)
+        load_start(model, weights_file(weights, backbone))
     return model

@@ -30,6 +30,7 @@ from copynce.models.names import LOG_SCALE, Model, count_blocks, find_encoder, i
 from copynce.models.released import save_released
 from copynce.models.settings import BackboneConfig, MatcherConfig
 from copynce.models.starts import begin
+from copynce.models.timm_weights import weights_file
 from copynce.models.weight_files import WeightFile, read_weights
 
 _RELEASED = (".pth.tar", ".pth", ".pt")
@@ -56,14 +57,15 @@ def convert(
 ) -> Conversion:
     """Write the model of one file into another.
 
-    source: what `load_checkpoint` or, with `kind`, `load_start` takes. target: see the module's text. kind: what to
-    start with the file's weights, where it is not a model taken as it is. settings: `key=value` of that model's config;
-    what they leave out follows from the file. num_heads: attention heads of a file that does not tell them.
+    source: what `load_checkpoint` or, with `kind`, `load_start` takes, or timm's own weights (`timm`,
+    `timm:NAME.TAG`). target: see the module's text. kind: what to start with the file's weights, where it is not a
+    model taken as it is. settings: `key=value` of that model's config; what they leave out follows from the file.
+    num_heads: attention heads of a file that does not tell them.
     Raises ConfigError for settings, DataError for files, WriteError if the disk takes none.
     """
     target = Path(target)
     form = _form(target)
-    file = read_weights(source)
+    file = read_weights(weights_file(source, _backbone(kind, settings)))
     if target.exists() and target.resolve() == file.path.resolve():
         raise ConfigError(f"{target} is the file itself; choose another name for what is written")
     if kind is None and settings:
@@ -79,6 +81,12 @@ def convert(
     else:
         save_checkpoint(target, model, metadata)
     return done
+
+
+def _backbone(kind: str | None, settings: Sequence[str]) -> str:
+    """The backbone whose weights `timm` alone means."""
+    given = [text.partition("=")[2] for text in settings if text.startswith("backbone=")]
+    return given[-1] if given else KINDS[kind or "descriptor"].config().backbone
 
 
 def _form(target: Path) -> str:

@@ -66,8 +66,8 @@ class TrainConfig:
     data: DataConfig = section_chosen_by("data.pairs", DATA_SETTINGS)
     model: DescriptorConfig | MatcherConfig = section_chosen_by("objective", _MODEL_SETTINGS)
     weights: str | None = None
-    """What to start from: a backbone, a released file, or a checkpoint or run, head and temperature included; none:
-    random."""
+    """What to start from: a backbone, a released file, or a checkpoint or run, head and temperature included; timm, or
+    timm:NAME.TAG: timm's own pretrained weights, from the network; none: random."""
     loss: LossConfig = section_chosen_by("objective", LOSS_SETTINGS)
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 123

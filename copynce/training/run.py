@@ -19,7 +19,7 @@ from typing import Any
 from copynce.config import load_config, save_config
 from copynce.errors import ConfigError, RunError
 from copynce.files import atomic_text, file_sha256
-from copynce.models import start_card
+from copynce.models import start_card, weights_file
 from copynce.training.checkpoints import (
     checkpoints,
     find_model,
@@ -169,10 +169,10 @@ def compare(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]
 
 
 def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], place: Mapping[str, str]) -> Start:
-    weights = None if config.weights is None else _weights_file(config.weights)
+    weights = None if config.weights is None else _weights_file(config.weights, config.model.backbone)
     found = checkpoints(run)
     if not found:
-        return Start(None, card=None if weights is None else start_card(weights))
+        return Start(None, card=None if weights is None else start_card(weights) | _named(config.weights))
     if config.resume == "never":
         raise RunError(f"{run} already holds {found[-1].name}; choose another out, or resume=auto to continue it")
     before = _settings(run)
@@ -205,12 +205,17 @@ def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], p
     return Start(whole, tuple(damaged), changes, card)
 
 
-def _weights_file(weights: str) -> Path:
-    path = Path(weights)
+def _named(weights: str | None) -> dict[str, str]:
+    """The name of weights of timm's own, whose files all have one name."""
+    return {"weights": weights} if weights is not None and not Path(weights).exists() else {}
+
+
+def _weights_file(weights: str, backbone: str) -> Path:
+    path = weights_file(weights, backbone)
     if not path.exists():
         raise ConfigError(
-            f"weights={weights}: no such file or folder; expected a backbone's weights, a checkpoint or a run (a run "
-            "that is continued needs them no more: leave weights out)"
+            f"weights={weights}: no such file or folder; expected a backbone's weights, a checkpoint, a run, or timm "
+            "(a run that is continued needs them no more: leave weights out)"
         )
     return find_model(path)
 

@@ -18,7 +18,7 @@ from copynce.data import Quarantine
 from copynce.data.pairs import PairSampler, PairSource
 from copynce.data.sources import open_source
 from copynce.errors import DataError, RunError, Stopped, TrainingError
-from copynce.models import param_groups
+from copynce.models import param_groups, weights_file
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
 from copynce.provenance import running_commit
@@ -138,7 +138,7 @@ class Trainer:
             objective.restore(start.checkpoint / MODEL)
             objective.load_state(read_state(start.checkpoint)["objective"])
         elif config.weights is not None:
-            path = find_model(config.weights)
+            path = find_model(weights_file(config.weights, config.model.backbone))
             said = objective.begin_with(path)
             # Beside a checkpoint of ours lies what the losses have learnt.
             if path.name == MODEL and (path.parent / STATE).is_file() and damage(path.parent, [STATE]) is None:

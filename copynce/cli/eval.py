@@ -5,17 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from copynce.cli.console import print_metrics, progress_bars
+from copynce.cli.console import progress_bars
 from copynce.cli.settings_help import Command
+
+if TYPE_CHECKING:
+    from copynce.data import EvaluationSplit
+    from copynce.evaluation.protocols import Evaluation, Loaded
+    from copynce.evaluation.settings import EvalConfig
 
 
 def add(commands: argparse._SubParsersAction[Command]) -> None:
     """Make the command known."""
     parser = commands.add_parser(
         "eval",
-        help="uAP, RP90, mAP and recall of a trained descriptor",
-        description="Extract descriptors, search exactly, write predictions.csv (ISC2021) and metrics.json.",
+        help="uAP, RP90, mAP and recall of a descriptor, a matcher, or both",
+        description="Evaluate a descriptor: exact search, predictions.csv (ISC2021), metrics.json, a table with "
+        "bootstrap intervals, and report.html with the curves and the worst errors as pictures. With matcher= the "
+        "descriptor's candidates are matched too, for the whole table: descriptor, + score normalisation, matcher, "
+        "+ local crops. A matcher by itself needs candidates=. The same command takes what was done from the folder.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", metavar="RUN", help="a run, one of its checkpoints, or a weights file")
@@ -31,44 +40,77 @@ def _settings() -> type:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluate a model on a split, and print its table."""
+    """Evaluate models on a split, print their table, write the report."""
     from copynce.config import load_config
-    from copynce.data import open_dataset
-    from copynce.evaluation import evaluate_descriptor
+    from copynce.evaluation.protocols import evaluate
     from copynce.evaluation.settings import EvalConfig
-    from copynce.models import load_descriptor
-    from copynce.training import find_model
+    from copynce.evaluation.tables import text_table
     from copynce.training.distributed import choose_device
 
     config = load_config(EvalConfig, None, options.overrides)
     device = choose_device(config.device)
-    weights = find_model(options.run_folder)
+    model = _load(options.run_folder)
+    matcher = None if config.matcher is None else _load(config.matcher)
     folder = Path(options.run_folder)
     # Two weights files in one folder have an evaluation each.
     default = folder / "eval" if folder.is_dir() else folder.with_name(f"{folder.name}-eval")
-    out = Path(config.out) if config.out else default.with_name(f"{default.name}-{config.split}")
-    split = open_dataset(config.dataset, config.split, lists=config.lists)
-    with progress_bars() as report:
-        metrics = evaluate_descriptor(
-            load_descriptor(weights),
-            split,
-            out,
-            batch_size=config.batch_size,
-            device=device,
-            precision=config.precision,
-            k=config.k,
-            global_candidates=config.global_candidates,
-            score_normalization=config.score_normalization,
-            alpha=config.alpha,
-            start=config.start,
-            end=config.end,
-            threads=config.threads,
-            model_file=weights,
-            progress=report,
-            say=lambda text: print(text, file=sys.stderr, flush=True),
+    split = _open(config)
+    out = Path(config.out) if config.out else default.with_name(f"{default.name}-{split.name}")
+    with progress_bars("", "") as report:
+        result = evaluate(
+            config, split, model, matcher, out, device=device, progress=report, say=lambda text: _say(text)
         )
-    if "uap" in metrics:
-        print_metrics(f"{config.dataset} {config.split}", {str(weights): metrics})
-        print(f"predictions and metrics: {out}")
-    else:
-        print(f"nothing to score: split {config.split!r} has no ground truth; predictions: {out / 'predictions.csv'}")
+    if not result.rows:
+        print(f"nothing to score: split {split.name!r} has no ground truth; predictions: {out}")
+        return
+    print(f"{config.dataset or config.queries} {split.name}")
+    print(text_table(result.rows))
+    for name in split.groups:
+        if f"map_{name}" in result.metrics:
+            print(f"{name}: mAP {100 * result.metrics[f'map_{name}']:.1f}")
+    for row in result.rows:
+        if row.metrics["warning"]:
+            _say(f"{row.name}: {row.metrics['warning']}")
+    skipped = sum(result.metrics.get(f"skipped_{role}", 0) for role in ("queries", "references", "training"))
+    if skipped:
+        _say(f"{skipped} broken pictures were skipped; skipped.jsonl lists them")
+    _report(config, split, result, out)
+    print(f"predictions, metrics and report: {out}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _load(path: str) -> Loaded:
+    from copynce.evaluation.protocols import Loaded
+    from copynce.models import load_checkpoint
+    from copynce.training import find_model
+
+    file = find_model(path)
+    return Loaded(load_checkpoint(file), Path(file))
+
+
+def _open(config: EvalConfig) -> EvaluationSplit:
+    from copynce.data import open_dataset, open_pictures
+
+    if config.dataset is not None:
+        return open_dataset(config.dataset, config.split, lists=config.lists, ground_truth=config.ground_truth)
+    assert config.queries is not None, "checked when the settings were made"
+    assert config.references is not None, "as well"
+    return open_pictures(config.queries, config.references, training=config.training, ground_truth=config.ground_truth)
+
+
+def _report(config: EvalConfig, split: EvaluationSplit, result: Evaluation, out: Path) -> None:
+    from copynce.files import whole_file
+    from copynce.inspect.evaluation_report import evaluation_report, shown_facts
+    from copynce.inspect.report import Figure, write_report
+
+    title = f"{Path(config.dataset or config.queries or '').name} {split.name}"
+    report = evaluation_report(result.rows, split, title=title, facts=shown_facts(result.metrics), shown=config.shown)
+    write_report(out / "report.html", report)
+    for section in report.sections:
+        for block in section.blocks:
+            if isinstance(block, Figure):
+                with whole_file(out / "precision_recall.png") as picture:
+                    block.image.save(picture, format="png")

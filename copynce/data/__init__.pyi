@@ -1,6 +1,7 @@
 from .layouts import EvaluationSplit as EvaluationSplit
 from .layouts import GroundTruth as GroundTruth
 from .layouts import open_dataset as open_dataset
+from .layouts import open_pictures as open_pictures
 from .layouts import read_ground_truth as read_ground_truth
 from .manifest import PICTURE_SUFFIXES as PICTURE_SUFFIXES
 from .manifest import DataError as DataError

@@ -1,23 +1,34 @@
 """Evaluation sets on disk: queries, references, training pictures and the ground truth that joins them.
 
-Two layouts are known.
+Four layouts are known.
 
 Lists: a folder with `references.csv`, one `query_NAME.csv` and `gt_NAME.json` (or `gt_NAME.csv`) per split NAME, and
 maybe `train.csv`. Splits `part1` and `part2` together are also the split `dev`. A split whose ground truth is hidden
 has no such file, in either layout.
 
 DISC21: the folders `query_images`, `reference_images` and maybe `training_images`, with the ground truth files of the
-2021 Image Similarity Challenge beside them or in a folder of their own. Mind the names: `val` is its development set I
-(Q00000-Q24999), `dev` its development set II (Q25000-Q49999, where papers report), `test` its phase 2 (Q50000-Q99999).
+2021 Image Similarity Challenge beside them or in a folder of their own; a file of several splits serves each of them.
+Mind the names: `val` is its development set I (Q00000-Q24999), `dev` its development set II (Q25000-Q49999, where
+papers report), `test` its phase 2 (Q50000-Q99999).
+
+SSCD: DISC21 as SSCD's scripts expect it (PROTOCOLS 1.1): the folders `val_query`, `val_ref` and maybe `training`, with
+`val_groundtruth_matches.csv`; split `val`.
+
+Copydays: the folders `original`, `strong`, `crops/NN` and `jpeg/NN` (PROTOCOLS 13.2), maybe `distractors`, which are
+references too, and `training`. Splits: `all`, and the queries of one of the four folders. A query copies the originals
+whose file names begin with the same four characters.
 """
 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 import os
+import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from copynce.data.manifest import Manifest, read_manifest
@@ -35,7 +46,8 @@ class EvaluationSplit:
 
     queries, references: pictures to search with, and in. training: pictures for score normalisation, None if the data
     set has none. ground_truth: uuids of the references that each query copies, empty for a distractor and for all
-    where there is no ground truth; every query is a key, every reference in it is one of `references`.
+    where there is no ground truth; every query is a key, every reference in it is one of `references`. protocol: what
+    the set is evaluated by (`copynce.evaluation.protocols`). groups: {name: queries} that are reported beside all.
     """
 
     name: str
@@ -43,6 +55,8 @@ class EvaluationSplit:
     references: Manifest
     training: Manifest | None
     ground_truth: GroundTruth
+    protocol: str = "copynce"
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,45 +65,149 @@ class _Disc21Split:
     last: int
     query_list: str
     ground_truths: tuple[str, ...]  # file names, the first one found is read
+    protocol: str = "copynce"
 
+
+# The challenge's files of all development queries.
+_DEVELOPMENT = ("dev_ground_truth.csv", "dev_queries_groundtruth.csv")
 
 _DISC21 = {
     "val": _Disc21Split(
         0,
         24_999,
         "isc_25k_matching_val_set_query.csv",
-        ("isc_25k_matching_val_set_gt.json", "isc_public_ground_truth.csv", "public_ground_truth.csv"),
+        ("isc_25k_matching_val_set_gt.json", "isc_public_ground_truth.csv", "public_ground_truth.csv", *_DEVELOPMENT),
     ),
-    "dev": _Disc21Split(25_000, 49_999, "isc_25k_matching_dev_set_query.csv", ("isc_25k_matching_dev_set_gt.json",)),
-    "test": _Disc21Split(50_000, 99_999, "isc_matching_test_set_query.csv", ("isc_matching_test_set_gt.json",)),
+    "dev": _Disc21Split(
+        25_000,
+        49_999,
+        "isc_25k_matching_dev_set_query.csv",
+        ("isc_25k_matching_dev_set_gt.json", *_DEVELOPMENT),
+    ),
+    "test": _Disc21Split(
+        50_000,
+        99_999,
+        "isc_matching_test_set_query.csv",
+        ("isc_matching_test_set_gt.json", "test_ground_truth.csv", "test_queries_groundtruth.csv"),
+        "phase2",
+    ),
 }
 
 
 def open_dataset(
-    root: str | os.PathLike[str], split: str, *, lists: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str],
+    split: str,
+    *,
+    lists: str | os.PathLike[str] | None = None,
+    ground_truth: str | os.PathLike[str] | None = None,
 ) -> EvaluationSplit:
-    """The split `split` of the data set in the folder `root` (see this module's text for the two layouts).
+    """The split `split` of the data set in the folder `root` (see this module's text for the layouts).
 
-    lists: folder with the query list and ground truth of a DISC21 split; `root` by default.
+    lists: folder with the query list and ground truth of a DISC21 split; `root` by default. ground_truth: a file to
+    read in place of the data set's own.
     Raises DataError if the folder has neither layout, has no such split (the message lists those it has), or if
     pictures, lists and ground truth do not fit together.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected an evaluation set")
+    truth = None if ground_truth is None else Path(ground_truth)
     if (root / "query_images").is_dir():
-        return _open_disc21(root, split, root if lists is None else Path(lists))
+        return _open_disc21(root, split, root if lists is None else Path(lists), truth)
+    if lists is not None and any((root / name).exists() for name in ("references.csv", "val_query", "original")):
+        raise DataError(f"lists is for the DISC21 layout, but {root} holds its own lists; leave it out")
     if (root / "references.csv").is_file():
-        if lists is not None:
-            raise DataError(f"lists is for the DISC21 layout, but {root} holds its own lists; leave it out")
-        return _open_lists(root, split)
+        return _open_lists(root, split, truth)
+    if (root / "val_query").is_dir():
+        _check_split(root, split, ["val"])
+        training = root / "training"
+        return open_pictures(
+            root / "val_query",
+            root / "val_ref",
+            training=training if training.is_dir() else None,
+            ground_truth=truth or _first_file(root, ("val_groundtruth_matches.csv",)),
+            name="val",
+            protocol="sscd",
+        )
+    if (root / "original").is_dir():
+        if truth is not None:
+            raise DataError(f"{root}: Copydays' file names are its ground truth; leave out ground_truth={truth}")
+        return _open_copydays(root, split)
     raise DataError(
         f"{root}: not an evaluation set; expected references.csv with query_NAME.csv and gt_NAME.json, "
-        "or the folders query_images and reference_images"
+        "the folders query_images and reference_images (DISC21), val_query and val_ref (SSCD's DISC21), or original "
+        "and strong (Copydays)"
     )
 
 
-def _open_lists(root: Path, split: str) -> EvaluationSplit:
+def open_pictures(
+    queries: str | os.PathLike[str],
+    references: str | os.PathLike[str],
+    *,
+    training: str | os.PathLike[str] | None = None,
+    ground_truth: str | os.PathLike[str] | None = None,
+    name: str = "pictures",
+    protocol: str = "copynce",
+) -> EvaluationSplit:
+    """Any queries and references: CSVs, folders or shards (`read_manifest`), with a ground truth in JSON or CSV.
+
+    The ground truth speaks of the manifests' uuids; None: it is hidden. Raises DataError where these do not fit.
+    """
+    return _checked_split(
+        EvaluationSplit(
+            name=name,
+            queries=read_manifest(queries),
+            references=read_manifest(references),
+            training=None if training is None else read_manifest(training),
+            ground_truth={} if ground_truth is None else read_ground_truth(ground_truth),
+            protocol=protocol,
+        )
+    )
+
+
+def _open_copydays(root: Path, split: str) -> EvaluationSplit:
+    known = ("original", "strong", "crops", "jpeg")
+    found = {name: _below(root, name) for name in known if (root / name).is_dir()}
+    _check_split(root, split, ["all", *found])
+    originals: dict[str, list[str]] = {}
+    for uuid in found["original"].uuids:
+        originals.setdefault(_block(uuid), []).append(uuid)
+    references, training = found["original"], root / "training"
+    if (root / "distractors").is_dir():
+        references = _joined(root, [references, _below(root, "distractors")])
+    queries = _joined(root, list(found.values())) if split == "all" else found[split]
+    return _checked_split(
+        EvaluationSplit(
+            name=split,
+            queries=queries,
+            references=references,
+            training=read_manifest(training) if training.is_dir() else None,
+            ground_truth={uuid: originals.get(_block(uuid), []) for uuid in queries.uuids},
+            protocol="copydays",
+            groups={name: list(part.uuids) for name, part in found.items()} if split == "all" else {},
+        )
+    )
+
+
+def _block(uuid: str) -> str:
+    """The four characters that the names of an original and its copies begin with."""
+    return uuid.rpartition("/")[2][:4]
+
+
+def _below(root: Path, name: str) -> Manifest:
+    """The pictures of a folder in `root`; their uuids begin with its name."""
+    manifest = read_manifest(root / name)
+    return dataclasses.replace(manifest, uuids=[f"{name}/{uuid}" for uuid in manifest.uuids])
+
+
+def _joined(root: Path, parts: Sequence[Manifest]) -> Manifest:
+    uuids = [uuid for part in parts for uuid in part.uuids]
+    paths = [path for part in parts for path in part.paths]
+    left_out = sum((part.left_out for part in parts), Counter())
+    return Manifest(uuids, paths, root, left_out, {k: v for part in parts for k, v in part.no_files.items()})
+
+
+def _open_lists(root: Path, split: str, truth: Path | None) -> EvaluationSplit:
     parts = {name: (name,) for name in sorted(p.stem.removeprefix("query_") for p in root.glob("query_*.csv"))}
     available: dict[str, tuple[str, ...]] = dict(parts)
     if {"part1", "part2"} <= parts.keys():
@@ -98,7 +216,7 @@ def _open_lists(root: Path, split: str) -> EvaluationSplit:
 
     files = {part: _first_file(root, (f"gt_{part}.json", f"gt_{part}.csv")) for part in available[split]}
     hidden = [part for part, file in files.items() if file is None]
-    if 0 < len(hidden) < len(files):  # copies among their queries would count as wrong answers
+    if truth is None and 0 < len(hidden) < len(files):  # copies among their queries would count as wrong answers
         raise DataError(
             f"{root}: split {split!r} has no ground truth of its part {hidden[0]}; expected gt_{hidden[0]}.json or "
             f"gt_{hidden[0]}.csv as of the other, or evaluate the parts one by one"
@@ -113,7 +231,7 @@ def _open_lists(root: Path, split: str) -> EvaluationSplit:
             raise DataError(f"{root}: query {min(repeated)!r} is in more than one part of split {split!r}")
         uuids += queries.uuids
         paths += queries.paths
-        ground_truth |= {} if file is None else read_ground_truth(file)
+        ground_truth |= {} if file is None or truth is not None else read_ground_truth(file)
     train = root / "train.csv"
     return _checked_split(
         EvaluationSplit(
@@ -121,12 +239,12 @@ def _open_lists(root: Path, split: str) -> EvaluationSplit:
             queries=Manifest(uuids, paths, root),
             references=read_manifest(root / "references.csv"),
             training=read_manifest(train) if train.is_file() else None,
-            ground_truth=ground_truth,
+            ground_truth=ground_truth if truth is None else read_ground_truth(truth),
         )
     )
 
 
-def _open_disc21(root: Path, split: str, lists: Path) -> EvaluationSplit:
+def _open_disc21(root: Path, split: str, lists: Path, truth: Path | None) -> EvaluationSplit:
     _check_split(root, split, list(_DISC21))
     facts = _DISC21[split]
     query_list = lists / facts.query_list
@@ -144,16 +262,37 @@ def _open_disc21(root: Path, split: str, lists: Path) -> EvaluationSplit:
             )
         queries = pictures.select(position[uuid] for uuid in wanted)
     training = root / "training_images"
-    truth = _first_file(lists, facts.ground_truths)
+    truth = truth or _first_file(lists, facts.ground_truths) or _first_file(root, facts.ground_truths)
     return _checked_split(
         EvaluationSplit(
             name=split,
             queries=queries,
             references=read_manifest(root / "reference_images"),
             training=read_manifest(training) if training.is_dir() else None,
-            ground_truth={} if truth is None else read_ground_truth(truth),
+            ground_truth={} if truth is None else _of_split(read_ground_truth(truth), facts, truth),
+            protocol=facts.protocol,
         )
     )
+
+
+def _of_split(ground_truth: GroundTruth, facts: _Disc21Split, path: Path) -> GroundTruth:
+    """What a file that may be of several splits says of the queries of one."""
+    others = [other for other in _DISC21.values() if other is not facts]
+
+    def number(query: str) -> int:
+        return int(query[1:]) if re.fullmatch(r"Q\d{5}", query) else -1
+
+    kept = {
+        query: found
+        for query, found in ground_truth.items()
+        if not any(other.first <= number(query) <= other.last for other in others)
+    }
+    if not kept:
+        raise DataError(
+            f"{path}: none of its {len(ground_truth)} queries is of this split (Q{facts.first:05d} to "
+            f"Q{facts.last:05d}), the first is {next(iter(ground_truth))!r}"
+        )
+    return kept
 
 
 def _check_split(root: Path, split: str, available: list[str]) -> None:
@@ -184,7 +323,7 @@ def _checked_split(split: EvaluationSplit) -> EvaluationSplit:
         )
     # A list of positives only is complete as well: the other queries copy nothing.
     complete = {query: split.ground_truth.get(query, []) for query in split.queries.uuids}
-    return EvaluationSplit(split.name, split.queries, split.references, split.training, complete)
+    return dataclasses.replace(split, ground_truth=complete)
 
 
 def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:

@@ -1,3 +1,4 @@
+from .descriptor import evaluate_descriptor as evaluate_descriptor
 from .intervals import bootstrap_intervals as bootstrap_intervals
 from .metrics import Predictions as Predictions
 from .metrics import mean_average_precision as mean_average_precision
@@ -14,4 +15,3 @@ from .predictions import read_candidates as read_candidates
 from .predictions import read_predictions as read_predictions
 from .predictions import write_candidates as write_candidates
 from .predictions import write_predictions as write_predictions
-from .protocols import evaluate_descriptor as evaluate_descriptor

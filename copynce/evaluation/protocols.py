@@ -1,180 +1,214 @@
-"""The standard evaluation of a descriptor, from pictures to metrics."""
+"""The published evaluations: what each asks for where the settings leave it open, and how one is run as a whole.
+
+    copynce   dev set I and II: 10 predictions a query, step rule, normalisation of ranks 1 to 4 (PROTOCOLS 2, 3)
+    phase2    the same for the challenge's last 50,000 queries, at most 10 pairs a query over all (PROTOCOLS 1.4, 1.5).
+              No query is looked at for another: precision=auto, which looks at the first ones, is fp32
+    ndec      that of copynce (PROTOCOLS 13.3)
+    copydays  100 predictions a query, trapezoid rule, "strong" by itself (PROTOCOLS 13.2)
+    sscd      10 predictions a query, normalisation of ranks 0 to 2 (PROTOCOLS 13.1)
+
+A table is a row per result: the descriptor, with score normalisation, the matcher on the descriptor's candidates, with
+local crops ensembling.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
-from copynce import __version__
-from copynce.config import require
-from copynce.data import EvaluationSplit, Manifest, Quarantine
-from copynce.errors import ConfigError, DataError
-from copynce.evaluation.metrics import Predictions, score_predictions
-from copynce.evaluation.predictions import best_of_all, ranked_predictions, write_predictions
-from copynce.files import atomic_text, file_sha256
-from copynce.provenance import processor_name, running_commit
-from copynce.retrieval.extract import FeatureStore, Precision, extract
-from copynce.retrieval.features import Features
-from copynce.retrieval.normalization import check_ranks
-from copynce.retrieval.normalization import score_normalization as normalise_scores
-from copynce.retrieval.search import search
-
-Metrics = dict[str, float | int | str | None]
+from copynce.data import EvaluationSplit
+from copynce.errors import ConfigError
+from copynce.evaluation.descriptor import DescriptorOptions, judge_descriptor
+from copynce.evaluation.evaluating import Evaluating, Judging
+from copynce.evaluation.matcher import MatcherOptions, judge_matcher
+from copynce.evaluation.metrics import Rule, mean_average_precision
+from copynce.evaluation.predictions import read_candidates
+from copynce.evaluation.settings import START, EvalConfig
+from copynce.evaluation.tables import Metrics, Row, markdown_table, row_facts
+from copynce.files import atomic_text
+from copynce.models import Descriptor, Matcher
+from copynce.retrieval.extract import Precision
 
 
-def evaluate_descriptor(
-    model: nn.Module,
+@dataclass(frozen=True)
+class Protocol:
+    """k: predictions of a query. start, end: ranks of score normalisation. rule: of average precision. per_query:
+    pairs over all queries, times their number. precision: what "auto" stands for. note: what differs here."""
+
+    k: int = 10
+    start: int = START
+    end: int = 5
+    rule: Rule = "step"
+    per_query: int | None = None
+    precision: Precision = "auto"
+    note: str = ""
+
+
+PROTOCOLS = {
+    "copynce": Protocol(),
+    "phase2": Protocol(per_query=10, precision="fp32"),
+    "ndec": Protocol(),
+    "copydays": Protocol(k=100, rule="trapezoid"),
+    "sscd": Protocol(
+        start=0,
+        end=3,
+        note="pictures are squeezed to the model's square input, where SSCD keeps their aspect ratio (short side 288) "
+        "or uses 288 x 288 or 320 x 320; descriptors are raw, without PCA whitening",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and the file that it was read from."""
+
+    model: Descriptor | Matcher
+    file: Path
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: what metrics.json holds. rows: of the table, none where there is no ground truth. protocol: its name."""
+
+    metrics: Metrics
+    rows: list[Row] = field(default_factory=list)
+    protocol: str = "copynce"
+
+
+def evaluate(
+    config: EvalConfig,
     split: EvaluationSplit,
-    out_dir: str | os.PathLike[str],
+    model: Loaded,
+    matcher: Loaded | None,
+    out: Path,
     *,
-    batch_size: int = 64,
     device: torch.device | str = "cpu",
-    precision: Precision = "auto",
-    k: int = 10,
-    global_candidates: int | None = None,
-    score_normalization: bool = False,
-    alpha: float = 1.0,
-    start: int = 1,
-    end: int = 5,
-    threads: int = 2,
-    model_file: str | os.PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
-) -> Metrics:
-    """The metrics of `model` on `split`: exact search of every query among the references, `k` predictions each.
+) -> Evaluation:
+    """Evaluate a descriptor, with a `matcher` on its candidates where one is given; or a matcher by itself on a file of
+    candidates. Leaves in `out`: predictions.csv, predictions-matcher.csv, predictions-lce.csv, metrics.json, table.md.
 
-    model, batch_size, device, precision, threads: as in `extract`; queries decide for all what "auto" means.
-    global_candidates: keep only so many predictions, the best over all queries (PROTOCOLS 1.4: 10 times the queries);
-        of equal scores the first in the order of queries, then of their ranks. None: all.
-    score_normalization: also report uap_sn, rp90_sn and rp90_threshold_sn, the scores normalised against the split's
-        training pictures with `alpha`, `start`, `end` (the predictions file keeps the plain scores).
-    model_file: the file that `model` was loaded from. With it, features are kept in `out_dir`/features as they are
-        made, and taken from there by the next evaluation of the same file, pictures and code.
-    progress: called as progress(role, done, total) while "query", "reference" and "training" pictures are read.
-    say: receives a sentence about what is not as it was asked for.
-
-    Leaves in `out_dir` (made if absent): predictions.csv, metrics.json (what is returned) and, if any picture is
-    broken, skipped.jsonl with each one's path and reason. A broken query returns nothing and so counts as missed; a
-    broken reference cannot be found. Where the ground truth has no pair at all (it is hidden, or not there), there is
-    nothing to score: the metrics then have no "uap", and say "positives": 0.
-    Raises ConfigError for settings that do not fit, DataError if no query, reference or training picture can be
-    decoded, or if the split has too few training pictures to normalise with.
+    Raises ConfigError for models and settings that do not fit each other; other errors as of `evaluate_descriptor` and
+    `judge_matcher`.
     """
-    out_dir = Path(out_dir)
-    require(k >= 1, "k", "at least 1", k)
-    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-    require(threads >= 1, "threads", "at least 1", threads)
-    if global_candidates is not None:
-        most = k * len(split.queries)
-        require(1 <= global_candidates < most, "global_candidates",
-                f"at least 1 and below the {most} predictions of k={k} for {len(split.queries)} queries; raise k",
-                global_candidates)  # fmt: skip
-    if score_normalization:
-        check_ranks(start, end)
-        _check_training(split, None if split.training is None else len(split.training), end)
-    _check_out(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    skipped = out_dir / "skipped.jsonl"
-    skipped.unlink(missing_ok=True)  # of an earlier evaluation
-    quarantine = Quarantine(skipped)
-    model_hash = None if model_file is None else file_sha256(model_file)
-    positives = sum(map(len, split.ground_truth.values()))
-    if not positives and say is not None:
-        say(
-            f"split {split.name!r} has no ground truth (no file, or no pair in it): there will be predictions, but "
-            "nothing to score"
-        )
-
-    for manifest in (split.queries, split.references, split.training):
-        if manifest is not None:
-            manifest.report(say or (lambda line: None), quarantine.add)
-
-    def features(role: str, manifest: Manifest, precision: Precision) -> Features:
-        def report(done: int) -> None:
-            if progress is not None:
-                progress(role, done, len(manifest))
-
-        return extract(
-            model,
-            manifest,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            quarantine=quarantine,
-            threads=threads,
-            keep=None if model_hash is None else FeatureStore(out_dir / "features", role, model_hash),
-            progress=report,
-            say=say,
-        )
-
-    query = features("query", split.queries, precision)
-    reference = features("reference", split.references, query.precision)
-    scores, indices = search(query.values, reference.values, k)
-
-    def predictions(scores: np.ndarray) -> Predictions:
-        return best_of_all(ranked_predictions(query.uuids, reference.uuids, scores, indices), global_candidates)
-
-    plain = predictions(scores)
-    (out_dir / "metrics.json").unlink(missing_ok=True)  # it would speak of other predictions
-    write_predictions(out_dir / "predictions.csv", plain)
-    metrics: Metrics = {"split": split.name}
-    if positives:
-        metrics |= score_predictions(plain, split.ground_truth)
+    if isinstance(model.model, Matcher):
+        if matcher is not None:
+            raise ConfigError(f"{model.file} is a matcher's; with matcher=, the first model is a descriptor's")
+        if config.candidates is None:
+            raise ConfigError(
+                f"{model.file} is a matcher's, which scores pairs: give candidates=FILE, or a descriptor that finds "
+                f"them, as in copynce eval DESCRIPTOR matcher={model.file}"
+            )
+        descriptor, matcher = None, model
     else:
-        metrics |= {"queries": len(split.queries), "positives": 0, "predictions": len(plain.scores)}
-    metrics |= {
-        "k": k,
-        "global_candidates": global_candidates,
-        "references": len(split.references),
-        "skipped_queries": len(split.queries) - len(query.uuids),
-        "skipped_references": len(split.references) - len(reference.uuids),
-    }
-    if score_normalization and positives:
-        assert split.training is not None, "checked above"
-        training = features("training", split.training, query.precision)
-        _check_training(split, len(training.uuids), end)
-        normal = normalise_scores(scores, query.values, training.values, start=start, end=end, alpha=alpha)
-        result = score_predictions(predictions(normal), split.ground_truth)
-        metrics |= {f"{key}_sn": result[key] for key in ("uap", "rp90", "rp90_threshold")}
-        metrics |= {"alpha": alpha, "start": start, "end": end}
-        metrics["skipped_training"] = len(split.training) - len(training.uuids)
-    device = torch.device(device)
-    metrics |= {
-        "model": None if model_file is None else str(Path(model_file).absolute()),
-        "model_sha256": model_hash,
-        "dataset": str(split.references.root.absolute()),
-        "precision": query.precision,
-        "batch_size": batch_size,
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
-        "version": __version__,
-        "commit": running_commit(),
-    }
-    with atomic_text(out_dir / "metrics.json") as file:
-        json.dump(metrics, file, indent=2)
-        file.write("\n")
-    return metrics
+        descriptor = model
+        if matcher is not None and not isinstance(matcher.model, Matcher):
+            raise ConfigError(f"matcher: {matcher.file} is a descriptor's, expected a matcher's")
+        if config.candidates is not None and matcher is None:
+            raise ConfigError("candidates is for a matcher, but there is none; give matcher= too")
 
-
-def _check_training(split: EvaluationSplit, found: int | None, end: int) -> None:
-    if found is None:
-        raise DataError(f"split {split.name!r}: score normalisation needs training pictures, but it has none")
-    if found < end:
-        raise DataError(
-            f"split {split.name!r}: score normalisation with end={end} needs as many training pictures, got {found}"
+    name = split.protocol if config.protocol == "auto" else config.protocol
+    protocol = PROTOCOLS[name]
+    settings = _settled(config, protocol, split, with_matcher=matcher is not None)
+    evaluating = Evaluating(out, split, progress, say)
+    if protocol.note:
+        evaluating.say(f"protocol {name}: {protocol.note}")
+    candidates = None
+    if config.candidates is not None:
+        candidates = read_candidates(
+            config.candidates, queries=set(split.queries.uuids), references=set(split.references.uuids)
         )
+    judging = Judging(settings.rule, config.repetitions, config.seed)
+    metrics: Metrics = {}
+    rows: list[Row] = []
+    if descriptor is not None:
+        wanted = config.candidates_k if matcher is not None and candidates is None else 0
+        options = DescriptorOptions(
+            batch_size=config.batch_size,
+            device=device,
+            precision=settings.precision,
+            k=settings.k,
+            global_candidates=settings.global_candidates,
+            score_normalization=settings.score_normalization,
+            alpha=config.alpha,
+            start=settings.start,
+            end=settings.end,
+            threads=config.threads,
+            candidates=wanted,
+            judging=judging,
+        )
+        result = judge_descriptor(descriptor.model, evaluating, options, descriptor.file)
+        metrics, rows = dict(result.metrics), list(result.rows)
+        candidates = candidates or result.candidates
+    if matcher is not None:
+        assert isinstance(matcher.model, Matcher), "checked above"
+        assert candidates is not None, "as well"
+        matching = MatcherOptions(
+            local_crops=config.local_crops,
+            batch_size=config.batch_size,
+            device=device,
+            precision=settings.precision,
+            threads=config.threads,
+            memory=round(config.memory * 1e9),
+            global_candidates=settings.pairs,
+            judging=judging,
+        )
+        found = judge_matcher(matcher.model, candidates, evaluating, matching, matcher.file)
+        metrics |= found.metrics
+        if descriptor is None and found.rows:  # the first row of a table is at the top
+            metrics = {"split": split.name, **found.rows[0].metrics, **metrics}
+        rows += found.rows
+    metrics |= {"protocol": name, "ap": settings.rule, "repetitions": config.repetitions, "seed": config.seed}
+    if rows and split.groups:
+        truth = {group: {q: split.ground_truth[q] for q in names} for group, names in split.groups.items()}
+        scored = {group: part for group, part in truth.items() if any(part.values())}
+        metrics |= {
+            f"map_{group}": mean_average_precision(rows[0].predictions, part, rule=settings.rule)
+            for group, part in scored.items()
+        }
+    metrics["rows"] = [row_facts(row) for row in rows]
+    if rows:
+        with atomic_text(out / "table.md") as file:
+            file.write(markdown_table(rows))
+    evaluating.write_metrics(metrics)
+    return Evaluation(metrics, rows, name)
 
 
-def _check_out(out_dir: Path) -> None:
-    """Raise ConfigError if a name below `out_dir` is taken by a file where a folder must be, or the other way round."""
-    for folder in (out_dir / "features", *(out_dir / "features").parents):
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"out: {folder} must be a folder, or not there yet, but it is a file; choose another out")
-    for name in ("predictions.csv", "metrics.json", "skipped.jsonl"):
-        if (out_dir / name).is_dir():
-            raise ConfigError(f"out: {out_dir / name} must be a file, or not there yet, but it is a folder")
+@dataclass(frozen=True)
+class _Settled:
+    """What the settings and the protocol say together."""
+
+    k: int
+    start: int
+    end: int
+    rule: Rule
+    global_candidates: int | None
+    pairs: int | None  # the same for a matcher, whose candidates may be any number
+    precision: Precision
+    score_normalization: bool
+
+
+def _settled(config: EvalConfig, protocol: Protocol, split: EvaluationSplit, *, with_matcher: bool) -> _Settled:
+    k = protocol.k if config.k is None else config.k
+    most = None if protocol.per_query is None else protocol.per_query * len(split.queries)
+    pairs = most if config.global_candidates is None else config.global_candidates
+    capped = pairs if config.global_candidates is not None or k > (protocol.per_query or k) else None
+    end = protocol.end if config.end is None else config.end
+    normalised = config.score_normalization
+    if normalised is None:
+        asked = with_matcher or protocol is PROTOCOLS["sscd"]
+        normalised = asked and split.training is not None and len(split.training) >= end
+    return _Settled(
+        k=k,
+        start=protocol.start if config.start is None else config.start,
+        end=end,
+        rule=protocol.rule if config.ap == "auto" else config.ap,
+        global_candidates=capped,
+        pairs=pairs,
+        precision=protocol.precision if config.precision == "auto" else config.precision,
+        score_normalization=normalised,
+    )

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from copynce.config import require
+from copynce.errors import ConfigError
+
+#: The first rank that score normalisation averages, of CopyNCE's protocol.
+START = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,30 +48,62 @@ class MeasureConfig:
 class EvalConfig:
     """Settings of ``copynce eval``."""
 
-    dataset: str
-    """Folder in the form of DISC21, or with references.csv, query_NAME.csv and gt_NAME.json."""
+    dataset: str | None = None
+    """Folder in the form of DISC21, of SSCD's DISC21, of Copydays, or with references.csv, query_NAME.csv and
+    gt_NAME.json."""
     split: str = "dev"
-    """Which queries: a NAME of the folder; DISC21 has val (dev set I), dev (dev set II), test (phase 2)."""
+    """Which queries: a NAME of the folder; DISC21 has val (dev set I), dev (dev set II), test (phase 2), Copydays all,
+    strong, crops and jpeg."""
     lists: str | None = None
     """Folder of DISC21's id lists and ground truth; none: the dataset's own folder."""
+    queries: str | None = None
+    """In place of dataset: query pictures, a CSV (uuid,path), a folder or shards; with references, and maybe
+    ground_truth and training. So NDEC: its queries, the references of DISC21."""
+    references: str | None = None
+    """Reference pictures, likewise."""
+    training: str | None = None
+    """Pictures for score normalisation, likewise."""
+    ground_truth: str | None = None
+    """CSV query_id,reference_id or JSON {query: [references]}; none: the dataset's own."""
+    protocol: Literal["auto", "copynce", "phase2", "ndec", "copydays", "sscd"] = "auto"
+    """Whose rules hold where settings are none. auto: what the dataset is known for, else copynce; ndec is copynce."""
+    matcher: str | None = None
+    """With a descriptor: a run, checkpoint or weights file of a matcher that scores its candidates: a whole table."""
+    candidates: str | None = None
+    """For a matcher: file of the pairs to score; none: the descriptor's, the first candidates_k of each query."""
+    candidates_k: int = 10
+    """How many pairs of each query the matcher scores."""
+    local_crops: bool = True
+    """A matcher also scores with local crops ensembling, some 35 times the work; false: only whole pictures."""
+    memory: float = 4.0
+    """Gigabytes of a matcher's encodings that are held, see copynce match."""
     out: str | None = None
-    """Where predictions.csv and metrics.json go; none: RUN/eval-SPLIT, or FILE-eval-SPLIT beside a weights
-    file FILE. Features are kept there too, for the next evaluation of the same model and pictures."""
-    score_normalization: bool = False
-    """Also score with the training pictures' similarities subtracted (uap_sn, rp90_sn)."""
+    """Where predictions, metrics.json, table.md and report.html go; none: RUN/eval-SPLIT, or FILE-eval-SPLIT beside a
+    weights file FILE. Features and scores are kept there too, for the next evaluation of the same."""
+    score_normalization: bool | None = None
+    """Also score with the training pictures' similarities subtracted (uap_sn, rp90_sn); none: with a matcher or the
+    protocol sscd, where there are training pictures."""
     alpha: float = 1.0
     """Weight of what score normalisation subtracts."""
-    start: int = 1
-    """First rank of the training pictures' similarities that score normalisation averages, from 0."""
-    end: int = 5
-    """The rank after the last of them; as many training pictures are needed."""
+    start: int | None = None
+    """First rank of the training pictures' similarities that score normalisation averages, from 0; none: 1, sscd 0."""
+    end: int | None = None
+    """The rank after the last of them; as many training pictures are needed. None: 5, sscd 3."""
     batch_size: int = 64
     """Pictures per forward pass."""
-    k: int = 10
-    """Predictions per query; with fewer references, all of them."""
+    k: int | None = None
+    """Predictions per query of the descriptor; with fewer references, all of them. None: 10, copydays 100."""
     global_candidates: int | None = None
     """Keep only so many predictions, the best over all queries (the challenge: 10 times the queries, with a larger k);
-    none: all."""
+    none: all, phase2 10 times the queries."""
+    ap: Literal["auto", "step", "trapezoid"] = "auto"
+    """How average precision is summed in uAP and mAP; auto: in steps, copydays by trapezoids."""
+    repetitions: int = 1000
+    """Of the bootstrap over queries that gives the intervals (95 %, percentiles); 0: no intervals."""
+    seed: int = 0
+    """Of the bootstrap."""
+    shown: int = 12
+    """How many of the worst false matches, and of the worst misses, report.html shows; 0: none."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to decode, compute and search; auto: on a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -77,13 +113,23 @@ class EvalConfig:
     """DALI's CPU threads."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "k", "threads"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("batch_size", "k", "threads", "candidates_k", "global_candidates"):
+            if getattr(self, name) is not None:
+                require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("start", "repetitions", "seed", "shown", "memory"):
+            if getattr(self, name) is not None:
+                require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(self.memory < 1e6, "memory", "below 1e6 (gigabytes)", self.memory)
         require(self.threads <= 1024, "threads", "at most 1024", self.threads)
         require(self.split != "", "split", "the name of a split", self.split)
         require(self.out != "", "out", "the name of a folder", self.out)
         require(math.isfinite(self.alpha), "alpha", "finite", self.alpha)
-        require(self.start >= 0, "start", "at least 0", self.start)
-        require(self.end > self.start, "end", f"above start={self.start}", self.end)
-        if self.global_candidates is not None:
-            require(self.global_candidates >= 1, "global_candidates", "at least 1", self.global_candidates)
+        start = START if self.start is None else self.start
+        require(self.end is None or self.end > start, "end", f"above start={start}", self.end)
+        if self.dataset is None:
+            if self.queries is None or self.references is None:
+                raise ConfigError("give the pictures as dataset=FOLDER split=NAME, or as queries= and references=")
+            require(self.lists is None, "lists", "left out without dataset", self.lists)
+        for name in ("queries", "references", "training"):
+            if self.dataset is not None and getattr(self, name) is not None:
+                raise ConfigError(f"{name}={getattr(self, name)}: dataset={self.dataset} has its own; leave out one")

@@ -44,10 +44,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Found:
-    """One search result: its picture, score, and whether it is the query's original."""
+    """One search result: its picture (None: it cannot be shown), its score (None: it was not found), and whether it is
+    the query's original."""
 
-    image: Image.Image
-    score: float
+    image: Image.Image | None
+    score: float | None
     is_original: bool
     caption: str = ""
 
@@ -56,7 +57,7 @@ class Found:
 class Search:
     """A query and what was found for it, best first; `note` says for example that the original is not among them."""
 
-    query: Image.Image
+    query: Image.Image | None
     found: Sequence[Found]
     caption: str = ""
     note: str = ""
@@ -153,20 +154,27 @@ def _table(table: Table) -> str:
 
 def _search(search: Search) -> str:
     query = (
-        f"<div class='hit query'><div class='picture'>{_img(_thumbnail(search.query), True, 'query')}</div>"
+        f"<div class='hit query'><div class='picture'>{_shown(search.query, 'query')}</div>"
         f"<div class='label'>query</div><div class='file'>{escape(search.caption)}</div></div>"
     )
     hits = []
     for rank, found in enumerate(search.found, start=1):
         kind, mark = ("true", " ✓ original") if found.is_original else ("false", "")
-        picture = _img(_thumbnail(found.image), True, f"result {rank}")
+        picture = _shown(found.image, f"result {rank}")
+        label = f"{rank}. {found.score:.3f}{mark}" if found.score is not None else f"not found{mark}"
         hits.append(
             f"<div class='hit {kind}'><div class='picture'>{picture}</div>"
-            f"<div class='label'>{rank}. {found.score:.3f}{mark}</div>"
+            f"<div class='label'>{label}</div>"
             f"<div class='file'>{escape(found.caption)}</div></div>"
         )
     note = f"<div class='note'>{escape(search.note)}</div>" if search.note else ""
     return f"<div class='search'>{query}<div class='arrow'>→</div>{''.join(hits)}{note}</div>"
+
+
+def _shown(image: Image.Image | None, alt: str) -> str:
+    if image is None:
+        return "<span class='absent'>cannot be shown</span>"
+    return _img(_thumbnail(image), True, alt)
 
 
 def _thumbnail(image: Image.Image, side: int = 280) -> Image.Image:
@@ -216,6 +224,7 @@ figcaption{font-size:14px;color:#6b7280;margin-top:6px}
 .picture{width:150px;height:150px;border-radius:8px;border:4px solid #e3e5ea;background:#f8f9fb;
 display:flex;align-items:center;justify-content:center;overflow:hidden}
 .picture img{max-width:100%;max-height:100%;display:block}
+.absent{font-size:12px;color:#9aa1ad}
 .query .picture{border-color:#20242c}
 .true .picture{border-color:#1a9850}
 .true .label{color:#147a3e}

@@ -1,0 +1,156 @@
+"""``copynce eval`` as a whole table: descriptor, + score normalisation, matcher, + local crops; and its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from copynce.cli import main
+from copynce.cli.main import BAD_INPUT
+from copynce.data import open_dataset
+from copynce.data.synthetic import make_pictures
+from copynce.evaluation import read_predictions, score_predictions
+from copynce.models import build_descriptor, build_matcher, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A descriptor, a matcher, and a data set: 4 queries, one of them broken, 5 references, 6 training pictures."""
+    root = tmp_path_factory.mktemp("place")
+    names = [path.name for path in make_pictures(root / "ds" / "p", 12, seed=5, side_px=(64, 96))]
+    (root / "ds" / "p" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    lists = {"references": ("R", names[:5]), "query_a": ("Q", [*names[:3], "broken.jpg"]), "train": ("T", names[6:])}
+    for file, (letter, files) in lists.items():
+        lines = [f"{letter}{i},p/{name}" for i, name in enumerate(files)]
+        (root / "ds" / f"{file}.csv").write_text("\n".join(["uuid,path", *lines]))
+    (root / "ds" / "gt_a.json").write_text(json.dumps({"Q0": ["R0"], "Q1": ["R1"], "Q2": [], "Q3": ["R3"]}))
+    options = {"patch_size": 8, "embed_dim": 24, "num_heads": 2}
+    descriptor = build_descriptor(img_size=32, dim=16, backbone_options={**options, "depth": 2})
+    save_checkpoint(root / "d.safetensors", descriptor)
+    matcher = build_matcher(img_size=32, encoder_blocks=2, fusion_blocks=1, backbone_options=options)
+    save_checkpoint(root / "m.safetensors", matcher)
+    return root
+
+
+def evaluate(place: Path, weights: str, out: Path, *settings: str) -> int:
+    fixed = [f"dataset={place / 'ds'}", "split=a", "device=cpu", "precision=fp32", "repetitions=20", f"out={out}"]
+    return main(["eval", str(place / weights), *fixed, *settings])
+
+
+@pytest.fixture(scope="module")
+def table(place: Path) -> Path:
+    """The folder of a whole table."""
+    assert evaluate(place, "d.safetensors", place / "t", f"matcher={place / 'm.safetensors'}", "candidates_k=3") == 0
+    return place / "t"
+
+
+def test_a_whole_table_is_one_command(place: Path, table: Path) -> None:
+    metrics = json.loads((table / "metrics.json").read_text())
+    assert [row["name"] for row in metrics["rows"]] == [
+        "descriptor", "+ score normalisation", "matcher", "+ local crops"
+    ]  # fmt: skip
+    assert (metrics["candidates"], metrics["k"], metrics["start"], metrics["end"]) == (9, 10, 1, 5)
+    truth = open_dataset(place / "ds", "a").ground_truth
+    for name, suffix in (("matcher", "_matcher"), ("lce", "_lce")):
+        found = read_predictions(table / f"predictions-{name}.csv")
+        assert len(found.scores) == 9
+        assert score_predictions(found, truth)["uap"] == metrics[f"uap{suffix}"]
+    assert metrics["uap"] == metrics["rows"][0]["uap"]
+    lines = (table / "table.md").read_text().splitlines()
+    assert lines[0] == "|  | uAP | RP90 | recall@1 |"
+    assert len(lines) == 6
+    assert all(line.count("[") == 3 for line in lines[2:])
+
+
+def test_local_crops_score_at_least_as_high(table: Path) -> None:
+    """PROTOCOLS 15.7; a float32 sum of another batch may round otherwise."""
+    plain, crops = (
+        {(q, r): s for q, r, s in zip(*read_predictions(table / f"predictions-{name}.csv"), strict=True)}
+        for name in ("matcher", "lce")
+    )
+    assert plain.keys() == crops.keys()
+    assert all(crops[pair] >= plain[pair] - 1e-6 for pair in plain)
+
+
+def test_what_was_done_is_taken_from_the_folder(
+    place: Path, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((table / "metrics.json").read_text())
+    for loader in ("copynce.retrieval.extract.PictureLoader", "copynce.retrieval.matcher_passes.PictureLoader",
+                   "copynce.retrieval.matcher_passes.CropLoader"):  # fmt: skip
+        monkeypatch.setattr(loader, lambda *_, **__: pytest.fail("a picture was read"))
+    settings = [f"matcher={place / 'm.safetensors'}", "candidates_k=3"]
+    assert evaluate(place, "d.safetensors", table, *settings) == 0
+    assert json.loads((table / "metrics.json").read_text()) == before
+    printed = capsys.readouterr().out
+    assert [line.split("  ")[0] for line in printed.splitlines()[2:6]] == [
+        "descriptor", "+ score normalisation", "matcher", "+ local crops"
+    ]  # fmt: skip
+
+
+def test_the_report_shows_errors_as_pictures(table: Path) -> None:
+    page = (table / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 8
+    assert page.count("data:image/png;base64,") == 1
+    assert "original R3 is not among the predictions" in page  # the broken query
+    assert "cannot be shown" in page
+    assert "this query copies nothing" in page  # a false match of Q2
+    assert (table / "precision_recall.png").stat().st_size > 5000
+
+
+def test_a_matcher_by_itself(place: Path, tmp_path: Path, table: Path) -> None:
+    candidates = tmp_path / "c.json"
+    candidates.write_text(json.dumps([["Q0", [["R0", 0], ["R1", 0]]], ["Q1", [["R2", 0]]]]))
+    assert evaluate(place, "m.safetensors", tmp_path / "e", f"candidates={candidates}", "local_crops=false") == 0
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert [row["name"] for row in metrics["rows"]] == ["matcher"]
+    assert metrics["uap"] == metrics["uap_matcher"]
+    whole = {(q, r): s for q, r, s in zip(*read_predictions(table / "predictions-matcher.csv"), strict=True)}
+    for query, reference, score in zip(*read_predictions(tmp_path / "e" / "predictions-matcher.csv"), strict=True):
+        if (query, reference) in whole:
+            assert score == pytest.approx(whole[query, reference], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "message"),
+    [
+        ("m.safetensors", [], "is a matcher's, which scores pairs: give candidates=FILE"),
+        ("m.safetensors", ["matcher=m.safetensors"], "with matcher=, the first model is a descriptor's"),
+        ("d.safetensors", ["matcher=d.safetensors"], "matcher: d.safetensors is a descriptor's"),
+        ("d.safetensors", ["candidates=c.csv"], "candidates is for a matcher, but there is none"),
+        ("m.safetensors", ["candidates=c.csv"], "c.csv, line 2: reference 'R9' is not among the 5 references"),
+        ("m.safetensors", ["candidates=empty.csv"], "empty.csv: no candidate pair in this file"),
+        ("d.safetensors", ["queries=x"], "has its own; leave out one"),
+        ("d.safetensors", ["ground_truth=other.csv"], "1 queries of the ground truth are not in the query list"),
+        ("d.safetensors", ["protocol=sscd", "end=0"], "end must be above start"),
+    ],
+)
+def test_what_does_not_fit(
+    weights: str, settings: list[str], message: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(place)
+    (place / "c.csv").write_text("Q0,R0\nQ0,R9\n")
+    (place / "empty.csv").write_text("query_id,reference_id\n")
+    (place / "other.csv").write_text("Q8,R0\n")
+    assert evaluate(Path(), weights, tmp_path / "e", f"dataset={place / 'ds'}", *settings) == BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+def test_any_two_folders(place: Path, tmp_path: Path) -> None:
+    for folder, names in (("q", ["a", "b"]), ("r", ["a", "b", "c"])):
+        make_pictures(tmp_path / folder, len(names), seed=9, side_px=(64, 96))
+        for path, name in zip(sorted((tmp_path / folder).iterdir()), names, strict=True):
+            path.rename(path.with_stem(name))
+    (tmp_path / "gt.csv").write_text("a,a\nb,b\n")
+    arguments = ["queries=q", "references=r", "training=r", "ground_truth=gt.csv", "protocol=sscd", "out=o"]
+    settings = [f"{s.split('=')[0]}={tmp_path / s.split('=')[1]}" if s[:4] != "prot" else s for s in arguments]
+    assert main(["eval", str(place / "d.safetensors"), *settings, "device=cpu", "shown=0", "repetitions=0"]) == 0
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert (metrics["uap"], metrics["protocol"], metrics["start"], metrics["end"]) == (1.0, "sscd", 0, 3)
+    assert [row["name"] for row in metrics["rows"]] == ["descriptor", "+ score normalisation"]
+    assert np.isfinite(metrics["uap_sn"])

@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> None:
     skipped = sum(result.metrics.get(f"skipped_{role}", 0) for role in ("queries", "references", "training"))
     if skipped:
         _say(f"{skipped} broken pictures were skipped; skipped.jsonl lists them")
-    _report(config, split, result, out)
+    if config.shown:
+        _report(config, split, result, out)
     print(f"predictions, metrics and report: {out}")
 
 

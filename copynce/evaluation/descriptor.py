@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from copynce import __version__
@@ -23,9 +24,12 @@ from copynce.files import file_sha256
 from copynce.provenance import processor_name, running_commit
 from copynce.retrieval.extract import FeatureStore, Precision, extract
 from copynce.retrieval.features import Features
-from copynce.retrieval.normalization import check_ranks
+from copynce.retrieval.normalization import Whitening, check_ranks
 from copynce.retrieval.normalization import score_normalization as normalise_scores
+from copynce.retrieval.rows import Rows
 from copynce.retrieval.search import search
+
+_ROWS = 65_536  # that are whitened at a time
 
 
 def evaluate_descriptor(
@@ -81,7 +85,11 @@ def evaluate_descriptor(
 
 @dataclass(frozen=True)
 class DescriptorOptions:
-    """As the arguments of `evaluate_descriptor`; candidates: pairs of each query that are given on, its best."""
+    """As the arguments of `evaluate_descriptor`.
+
+    whiten: two more rows with PCA whitening to so many dimensions, at most those that the training pictures have,
+    without and with score normalisation after it. candidates: pairs of each query that are given on, its best.
+    """
 
     batch_size: int = 64
     device: torch.device | str = "cpu"
@@ -93,14 +101,15 @@ class DescriptorOptions:
     start: int = 1
     end: int = 5
     threads: int = 2
+    whiten: int | None = None
     candidates: int = 0
     judging: Judging = field(default_factory=Judging)
 
 
 @dataclass(frozen=True)
 class DescriptorResult:
-    """metrics: for metrics.json. rows: the descriptor, with score normalisation too where asked for; none where there
-    is no ground truth. candidates: the best pairs of each query."""
+    """metrics: for metrics.json. rows: the descriptor, with score normalisation and whitening too where asked for; none
+    where there is no ground truth. candidates: the best pairs of each query."""
 
     metrics: Metrics
     rows: list[Row]
@@ -138,7 +147,7 @@ def judge_descriptor(
     chosen = ranked_predictions(query.uuids, reference.uuids, scores[:, best], indices[:, best])
     scores, indices = scores[:, :k], indices[:, :k]
 
-    def predictions(scores: np.ndarray) -> Predictions:
+    def predictions(scores: np.ndarray) -> Predictions:  # with the indices as they are then
         found = ranked_predictions(query.uuids, reference.uuids, scores, indices)
         return best_of_all(found, options.global_candidates)
 
@@ -159,16 +168,33 @@ def judge_descriptor(
         "skipped_queries": len(split.queries) - len(query.uuids),
         "skipped_references": len(split.references) - len(reference.uuids),
     }
-    if options.score_normalization and evaluating.positives:
+    if (options.score_normalization or options.whiten) and evaluating.positives:
         assert split.training is not None, "checked above"
         training = features("training", split.training, query.precision)
-        _check_training(split, len(training.uuids), options.end)
-        ranks = {"start": options.start, "end": options.end}
-        normal = normalise_scores(scores, query.values, training.values, alpha=options.alpha, **ranks)
-        rows.append(options.judging.row("+ score normalisation", predictions(normal), split.ground_truth))
-        metrics |= {f"{key}_sn": rows[-1].metrics[key] for key in ("uap", "rp90", "rp90_threshold")}
-        metrics |= {"alpha": options.alpha, **ranks}
         metrics["skipped_training"] = len(split.training) - len(training.uuids)
+        ranks = {"start": options.start, "end": options.end}
+
+        def add(title: str, suffix: str, scores: np.ndarray) -> None:
+            rows.append(options.judging.row(title, predictions(scores), split.ground_truth))
+            metrics.update({f"{key}{suffix}": rows[-1].metrics[key] for key in ("uap", "rp90", "rp90_threshold")})
+
+        if options.score_normalization:
+            _check_training(split, len(training.uuids), options.end)
+            metrics |= {"alpha": options.alpha, **ranks}
+            normal = normalise_scores(scores, query.values, training.values, alpha=options.alpha, **ranks)
+            add("+ score normalisation", "_sn", normal)
+        if options.whiten:
+            dims = min(options.whiten, training.values.shape[1], max(len(training.uuids) - 1, 1))
+            whitening = Whitening.fit(training.values, dims)
+            metrics["whitened_dims"] = dims
+            query_rows, reference_rows, training_rows = (
+                _whitened(whitening, side.values) for side in (query, reference, training)
+            )
+            scores, indices = search(query_rows, reference_rows, k)
+            add("whitened", "_whitened", scores)
+            if options.score_normalization:
+                normal = normalise_scores(scores, query_rows, training_rows, alpha=options.alpha, **ranks)
+                add("whitened + score normalisation", "_whitened_sn", normal)
     device = torch.device(options.device)
     metrics |= {
         "model": None if model_file is None else str(Path(model_file).absolute()),
@@ -181,6 +207,13 @@ def judge_descriptor(
         "commit": running_commit(),
     }
     return DescriptorResult(metrics, rows, Candidates(chosen.queries, chosen.references))
+
+
+def _whitened(whitening: Whitening, rows: Rows) -> NDArray[np.float32]:
+    whitened = np.empty((len(rows), len(whitening.matrix)), np.float32)
+    for start in range(0, len(rows), _ROWS):
+        whitened[start : start + _ROWS] = whitening(np.asarray(rows[start : start + _ROWS]))
+    return whitened
 
 
 def _check(split: EvaluationSplit, options: DescriptorOptions) -> None:
@@ -196,6 +229,8 @@ def _check(split: EvaluationSplit, options: DescriptorOptions) -> None:
     if options.score_normalization:
         check_ranks(options.start, options.end)
         _check_training(split, None if split.training is None else len(split.training), options.end)
+    if options.whiten is not None and split.training is None:
+        raise DataError(f"split {split.name!r}: whitening needs training pictures, but it has none")
 
 
 def _check_training(split: EvaluationSplit, found: int | None, end: int) -> None:

@@ -5,7 +5,7 @@
               No query is looked at for another: precision=auto, which looks at the first ones, is fp32
     ndec      that of copynce (PROTOCOLS 13.3)
     copydays  100 predictions a query, trapezoid rule, "strong" by itself (PROTOCOLS 13.2)
-    sscd      10 predictions a query, normalisation of ranks 0 to 2 (PROTOCOLS 13.1)
+    sscd      10 predictions a query, normalisation of ranks 0 to 2, raw and whitened (PROTOCOLS 13.1)
 
 A table is a row per result: the descriptor, with score normalisation, the matcher on the descriptor's candidates, with
 local crops ensembling.
@@ -36,7 +36,8 @@ from copynce.retrieval.extract import Precision
 @dataclass(frozen=True)
 class Protocol:
     """k: predictions of a query. start, end: ranks of score normalisation. rule: of average precision. per_query:
-    pairs over all queries, times their number. precision: what "auto" stands for. note: what differs here."""
+    pairs over all queries, times their number. precision: what "auto" stands for. whiten: dimensions. note: what
+    differs here."""
 
     k: int = 10
     start: int = START
@@ -44,6 +45,7 @@ class Protocol:
     rule: Rule = "step"
     per_query: int | None = None
     precision: Precision = "auto"
+    whiten: int | None = None
     note: str = ""
 
 
@@ -55,8 +57,9 @@ PROTOCOLS = {
     "sscd": Protocol(
         start=0,
         end=3,
+        whiten=512,
         note="pictures are squeezed to the model's square input, where SSCD keeps their aspect ratio (short side 288) "
-        "or uses 288 x 288 or 320 x 320; descriptors are raw, without PCA whitening",
+        "or uses 288 x 288 or 320 x 320",
     ),
 }
 
@@ -138,6 +141,7 @@ def evaluate(
             start=settings.start,
             end=settings.end,
             threads=config.threads,
+            whiten=settings.whiten,
             candidates=wanted,
             judging=judging,
         )
@@ -190,6 +194,7 @@ class _Settled:
     pairs: int | None  # the same for a matcher, whose candidates may be any number
     precision: Precision
     score_normalization: bool
+    whiten: int | None
 
 
 def _settled(config: EvalConfig, protocol: Protocol, split: EvaluationSplit, *, with_matcher: bool) -> _Settled:
@@ -211,4 +216,5 @@ def _settled(config: EvalConfig, protocol: Protocol, split: EvaluationSplit, *, 
         pairs=pairs,
         precision=protocol.precision if config.precision == "auto" else config.precision,
         score_normalization=normalised,
+        whiten=(config.whiten or None) if config.whiten is not None else protocol.whiten if split.training else None,
     )

@@ -89,6 +89,9 @@ class EvalConfig:
     """First rank of the training pictures' similarities that score normalisation averages, from 0; none: 1, sscd 0."""
     end: int | None = None
     """The rank after the last of them; as many training pictures are needed. None: 5, sscd 3."""
+    whiten: int | None = None
+    """Also with PCA whitening, trained on the training pictures, to so many dimensions at most; 0: no; none: with the
+    protocol sscd 512, where there are training pictures."""
     batch_size: int = 64
     """Pictures per forward pass."""
     k: int | None = None
@@ -103,7 +106,7 @@ class EvalConfig:
     seed: int = 0
     """Of the bootstrap."""
     shown: int = 12
-    """How many of the worst false matches, and of the worst misses, report.html shows; 0: none."""
+    """How many of the worst false matches, and of the worst misses, report.html shows; 0: no report and no curves."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to decode, compute and search; auto: on a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -116,7 +119,7 @@ class EvalConfig:
         for name in ("batch_size", "k", "threads", "candidates_k", "global_candidates"):
             if getattr(self, name) is not None:
                 require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("start", "repetitions", "seed", "shown", "memory"):
+        for name in ("start", "whiten", "repetitions", "seed", "shown", "memory"):
             if getattr(self, name) is not None:
                 require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         require(self.memory < 1e6, "memory", "below 1e6 (gigabytes)", self.memory)

@@ -40,23 +40,20 @@ def evaluation_report(
         Section("Results", "In percent, with 95 % intervals of a bootstrap over queries.", [table]),
         Section("Precision and recall", "", [Figure(draw_precision_recall(curves))]),
     ]
-    if shown:
-        pictures = _Pictures(split)
-        searches = _Searches(last, split, pictures)
-        false, missed = searches.false_matches(shown), searches.misses(shown)
-        of_last = f"Of the row “{last.name}”." if len(rows) > 1 else ""
-        sections += [
-            Section(
-                "Worst false matches",
-                f"{of_last} Pairs that are no copies, by decreasing score; the original is marked where there is one.",
-                false,
-            ),
-            Section(
-                "Worst misses",
-                f"{of_last} Copies whose original was not found, then those with the lowest scores.",
-                missed,
-            ),
-        ]
+    searches = _Searches(last, split)
+    of_last = f" Of the row “{last.name}”." if len(rows) > 1 else ""
+    sections += [
+        Section(
+            "Worst false matches",
+            f"Pairs that are no copies, by decreasing score; the original is marked where there is one.{of_last}",
+            searches.false_matches(shown),
+        ),
+        Section(
+            "Worst misses",
+            f"Copies whose original was not found, then those with the lowest scores.{of_last}",
+            searches.misses(shown),
+        ),
+    ]
     if facts:
         sections.append(Section("Settings", "", [Table(["", ""], [list(fact) for fact in facts])]))
     metrics = last.metrics
@@ -98,18 +95,17 @@ def open_picture(path: AnyPath | str | os.PathLike[str]) -> Image.Image | None:
 class _Searches:
     """The predictions of a row by query."""
 
-    def __init__(self, row: Row, split: EvaluationSplit, pictures: _Pictures) -> None:
-        self._row, self._truth, self._pictures = row, split.ground_truth, pictures
-        queries, references, scores = row.predictions
-        self._order = np.argsort(-scores, kind="stable")
+    def __init__(self, row: Row, split: EvaluationSplit) -> None:
+        self._truth, self._pictures = split.ground_truth, _Pictures(split)
+        self._queries, self._references, self._scores = row.predictions
+        self._order = np.argsort(-self._scores, kind="stable").tolist()
         self._of: dict[Any, list[int]] = {}
-        for i in self._order.tolist():
-            self._of.setdefault(queries[i], []).append(i)
-        self._references, self._scores, self._queries = references, scores, queries
+        for i in self._order:
+            self._of.setdefault(self._queries[i], []).append(i)
 
     def false_matches(self, count: int) -> list[Search]:
         chosen: dict[Any, int] = {}
-        for i in self._order.tolist():
+        for i in self._order:
             if len(chosen) == count:
                 break
             query = self._queries[i]

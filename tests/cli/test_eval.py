@@ -31,7 +31,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(place: Path, weights: str, *settings: str, split: str = "a") -> int:
-    return main(["eval", str(place / weights), f"dataset={place / 'ds'}", f"split={split}", "device=cpu", *settings])
+    return main(
+        [
+            "eval",
+            str(place / weights),
+            f"dataset={place / 'ds'}",
+            f"split={split}",
+            "device=cpu",
+            "shown=0",
+            "repetitions=0",
+            *settings,
+        ]
+    )
 
 
 def test_two_weights_files_in_one_folder_do_not_share_a_result(place: Path) -> None:

@@ -152,5 +152,8 @@ def test_any_two_folders(place: Path, tmp_path: Path) -> None:
     assert main(["eval", str(place / "d.safetensors"), *settings, "device=cpu", "shown=0", "repetitions=0"]) == 0
     metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
     assert (metrics["uap"], metrics["protocol"], metrics["start"], metrics["end"]) == (1.0, "sscd", 0, 3)
-    assert [row["name"] for row in metrics["rows"]] == ["descriptor", "+ score normalisation"]
-    assert np.isfinite(metrics["uap_sn"])
+    assert [row["name"] for row in metrics["rows"]] == [
+        "descriptor", "+ score normalisation", "whitened", "whitened + score normalisation"
+    ]  # fmt: skip
+    assert metrics["whitened_dims"] == 2  # of three pictures
+    assert np.isfinite([metrics["uap_sn"], metrics["uap_whitened"], metrics["uap_whitened_sn"]]).all()

@@ -30,6 +30,10 @@ class WriteError(UserError, OSError):
     """A file that cannot be written; the message names it and what the system said."""
 
 
+class ExportError(UserError, RuntimeError):
+    """A program that does not compute what its model does, or that cannot be made; the message names the file."""
+
+
 class TrainingError(UserError, RuntimeError):
     """A run that cannot go on because a loss or gradient is no number; the message names the step."""
 

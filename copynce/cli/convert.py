@@ -8,10 +8,11 @@ from pathlib import Path
 from copynce.cli.settings_help import Command, settings_help
 
 _DESCRIPTION = """\
-Write the model of one file into another. The name of OUT says the form: .safetensors (ours), .pth.tar (released), or a
-folder (model.safetensors, config.json, a card). IN is a released file, a file, run or checkpoint of ours or, with --as,
-any vision transformer to start from (DINO, DINOv2, timm): its blocks, position embedding and head go where they fit,
-and what went where is printed.
+Write the model of one file into another. The name of OUT says the form: .safetensors (ours), .pth.tar (released), a
+folder (model.safetensors, config.json, a card), .onnx or .pt2 (a program, compared with the model). IN is a released
+file, a file, run or checkpoint of ours or, with --as, any vision transformer or ResNet to start from (DINO, DINOv2,
+torchvision, timm; the word timm: timm's own weights): its blocks, position embedding and head go where they fit, and
+what went where is printed.
 """
 
 
@@ -30,6 +31,14 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         "--as", dest="kind", choices=["descriptor", "matcher"], help="start this kind of model with the weights of IN"
     )
     parser.add_argument("--num-heads", type=int, help="attention heads of a file that does not tell them")
+    parser.add_argument(
+        "--part",
+        choices=["descriptor", "tokens", "pair", "encode", "fuse"],
+        help="what of a descriptor (descriptor, or tokens too) or a matcher (pair, or its halves) becomes a program",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="how far a program may differ from the model (default .0001)"
+    )
     parser.settings = _settings
     parser.more_help = _settings_of_a_matcher
     parser.set_defaults(run=run)
@@ -53,7 +62,15 @@ def run(options: argparse.Namespace) -> None:
     from copynce.training import find_model
 
     source = find_model(options.source) if Path(options.source).is_dir() else options.source
-    done = convert(source, options.target, options.kind, options.overrides, num_heads=options.num_heads)
+    done = convert(
+        source,
+        options.target,
+        options.kind,
+        options.overrides,
+        num_heads=options.num_heads,
+        part=options.part,
+        tolerance=options.tolerance,
+    )
     for line in (*done.moved, *done.said):
         print(line)
     print(f"written: {options.target}")

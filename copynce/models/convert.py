@@ -24,6 +24,7 @@ from copynce.models.checkpoints import (
     save_checkpoint,
     start_card,
 )
+from copynce.models.export import FORMS, TOLERANCE, export
 from copynce.models.kinds import KINDS, AnyModel, backbone_fields, build_model
 from copynce.models.matcher import Matcher
 from copynce.models.names import LOG_SCALE, Model, count_blocks, find_encoder, is_matcher, modules_of, moves
@@ -54,20 +55,24 @@ def convert(
     settings: Sequence[str] = (),
     *,
     num_heads: int | None = None,
+    part: str | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Conversion:
     """Write the model of one file into another.
 
     source: what `load_checkpoint` or, with `kind`, `load_start` takes, or timm's own weights (`timm`,
     `timm:NAME.TAG`). target: see the module's text. kind: what to start with the file's weights, where it is not a
     model taken as it is. settings: `key=value` of that model's config; what they leave out follows from the file.
-    num_heads: attention heads of a file that does not tell them.
-    Raises ConfigError for settings, DataError for files, WriteError if the disk takes none.
+    num_heads: attention heads of a file that does not tell them. part, tolerance: of a program, as `export` takes them.
+    Raises ConfigError for settings, DataError for files, ExportError for programs, WriteError if the disk takes none.
     """
     target = Path(target)
     form = _form(target)
     file = read_weights(weights_file(source, _backbone(kind, settings)))
     if target.exists() and target.resolve() == file.path.resolve():
         raise ConfigError(f"{target} is the file itself; choose another name for what is written")
+    if part is not None and form != "program":
+        raise ConfigError(f"part={part} is that of a program, and {target} is none ({' or '.join(FORMS)})")
     if kind is None and settings:
         raise ConfigError(
             f"a model is taken as it is, so settings such as {settings[0]} have no place; say what to start with "
@@ -76,6 +81,9 @@ def convert(
     model, metadata, done = _whole(file, num_heads) if kind is None else _started(file, kind, settings, num_heads)
     if form == "released":
         done.said.extend(save_released(target, model, metadata))
+    elif form == "program":
+        difference = export(model, target, part, tolerance=tolerance)
+        done.said.append(f"largest difference from the model: {difference:.2g} (at most {tolerance:g})")
     elif form == "folder":
         model.save_pretrained(target, metadata)
     else:
@@ -95,10 +103,13 @@ def _form(target: Path) -> str:
         return "ours"
     if name.endswith(_RELEASED):
         return "released"
+    if name.endswith(FORMS):
+        return "program"
     if target.is_dir() or not target.suffix:
         return "folder"
     raise ConfigError(
-        f"{target}: expected a name that ends in .safetensors (ours) or {_RELEASED[0]} (released), or a folder, got "
+        f"{target}: expected a name that ends in .safetensors (ours), {_RELEASED[0]} (released), "
+        f"{' or '.join(FORMS)} (programs), or a folder, got "
         f"{target.suffix}"
     )
 

@@ -93,4 +93,6 @@ class Descriptor(Pretrained, nn.Module):
             with torch.autocast(images.device.type, enabled=False):
                 return F.normalize(normal(self.encoder, cls_token.float()), dim=-1), patch_tokens
         head = self.heads["linear_head"]
+        if sides == 1:
+            return head(cls_token), patch_tokens
         return torch.cat([head(side) for side in cls_token.chunk(sides)]), patch_tokens

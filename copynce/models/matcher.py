@@ -105,13 +105,13 @@ class Matcher(Pretrained, nn.Module):
         """The tokens [B, 1 + 2 (P + L), C] that go into the last fusion block."""
         expected = (self.prefix_tokens + self.grid**2, self.channels)
         for name, tokens in (("query_tokens", query_tokens), ("reference_tokens", reference_tokens)):
-            if tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected or len(tokens) != len(query_tokens):
+            if tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected or tokens.shape[0] != query_tokens.shape[0]:
                 raise ValueError(
                     f"{name} must be encodings [B, {expected[0]}, {expected[1]}] of this model, as many as of "
                     f"the other side, got {list(tokens.shape)}"
                 )
         choose_attention(self.fusion.blocks, query_tokens.device)
-        first = self.fusion.cls_token.expand(len(query_tokens), -1, -1).to(query_tokens.dtype)
+        first = self.fusion.cls_token.expand(query_tokens.shape[0], -1, -1).to(query_tokens.dtype)
         tokens = torch.cat([first, query_tokens, reference_tokens], dim=1)
         for block in self.fusion.blocks[:-1]:
             tokens = block(tokens)

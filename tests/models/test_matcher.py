@@ -14,6 +14,7 @@ from copynce.errors import DataError
 from copynce.models import (
     Descriptor,
     Matcher,
+    MatcherConfig,
     build_descriptor,
     build_matcher,
     load_checkpoint,
@@ -23,6 +24,7 @@ from copynce.models import (
     param_groups,
     save_checkpoint,
 )
+from copynce.models.check import check_model
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -193,3 +195,29 @@ def test_wrong_input_is_named() -> None:
         tiny(backbone_options={**TINY, "depth": 3})
     with pytest.raises(ValueError, match="fusion_blocks must be at least 1"):
         tiny(fusion_blocks=0)
+
+
+@pytest.mark.parametrize("split", [(8, 4), (6, 6), (10, 2), (1, 3)])
+@pytest.mark.parametrize(("backbone", "channels"), [("vit_tiny_patch16_224", 192), ("vit_base_patch16_224", 768)])
+def test_sizes_and_splits(backbone: str, channels: int, split: tuple[int, int]) -> None:
+    config = MatcherConfig(backbone=backbone, img_size=336, encoder_blocks=split[0], fusion_blocks=split[1])
+    assert check_model(config) == 441
+    with torch.device("meta"):
+        model = build_matcher(backbone, img_size=336, encoder_blocks=split[0], fusion_blocks=split[1])
+    assert (model.channels, len(model.encoder.blocks), len(model.fusion.blocks)) == (channels, *split)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("gradients", [False, True])
+def test_bfloat16_and_both_ways_of_attention(gradients: bool) -> None:
+    """On a CPU bfloat16 with gradients takes plain products, all else the fused attention."""
+    model = tiny()
+    query, reference = torch.randn(3, 3, 32, 32), torch.randn(3, 3, 32, 32)
+    with torch.set_grad_enabled(gradients):
+        single = model(query, reference)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(query, reference)
+    attention = {block.attn.fused_attn for block in (*model.encoder.blocks, *model.fusion.blocks)}
+    assert attention == {not gradients}
+    assert half.dtype == single.dtype == torch.float32
+    torch.testing.assert_close(half, single, atol=0.05, rtol=0)

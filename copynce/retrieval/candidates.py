@@ -40,7 +40,7 @@ REFERENCE_VIEWS = Views("candidates", candidate_reference)
 #: Candidates of a query after duplicates are merged, as the released code trims them.
 K = 400
 
-_PRODUCTS = 2**26  # of a block of queries and a chunk of references, at once: 256 MB
+_PRODUCTS = 2**25  # of a block of queries and a chunk of references, at once: 128 MB
 _BLOCK = {"cpu": 64, "cuda": 1024}  # queries whose candidates are one file; all references pass by for each
 
 
@@ -78,7 +78,7 @@ def find_candidates(
     module's text. merge: each pair once, with its highest similarity, and the `k` best of each query (None: all);
     else the entries of all groups one after the other, as the released code leaves them, and `k` is not used. Of equal
     similarities the reference that comes first stands first.
-    device: of the products, float32. Beside the result, about 0.5 GB are used whatever the number of pictures, and on
+    device: of the products, float32. Beside the result, some 0.4 GB are used whatever the number of pictures, and on
     a CUDA device the descriptors of 1,024 queries.
     folder: where the candidates of finished blocks of queries are kept until the next call for other features or
     settings. processes: those that share the blocks through it; all get the whole result.

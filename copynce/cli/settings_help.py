@@ -81,13 +81,16 @@ def _other_defaults(choices: tuple[str, Mapping[str, type]] | None) -> dict[str,
         return {}
     setting, classes = choices
     first: dict[str, str] = {}
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}  # field: default: values of the setting
     for value, kind in classes.items():
         for f in fields(kind):
             default = _default(f)
             if default != first.setdefault(f.name, default) and f.name != setting.rpartition(".")[2]:
-                found.setdefault(f.name, []).append(f"{default.removeprefix('default ')} with {setting}={value}")
-    return found
+                found.setdefault(f.name, {}).setdefault(default.removeprefix("default "), []).append(value)
+    return {
+        name: [f"{default} with {setting}={' or '.join(values)}" for default, values in defaults.items()]
+        for name, defaults in found.items()
+    }
 
 
 def _default(f: Field[Any]) -> str:

@@ -49,7 +49,8 @@ class _TracedPairs(_AnyPairs):
     neighbours: str | None = None
     """Mined neighbours of the pictures: .npy, integers [N, K] in the manifest's order, or .json {uuid: [uuid, ...]}."""
     neighbour_columns: int | None = None
-    """How many neighbours of each picture are used, itself not counted; none: 7 (descriptor) or 127 (matcher)."""
+    """How many neighbours of each picture are used, itself not counted; none: 7 (descriptor) or 127
+    (matcher, mixture)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +125,7 @@ class MixtureData(_LabelledPairs, _TracedPairs):
     labelled_root: str | None = None
     """Folder that the paths of ``queries`` and ``references`` are relative to; none: each CSV's own."""
     share: float = 0.0833
-    """Items made of ``train`` in an epoch, by its pictures: other ones in the next (released: 83,300 of 1M)."""
+    """Of the pictures of ``train``, how many make an item in an epoch: others in the next (released: 83,300 of 1M)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,3 +25,16 @@ def test_printed_settings_make_the_same_run(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", str(tmp_path / "run.yaml"), "--print-config"]) == 0
     assert capsys.readouterr().out == first
     assert not list(Path().glob("#1*"))
+
+
+def test_help_tells_the_defaults_of_each_objective_and_kind_of_pairs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    listed = " ".join(capsys.readouterr().out.split())
+    assert "data.policy (default descriptor; matcher with data.pairs=matcher or mixture)" in listed
+    assert "loss.gamma (default 3.0; 1.0 with objective=matcher)" in listed
+    assert "loss.bce_weight (default 1.0) With objective=matcher." in listed
+    assert "data.queries (required) With data.pairs=supervised or mixture." in listed

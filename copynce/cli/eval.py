@@ -85,11 +85,12 @@ def _say(text: str) -> None:
 
 def _load(path: str) -> Loaded:
     from copynce.evaluation.protocols import Loaded
+    from copynce.files import file_sha256
     from copynce.models import load_checkpoint
     from copynce.training import find_model
 
-    file = find_model(path)
-    return Loaded(load_checkpoint(file), Path(file))
+    file = Path(find_model(path))
+    return Loaded(load_checkpoint(file), file, file_sha256(file))
 
 
 def _open(config: EvalConfig) -> EvaluationSplit:

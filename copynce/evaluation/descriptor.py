@@ -78,7 +78,8 @@ def evaluate_descriptor(
         judging=Judging(rule),
     )  # fmt: skip
     evaluating = Evaluating(Path(out_dir), split, progress, say)
-    result = judge_descriptor(model, evaluating, options, model_file)
+    model_hash = None if model_file is None else file_sha256(model_file)
+    result = judge_descriptor(model, evaluating, options, model_file, model_hash)
     evaluating.write_metrics(result.metrics)
     return result.metrics
 
@@ -117,13 +118,16 @@ class DescriptorResult:
 
 
 def judge_descriptor(
-    model: nn.Module, evaluating: Evaluating, options: DescriptorOptions, model_file: str | os.PathLike[str] | None
+    model: nn.Module,
+    evaluating: Evaluating,
+    options: DescriptorOptions,
+    model_file: str | os.PathLike[str] | None,
+    model_hash: str | None,
 ) -> DescriptorResult:
-    """As `evaluate_descriptor`, but for metrics.json, which is the caller's."""
+    """As `evaluate_descriptor`, but for metrics.json, which is the caller's. model_hash: of `model_file`."""
     split, out_dir, say = evaluating.split, evaluating.out, evaluating.say
     _check(split, options)
     evaluating.prepare("predictions.csv", folders=("features",))
-    model_hash = None if model_file is None else file_sha256(model_file)
 
     def features(role: str, manifest: Manifest, precision: Precision) -> Features:
         return extract(

@@ -12,7 +12,6 @@ from copynce.evaluation.evaluating import Evaluating, Judging
 from copynce.evaluation.metrics import Predictions
 from copynce.evaluation.predictions import Candidates, best_of_all, write_predictions
 from copynce.evaluation.tables import Metrics, Row
-from copynce.files import file_sha256
 from copynce.models import Matcher
 from copynce.retrieval.extract import Precision
 from copynce.retrieval.matching import MEMORY, score_pairs
@@ -49,8 +48,9 @@ def judge_matcher(
     evaluating: Evaluating,
     options: MatcherOptions,
     model_file: str | os.PathLike[str],
+    model_hash: str,
 ) -> MatcherResult:
-    """The rows of `matcher`, read from `model_file`, on `candidates` of the evaluation's split.
+    """The rows of `matcher`, read from `model_file` of that hash, on `candidates` of the evaluation's split.
 
     Leaves predictions-matcher.csv and predictions-lce.csv; scores are kept in the folders scores and scores-lce as they
     are made, and taken from there by the next evaluation of the same file, candidates and pictures. A pair with a
@@ -62,7 +62,7 @@ def judge_matcher(
     evaluating.prepare(
         *(f"predictions-{name}.csv" for name, *_ in steps), folders=[folder for _, _, folder, _ in steps]
     )
-    split, model_hash = evaluating.split, file_sha256(model_file)
+    split = evaluating.split
     metrics: Metrics = {
         "matcher": str(Path(model_file).absolute()),
         "matcher_sha256": model_hash,

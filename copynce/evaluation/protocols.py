@@ -66,10 +66,11 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and the file that it was read from."""
+    """A model, the file that it was read from, and the file's hash, for a training may replace it meanwhile."""
 
     model: Descriptor | Matcher
     file: Path
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def evaluate(
             candidates=wanted,
             judging=judging,
         )
-        result = judge_descriptor(descriptor.model, evaluating, options, descriptor.file)
+        result = judge_descriptor(descriptor.model, evaluating, options, descriptor.file, descriptor.sha256)
         metrics, rows = dict(result.metrics), list(result.rows)
         candidates = candidates or result.candidates
     if matcher is not None:
@@ -161,14 +162,17 @@ def evaluate(
             global_candidates=settings.pairs,
             judging=judging,
         )
-        found = judge_matcher(matcher.model, candidates, evaluating, matching, matcher.file)
+        found = judge_matcher(matcher.model, candidates, evaluating, matching, matcher.file, matcher.sha256)
         metrics |= found.metrics
         if descriptor is None and found.rows:  # the first row of a table is at the top
             metrics = {"split": split.name, **found.rows[0].metrics, **metrics}
         rows += found.rows
     metrics |= {"protocol": name, "ap": settings.rule, "repetitions": config.repetitions, "seed": config.seed}
     if rows and split.groups:
-        truth = {group: {q: split.ground_truth[q] for q in names} for group, names in split.groups.items()}
+        truth = {}
+        for group, names in split.groups.items():
+            its = set(names)
+            truth[group] = {query: found if query in its else [] for query, found in split.ground_truth.items()}
         scored = {group: part for group, part in truth.items() if any(part.values())}
         metrics |= {
             f"map_{group}": mean_average_precision(rows[0].predictions, part, rule=settings.rule)

@@ -37,5 +37,5 @@ def draw_precision_recall(curves: Mapping[str, tuple[NDArray[np.floating], NDArr
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    figure.legend(loc="outside lower left", fontsize=8, frameon=False, ncols=4)
     return picture_of(figure)

@@ -64,8 +64,11 @@ def run(options: argparse.Namespace) -> None:
             k=config.k,
             classes=classes,
             gpus=[] if here.device.type == "cpu" else None if here.size == 1 else [here.device.index or 0],
+            approximate=config.approximate,
+            probes=config.probes,
             processes=here,
             progress=lambda done: report("neighbours", done, total),
+            say=lambda text: print(text, file=sys.stderr, flush=True),
         )
     if here.is_main:
         print(f"neighbours of {total} pictures among {len(reference.features.uuids)}: {options.out}")

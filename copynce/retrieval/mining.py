@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from copynce.data.rows import read_columns, write_rows
 from copynce.errors import ConfigError, DataError
 from copynce.files import atomic_text, whole_path
+from copynce.retrieval.approximate import ApproximateSearch
 from copynce.retrieval.extract import Alone, Processes
 from copynce.retrieval.features import FeatureFile
 from copynce.retrieval.parts import Nearest, Parts
@@ -43,7 +44,8 @@ class Miner:
     """The neighbours of any rows of `query` among those of `reference`.
 
     k: neighbours of each picture. classes: {uuid: class}; pictures of a query's own class are left out. gpus: as in
-    `search`. Raises DataError where the two do not fit together.
+    `search`. approximate: by `ApproximateSearch` with `probes`, on the CPU. Raises DataError where the two do not fit
+    together.
     """
 
     def __init__(
@@ -54,11 +56,14 @@ class Miner:
         *,
         classes: dict[str, str] | None = None,
         gpus: Sequence[int] | None = None,
+        approximate: bool = False,
+        probes: int | None = None,
     ) -> None:
         check_pair(query, reference)
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
         self._query, self._reference, self._k, self._gpus = query.features, reference.features, k, gpus
+        self._approximate, self._probes = approximate, probes
         position = {uuid: row for row, uuid in enumerate(reference.features.uuids)}
         self._own = np.array([position.get(uuid, -1) for uuid in query.features.uuids], np.int64)
         known = dict.fromkeys(classes.values()) if classes else {}
@@ -67,7 +72,7 @@ class Miner:
         # A picture without a class has one of its own.
         self._query_class = np.array([kinds.get(uuid, -1) for uuid in query.features.uuids], np.int64)
         self._reference_class = np.array([kinds.get(uuid, -2) for uuid in reference.features.uuids], np.int64)
-        self._searches: dict[int, ExactSearch] = {}
+        self._searches: dict[int, ExactSearch | ApproximateSearch] = {}
 
     def __call__(self, rows: slice) -> Nearest:
         """The neighbours of these rows."""
@@ -82,8 +87,8 @@ class Miner:
             # One more than are asked for, since one may be the query itself; more where its class takes too many.
             count = min(count, total)
             scores, found = self._search(count)(query[open_])
-            other = (found != own[open_, None]) & (self._reference_class[found] != kind[open_, None])
-            enough = (other.sum(axis=1) >= self._k) | (count == total)
+            other = (found != own[open_, None]) & (self._reference_class[found] != kind[open_, None]) & (found >= 0)
+            enough = (other.sum(axis=1) >= self._k) | (count == total) | self._approximate
             done = open_[enough]
             order = np.argsort(~other[enough], axis=1, kind="stable")[:, : self._k]  # the others first, as they come
             good = np.take_along_axis(other[enough], order, axis=1)
@@ -93,9 +98,18 @@ class Miner:
             open_, count = open_[~enough], 4 * count
         return mined
 
-    def _search(self, count: int) -> ExactSearch:
+    def recall(self) -> float:
+        """Of the approximate search, measured on a sample of the queries."""
+        search = self._search(min(self._k + 1, len(self._reference.values)))
+        return search.recall(self._query.values) if isinstance(search, ApproximateSearch) else 1.0
+
+    def _search(self, count: int) -> ExactSearch | ApproximateSearch:
         if count not in self._searches:
-            self._searches[count] = ExactSearch(self._reference.values, count, gpus=self._gpus)
+            self._searches[count] = (
+                ApproximateSearch(self._reference.values, count, probes=self._probes)
+                if self._approximate
+                else ExactSearch(self._reference.values, count, gpus=self._gpus)
+            )
         return self._searches[count]
 
 
@@ -151,14 +165,18 @@ def mine(
     k: int = 128,
     classes: dict[str, str] | None = None,
     gpus: Sequence[int] | None = None,
+    approximate: bool = False,
+    probes: int | None = None,
     processes: Processes | None = None,
     progress: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Write the `k` nearest references of each query to `out`, in the form that its suffix names (`FORMS`).
 
     Queries and references may be the same features. Parts are kept in the folder `out`.parts until all are there, so a
     killed run goes on with the next one; several processes take parts in turns. progress: called with the number of
-    queries done by all of them. Other arguments and errors as of `Miner`.
+    queries done by all of them. say: receives the recall of an approximate search. Other arguments and errors as of
+    `Miner`.
     """
     out = Path(out)
     check_form(out)
@@ -166,11 +184,14 @@ def mine(
     same = list(query.features.uuids) == list(reference.features.uuids)
     if out.suffix == ".pth" and not same:
         k += 1  # readers drop the first column
-    miner = Miner(query, reference, k, classes=classes, gpus=gpus)
+    miner = Miner(query, reference, k, classes=classes, gpus=gpus, approximate=approximate, probes=probes)
+    if approximate and say is not None and group.rank == 0:
+        say(f"approximate search: {miner.recall():.4f} of the exact neighbours, on a sample of the queries")
     parts = Parts(Path(f"{out}.parts"), len(query.features.uuids), k)
     facts = {
         "query": query.features.digest(),
         "reference": reference.features.digest(),
+        "approximate": [approximate, probes],
         "classes": hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest(),
     }
     parts.fill(facts, miner, group, progress)

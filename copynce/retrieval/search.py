@@ -181,7 +181,7 @@ def _best(
     # What lies this far below the k-th proposal cannot be among the k best; what lies above may be.
     possible = proposed >= proposed[:, k - 1 : k] - 2 * error
     scores = np.full(proposed.shape, -np.inf, np.float32)
-    scores[possible] = _cosines(query, reference, np.nonzero(possible)[0], at[possible])
+    scores[possible] = pair_cosines(query, reference, np.nonzero(possible)[0], at[possible])
     order = np.lexsort((at, -scores), axis=1)[:, :k]
     scores, found = np.take_along_axis(scores, order, axis=1), np.take_along_axis(at, order, axis=1)
     if proposed.shape[1] < len(reference):
@@ -207,7 +207,7 @@ def _best_of_all(query: Rows, reference: Rows, k: int) -> tuple[NDArray[np.float
             scores, found = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(found, kept, axis=1)
     # The same sums as everywhere: a matrix product may differ from them in float64's last digits.
     pairs = np.repeat(np.arange(len(query)), scores.shape[1])
-    scores = _cosines(query, reference, pairs, found.ravel()).reshape(scores.shape)
+    scores = pair_cosines(query, reference, pairs, found.ravel()).reshape(scores.shape)
     order = np.lexsort((found, -scores), axis=1)
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(found, order, axis=1)
 
@@ -221,7 +221,7 @@ def _first_of_the_highest(scores: NDArray[np.float32], k: int) -> NDArray[np.int
     return np.nonzero(above | (equal & (np.cumsum(equal, axis=1) <= room)))[1].reshape(len(scores), k)
 
 
-def _cosines(
+def pair_cosines(
     query: Rows,
     reference: Rows,
     query_rows: NDArray[np.integer],

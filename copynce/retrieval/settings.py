@@ -72,6 +72,12 @@ class KnnConfig(_Describing):
     """As side, of those."""
     references_ids: str | None = None
     """As ids, of those."""
+    approximate: bool = False
+    """Search by IVF-PQ on the CPU, where an exact search takes too long; says how many of the exact neighbours it
+    finds, measured on a sample. Scores are exact."""
+    probes: int | None = None
+    """With approximate: of the lists of references, 4 times the root of their number, how many a picture is looked for
+    in; none: one in 16. More find more and take longer."""
     classes: str | None = None
     """CSV uuid,class: pictures of its own class are no neighbours of a picture."""
     model: str | None = None
@@ -80,6 +86,9 @@ class KnnConfig(_Describing):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.k >= 1, "k", "at least 1", self.k)
+        if self.probes is not None:
+            require(self.approximate, "probes", "left out without approximate=true", self.probes)
+            require(self.probes >= 1, "probes", "at least 1", self.probes)
         if self.references is None:
             require(self.references_ids is None, "references_ids", "left out without references", self.references_ids)
         for name in ("side", "ids", "references_side", "references_ids"):

@@ -6,6 +6,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from copynce.evaluation.metrics import score_predictions
 from copynce.evaluation.predictions import ranked_predictions
 from copynce.retrieval import search as search_module
 from copynce.retrieval.normalization import score_normalization
+from copynce.retrieval.rows import FileRows, JoinedRows
 from copynce.retrieval.search import normalised, search
 
 
@@ -197,3 +199,35 @@ def test_normalization_bad_ranks(arguments: dict[str, int], message: str) -> Non
 def test_normalization_bad_shape() -> None:
     with pytest.raises(ValueError, match=r"scores must be \[Nq, k\] with Nq = 4"):
         score_normalization(features(3, 3), features(4, 6), features(30, 6))
+
+
+@pytest.mark.parametrize("gpus", [[0], [0, 1, 2], [4, 2]])
+def test_each_gpu_holds_a_share_of_the_references(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices on the CPU stand in for those on GPUs."""
+    asked: list[int] = []
+
+    def index(device: int, columns: int) -> faiss.Index:
+        asked.append(device)
+        return faiss.IndexFlatIP(columns)
+
+    monkeypatch.setattr(search_module, "_index_on_gpu", index)
+    monkeypatch.setattr(search_module, "_CHUNK_BYTES", 100 * 4 * 24)
+    for reference in (TIES["many duplicates"], TIES["none"], TIES["none"][:2]):
+        query = features(7, 24, 3)
+        for k in (1, 30, 500):
+            scores, indices = search(query, reference, k, gpus=gpus)
+            expected, order = twin(query, reference, k)
+            np.testing.assert_array_equal(indices, order)
+            np.testing.assert_array_equal(scores, expected)
+    assert set(asked) == set(gpus)
+
+
+def test_rows_of_several_files_are_searched(tmp_path: Path) -> None:
+    reference = features(300, 8)
+    for name, part in (("a", reference[:90]), ("b", reference[90:])):
+        part.tofile(tmp_path / name)
+    rows = JoinedRows([FileRows(tmp_path / "a", 0, (90, 8)), FileRows(tmp_path / "b", 0, (210, 8))])
+    done: list[int] = []
+    for got, expected in zip(search(rows, rows, 5, progress=done.append), search(reference, reference, 5), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert done == [300]

@@ -257,11 +257,11 @@ class SupervisedPairs:
 
 @dataclasses.dataclass(frozen=True)
 class PairSampler:
-    """The batches of one rank: ``batch_size`` items of ``source`` per rank and step.
+    """The batches of one rank: ``parts`` of ``batch_size`` items of ``source`` per rank and step.
 
-    An epoch is one permutation of the items, the same on every rank; step ``i`` takes the next ``batch_size *
+    An epoch is one permutation of the items, the same on every rank; each part of a step takes the next ``batch_size *
     world_size`` of them and rank ``r`` every ``world_size``-th, so every rank makes the same number of steps and each
-    item is met at most once per epoch; the last partial batch is dropped. Raises DataError if the items do not fill one
+    item is met at most once per epoch; the last partial step is dropped. Raises DataError if the items do not fill one
     step.
     """
 
@@ -270,6 +270,7 @@ class PairSampler:
     seed: int
     rank: int = 0
     world_size: int = 1
+    parts: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
@@ -278,24 +279,27 @@ class PairSampler:
             )
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be in [0, world_size) = [0, {self.world_size}), got {self.rank}")
+        if self.parts < 1:
+            raise ValueError(f"parts of a step must be at least 1, got {self.parts}")
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"{self.source.pictures.root}: one step takes {self.batch_size} pictures on each of {self.world_size} "
-                f"processes, got {len(self.source)} pictures in all; choose a smaller batch"
+                f"{self.source.pictures.root}: one step takes {self.parts * self.batch_size} pictures on each of "
+                f"{self.world_size} processes, got {len(self.source)} pictures in all; choose a smaller batch"
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Full steps in one epoch."""
-        return len(self.source) // (self.batch_size * self.world_size)
+        return len(self.source) // (self.parts * self.batch_size * self.world_size)
 
     def batches(self, first_step: int, last_step: int) -> PairBatches:
-        """This rank's batches of the global steps [first_step, last_step), counted over all epochs from 0."""
-        return PairBatches(self, range(first_step, last_step))
+        """This rank's batches of the global steps [first_step, last_step), counted over all epochs from 0; ``parts`` of
+        each step, one after the other."""
+        return PairBatches(self, range(first_step * self.parts, last_step * self.parts))
 
-    def batch(self, step: int) -> list[Pair]:
-        """This rank's batch of a global step."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+    def batch(self, number: int) -> list[Pair]:
+        """This rank's batch ``number``, counted from 0 over the parts of all steps."""
+        epoch, within = divmod(number, self.steps_per_epoch * self.parts)
         start = within * self.batch_size * self.world_size + self.rank
         chosen = _permutation(self.seed, epoch, len(self.source))[start:][: self.batch_size * self.world_size]
         return [pair for index in chosen[:: self.world_size].tolist() for pair in self.source.item(index, epoch)]
@@ -303,13 +307,13 @@ class PairSampler:
 
 @dataclasses.dataclass(frozen=True)
 class PairBatches(Sequence[list[Pair]]):
-    """The batches of some steps of a sampler, each made when it is asked for, in whatever process."""
+    """Some batches of a sampler, by their numbers, each made when it is asked for, in whatever process."""
 
     sampler: PairSampler
-    steps: range
+    numbers: range
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.numbers)
 
     @overload
     def __getitem__(self, at: int) -> list[Pair]: ...
@@ -317,8 +321,8 @@ class PairBatches(Sequence[list[Pair]]):
     def __getitem__(self, at: slice) -> PairBatches: ...
     def __getitem__(self, at: int | slice) -> list[Pair] | PairBatches:
         if isinstance(at, slice):
-            return PairBatches(self.sampler, self.steps[at])
-        return self.sampler.batch(self.steps[at])
+            return PairBatches(self.sampler, self.numbers[at])
+        return self.sampler.batch(self.numbers[at])
 
 
 @functools.lru_cache(maxsize=2)

@@ -30,6 +30,9 @@ class OptimConfig:
     """Of matrices; norms, biases, tokens, position embeddings and temperatures do not decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of the running means of the gradient and of its square."""
+    accumulate: int = 1
+    """Batches of data.batch_size items per process in one step: their gradients' mean is clipped and applied. A matcher
+    learns as from one batch that large; a descriptor's pairs meet those of their own batch alone (InfoNCE, KoLeo)."""
     clip_norm: float = 3.0
     """Largest norm of the gradient; infinity switches clipping off."""
     epochs: int = 30
@@ -46,6 +49,7 @@ class OptimConfig:
         require_number("optim.weight_decay", self.weight_decay, least=0, most=1000)
         for beta in self.betas:
             require_number("optim.betas", beta, least=0, below=1)
+        require_number("optim.accumulate", self.accumulate, least=1, most=10**6)
         require_number("optim.clip_norm", self.clip_norm, above=0, infinite=True)
         require_number("optim.epochs", self.epochs, least=1, most=10**9)
         if self.steps is not None:

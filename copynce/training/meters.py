@@ -60,11 +60,15 @@ class Pace:
         self._spent += now - self._mark
         self._mark = now
 
-    def step_done(self) -> None:
-        """The step is finished: what passed since the batch arrived was work."""
+    def work_done(self) -> None:
+        """What passed since the last mark was work."""
         now = time.perf_counter()
         self._spent += now - self._mark
         self._mark = now
+
+    def step_done(self) -> None:
+        """The step is finished: what passed since the last mark was work."""
+        self.work_done()
         self._steps += 1
 
     @property

@@ -49,6 +49,7 @@ FREE = {
     "out": "",
     "resume": "",
     "data.batch_size": "the items of a step over all processes are what must stay, and they are checked",
+    "optim.accumulate": "as data.batch_size",
     "data.threads": "batches do not depend on it",
     "data.processes": "batches do not depend on it",
     "optim.epochs": "the run becomes longer or shorter, and with it what is left of the learning rate's curve",
@@ -154,6 +155,8 @@ class RunFolder:
                 if start.changes:
                     listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in start.changes.items())
                     text = f"{self.path} continues after step {start.step} with other settings: {listed}"
+                    if config.objective == "descriptor" and "optim.accumulate" in start.changes:
+                        text += "; InfoNCE and KoLeo compare the pairs of another number of processes and batches"
                     events.append(Event("settings changed", text, {"changes": dict(start.changes)}))
         return events
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from copynce.data import Quarantine
@@ -61,14 +61,19 @@ class Trainer:
         with here.together():
             self._source: PairSource = open_source(config.data, config.seed)
             self._sampler = PairSampler(
-                self._source, config.data.batch_size, config.seed, rank=here.rank, world_size=here.size
+                self._source,
+                config.data.batch_size,
+                config.seed,
+                rank=here.rank,
+                world_size=here.size,
+                parts=config.optim.accumulate,
             )
             torch.manual_seed(config.seed)  # the same initial weights on every rank
             self._objective = make_objective(config)
         steps_per_epoch = self._sampler.steps_per_epoch
         total = config.optim.steps
         self._total = config.optim.epochs * steps_per_epoch if total is None else total
-        self._items = config.data.batch_size * here.size
+        self._items = config.data.batch_size * config.optim.accumulate * here.size
         self._rate = cosine_schedule(
             scaled_lr(config.optim.lr, self._items),
             total=max(self._total, 1),
@@ -181,9 +186,9 @@ class Trainer:
         pace = Pace(2 * self._items * self._source.pairs_per_item)
         stop.defer()
         outcome: Outcome | None = None
-        for step, batch in enumerate(loader, start=first_step):
-            pace.data_ready()
-            previous, outcome = outcome, self._step(step, batch, wrapped)
+        batches = iter(loader)
+        for step in range(first_step, self._total):
+            previous, outcome = outcome, self._step(step, batches, wrapped, pace)
             # Read a step late, so that the device has work while the next step is launched; nothing is saved before.
             if previous is not None:
                 self._check(previous)
@@ -211,20 +216,30 @@ class Trainer:
                 self._log.event(done, "stopped", what)
                 raise Stopped(f"{what}, saved as {saved}; the same command continues the run")
 
-    def _step(self, step: int, batch: PairBatch, wrapped: nn.Module) -> Outcome:
-        """One optimiser step."""
+    def _step(self, step: int, batches: Iterator[PairBatch], wrapped: nn.Module, pace: Pace) -> Outcome:
+        """One optimiser step, on the next of the batches, or the next few of them."""
         # Seeded by step: whatever draws (stochastic depth) does so equally in a run that was resumed.
         torch.manual_seed(step_seed(self._config.seed, step, self._here.rank))
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(step)
-        with torch.autocast(self._here.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            loss, parts = wrapped(batch.to(self._here.device))
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        count = self._config.optim.accumulate
+        measured: list[dict[str, Tensor]] = []
+        for part in range(count):
+            batch = next(batches)
+            pace.data_ready()
+            # The ranks' gradients meet once a step, in the last backward.
+            with _apart(wrapped) if part < count - 1 else nullcontext():
+                with torch.autocast(self._here.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                    loss, losses = wrapped(batch.to(self._here.device))
+                (loss / count).backward()
+            measured.append({"loss": loss.detach(), **losses})
+            pace.work_done()
+        means = {name: torch.stack([losses[name] for losses in measured]).mean() for name in measured[0]}
         norm = nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.optim.clip_norm)
         self._optimizer.step()
         stop = self._here.any(self._stop.name is not None)
-        return Outcome(step, {"loss": loss, **parts}, {"norm": norm, "stop": stop})
+        return Outcome(step, means, {"norm": norm, "stop": stop})
 
     def _check(self, outcome: Outcome) -> None:
         """Raise TrainingError if a step's loss or gradients are no numbers, by the gradient's norm: it covers those of
@@ -281,6 +296,11 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """What torch draws a step from: the same in every process and version, another for every step and rank."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def _apart(wrapped: nn.Module) -> AbstractContextManager[None]:
+    """A block whose backward leaves the ranks' gradients as they are."""
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
 
 def _print(line: str) -> None:

@@ -198,6 +198,21 @@ def test_ranks_make_equal_steps_of_disjoint_pictures(kind: str, count: int, worl
         assert Counter(whole) == Counter(pair.uuid for item in items for pair in item)
 
 
+def test_a_step_of_several_parts_has_the_items_of_one_large_batch() -> None:
+    plan = plan_of("matcher", 41)
+    parts = PairSampler(plan, 3, seed=9, world_size=2, parts=3)
+    whole = PairSampler(plan, 9, seed=9, world_size=2)
+    assert parts.steps_per_epoch == whole.steps_per_epoch == 2
+    found, expected = ([pair.uuid for batch in one.batches(1, 5) for pair in batch] for one in (parts, whole))
+    assert found == expected
+    assert [len(batch) for batch in parts.batches(1, 5)] == [3] * 12
+    assert list(parts.batches(3, 5)) == list(parts.batches(1, 5))[6:]
+    with pytest.raises(DataError, match="one step takes 42 pictures on each of 1 processes, got 41 pictures in all"):
+        PairSampler(plan, 6, seed=9, parts=7)
+    with pytest.raises(ValueError, match="parts of a step must be at least 1, got 0"):
+        PairSampler(plan, 6, seed=9, parts=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_follow_from_the_step_alone(kind: str) -> None:
     sampler = PairSampler(plan_of(kind, 17), 3, seed=9, rank=1, world_size=2)

@@ -53,10 +53,12 @@ def test_a_run_leaves_config_log_and_checkpoints(tiny: Tiny) -> None:
     assert log[0]["loss"] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["descriptor", "matcher"])
-def test_resumed_equals_uninterrupted(tiny: Tiny, objective: str) -> None:
-    """Killed after 4 of 6 steps, in the middle of the second epoch... and continued from the checkpoint of step 3."""
-    options = (f"objective={objective}", "model.drop_path=0.2", "data.batch_size=5")
+@pytest.mark.parametrize(
+    "changed", [(), ("objective=matcher",), ("optim.accumulate=2",)], ids=["descriptor", "matcher", "options"]
+)
+def test_resumed_equals_uninterrupted(tiny: Tiny, changed: tuple[str, ...]) -> None:
+    """Killed after 4 of 6 steps, and continued from the checkpoint of step 3, which lies in the midst of an epoch."""
+    options = (*changed, "model.drop_path=0.2", "data.batch_size=5")
     whole = train(tiny(*options, out="whole"))
 
     class Killed(Exception):

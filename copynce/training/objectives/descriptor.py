@@ -20,6 +20,9 @@ class DescriptorObjective(Objective):
     The parts are ``copynce``, ``info_nce`` and ``koleo``. Only ``positive`` pairs are matches of InfoNCE and KoLeo.
     CopyNCE's mean is over the ``traced`` pairs; as released, those that are not positive are among them and give 0. A
     part of weight 0 is still measured, without gradient, so that runs with and without it can be compared.
+
+    One call sees one batch of every rank: where a step has several (``optim.accumulate``), the columns of InfoNCE and
+    the neighbours of KoLeo are those of each batch, and the step's loss is the mean of the batches'.
     """
 
     model: Descriptor

@@ -23,6 +23,9 @@ class MatcherObjective(Objective):
     ``traced`` pairs; as released, negative ones are among them and give 0. With them the log has the share of pairs
     that are ``positives``, and that of pairs on the right side of logit 0, ``accuracy``. A part of weight 0 is still
     measured, without gradient. Without CopyNCE's weight the fusion head, which nothing else asks, keeps its own.
+
+    Where a step has several batches (``optim.accumulate``), its loss is the mean of theirs: that of all its pairs, but
+    for CopyNCE where the batches hold different numbers of traced pairs, whose mean is then that of each batch.
     """
 
     model: Matcher

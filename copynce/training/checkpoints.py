@@ -1,9 +1,10 @@
 """Checkpoints of a run: one folder per step, whole or absent.
 
-``RUN/checkpoints/step-00000500/`` holds ``model.safetensors`` (the model, ready for evaluation), ``state.pt``
-(optimiser, the loss's own parameters, counters) and ``checksums.json``, the size and SHA-256 of both. It is written
-under a temporary name, flushed to the disk and renamed, so a killed run or a power cut leaves either the old newest one
-or the new one. What a disk spoils later is found by the checksums, and the one before is taken.
+``RUN/checkpoints/step-00000500/`` holds ``model.safetensors`` (the model, ready for evaluation; with ``ema`` that of
+the mean weights), ``state.pt`` (optimiser, the loss's own parameters, counters; with ``ema`` the trained weights) and
+``checksums.json``, the size and SHA-256 of both. It is written under a temporary name, flushed to the disk and renamed,
+so a killed run or a power cut leaves either the old newest one or the new one. What a disk spoils later is found by the
+checksums, and the one before is taken.
 """
 
 from __future__ import annotations

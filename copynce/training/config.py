@@ -74,6 +74,9 @@ class TrainConfig:
     timm:NAME.TAG: timm's own pretrained weights, from the network; none: random."""
     loss: LossConfig = section_chosen_by("objective", LOSS_SETTINGS)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: float | None = None
+    """Decay of a running mean of the model's weights, such as 0.999: w <- ema w + (1 - ema) trained weights after each
+    step, from those of step 1 on. Checkpoints then have the mean as their model, beside the trained weights."""
     seed: int = 123
     """Of first weights, order of items, edits and what the model draws."""
     resume: Literal["auto", "never"] = "auto"
@@ -96,6 +99,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
             require_number(name, getattr(self, name), least=1)
+        if self.ema is not None:
+            require_number("ema", self.ema, above=0, below=1)
         require_number("seed", self.seed, least=0, below=2**63)
         if self.threads is not None:
             require_number("threads", self.threads, least=1, most=MOST_THREADS)

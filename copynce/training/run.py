@@ -41,6 +41,7 @@ FIXED = {
     "model": "it is what is trained",
     "weights": "they are what the run began with",
     "loss": "it is what the run minimises",
+    "ema": "its mean began with the run",
     "optim": "the optimiser's state and the learning rate's curve follow from it",
 }
 #: Settings that may change when a run continues, and why; these go before FIXED. A change is printed and logged, but

@@ -22,6 +22,7 @@ from copynce.models import param_groups, weights_file
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
 from copynce.provenance import running_commit
+from copynce.training.average import WeightMean
 from copynce.training.checkpoints import MODEL, STATE, checkpoints, damage, find_model, read_state, write_checkpoint
 from copynce.training.config import TrainConfig
 from copynce.training.distributed import World, world
@@ -139,9 +140,10 @@ class Trainer:
     def _begin(self, start: Start) -> list[Event]:
         """Bring objective and optimiser to where the run starts; returns what is to be told."""
         config, objective, events = self._config, self._objective, list[Event]()
-        if start.checkpoint is not None:
+        state = None if start.checkpoint is None else read_state(start.checkpoint)
+        if start.checkpoint is not None and state is not None:
             objective.restore(start.checkpoint / MODEL)
-            objective.load_state(read_state(start.checkpoint)["objective"])
+            objective.load_state(state["objective"])
         elif config.weights is not None:
             path = find_model(weights_file(config.weights, config.model.backbone))
             said = objective.begin_with(path)
@@ -151,11 +153,14 @@ class Trainer:
                 said += [f"{name} is taken: {value:.4g}" for name, value in objective.facts().items()]
             events.append(Event("weights", "; ".join(said)))
         objective.to(self._here.device)
+        self._mean = None if config.ema is None else WeightMean(objective.model, config.ema)
+        if self._mean is not None and state is not None:
+            self._mean.load_state(state["ema"])
         self._optimizer = torch.optim.AdamW(
             param_groups(objective, config.optim.weight_decay), lr=self._rate(0), betas=config.optim.betas
         )
-        if start.checkpoint is not None:
-            self._optimizer.load_state_dict(read_state(start.checkpoint)["optimizer"])
+        if state is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
         return events
 
     def _loader(self, first_step: int) -> PairLoader:
@@ -238,6 +243,8 @@ class Trainer:
         means = {name: torch.stack([losses[name] for losses in measured]).mean() for name in measured[0]}
         norm = nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.optim.clip_norm)
         self._optimizer.step()
+        if self._mean is not None:
+            self._mean.update()
         stop = self._here.any(self._stop.name is not None)
         return Outcome(step, means, {"norm": norm, "stop": stop})
 
@@ -280,6 +287,8 @@ class Trainer:
                     "place": self._place,
                     **self._batches,
                 }
+                if self._mean is not None:
+                    state["ema"] = self._mean.state()
                 self._log.sync()
                 card = {
                     "step": step,
@@ -287,8 +296,16 @@ class Trainer:
                     "trained_on": self._config.data.trained_on,
                     "start": self._start.card,
                 }
-                keep = self._config.keep_checkpoints
-                write_checkpoint(self._run, step, lambda path: self._objective.save_model(path, card), state, keep=keep)
+                mean = None
+                if self._mean is not None:
+                    mean, card["ema"] = self._mean.model, self._config.ema
+                write_checkpoint(
+                    self._run,
+                    step,
+                    lambda path: self._objective.save_model(path, card, mean),
+                    state,
+                    keep=self._config.keep_checkpoints,
+                )
         return checkpoints(self._run)[-1]
 
 

@@ -198,6 +198,7 @@ def test_every_setting_is_either_fixed_or_free(tiny: Tiny) -> None:
         "model.drop_path=0.3",
         "optim.lr=1",
         "optim.betas=[0.8,0.9]",
+        "ema=0.9",
         "loss.copynce_weight=0",
         "loss.temperature=0.1",
         "data.policy=light",

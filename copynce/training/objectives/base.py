@@ -43,9 +43,10 @@ class Objective(nn.Module, ABC):
             raise RunError(f"{path} holds another model ({found.config}) than the settings say; choose another out")
         self.model.load_state_dict(found.state_dict())
 
-    def save_model(self, path: Path, card: dict[str, Any]) -> None:
-        """Write the model with its ``card``, ready for evaluation; the file appears whole or not at all."""
-        save_checkpoint(path, self.model, card)
+    def save_model(self, path: Path, card: dict[str, Any], mean: AnyModel | None = None) -> None:
+        """Write the model, or ``mean`` in its place, with its ``card``, ready for evaluation; the file appears whole or
+        not at all."""
+        save_checkpoint(path, self.model if mean is None else mean, card)
 
     @abstractmethod
     def facts(self) -> dict[str, float]:

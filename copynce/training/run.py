@@ -57,6 +57,7 @@ FREE = {
     "optim.steps": "as optim.epochs",
     "device": "the same numbers but for rounding",
     "precision": "the same numbers but for rounding",
+    "checkpoint_activations": "the same numbers",
     "threads": "the same numbers but for rounding",
     "checkpoint_every": "it says when, not what",
     "keep_checkpoints": "it says for how long, not what",

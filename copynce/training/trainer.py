@@ -22,6 +22,7 @@ from copynce.models import param_groups, weights_file
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
 from copynce.provenance import running_commit
+from copynce.training.activations import checkpoint_activations
 from copynce.training.average import WeightMean
 from copynce.training.checkpoints import MODEL, STATE, checkpoints, damage, find_model, read_state, write_checkpoint
 from copynce.training.config import TrainConfig
@@ -188,6 +189,8 @@ class Trainer:
         config, here, stop = self._config, self._here, self._stop
         wrapped: nn.Module = self._objective if here.size == 1 else DistributedDataParallel(self._objective)
         self._objective.train()
+        if config.checkpoint_activations:
+            checkpoint_activations(self._objective.model)
         pace = Pace(2 * self._items * self._source.pairs_per_item)
         stop.defer()
         outcome: Outcome | None = None

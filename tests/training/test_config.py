@@ -87,6 +87,7 @@ def test_saved_settings_read_back_equal(tmp_path: Path) -> None:
         ("optim.min_lr=1", r"optim\.min_lr must be at most optim\.lr, 0\.0006, got 1"),
         ("optim.warmup_epochs=.inf", r"optim\.warmup_epochs must be at least 0 and at most .*, got inf"),
         ("seed=-1", r"seed must be at least 0"),
+        ("checkpoint_activations=maybe", r"checkpoint_activations must be true or false"),
         ("ema=1", r"ema must be above 0 and below 1, got 1"),
         ("optim.accumulate=0", r"optim\.accumulate must be at least 1"),
         ("tensorboard=maybe", r"tensorboard must be true or false, got 'maybe'"),

@@ -83,8 +83,9 @@ class TrainConfig:
     """auto: continue from the newest checkpoint in ``out``, if there is one. never: refuse a folder that has one."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train, decode and edit; auto: on GPUs where there are any."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the encoder; losses are float32. auto: bf16 where the processor or GPU multiplies it in hardware."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the encoder; losses are float32. auto: bf16 where the processor or GPU multiplies it in hardware. fp16: with
+    the loss scaled, and steps whose gradient overflows left out."""
     checkpoint_activations: bool = False
     """Whether backward computes each transformer block again instead of keeping what it made: the same gradients, about
     a third more time, a fraction of the memory."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,13 @@ from copynce.training.run import Event, RunFolder, Start
 from copynce.training.schedule import cosine_schedule, scaled_lr
 from copynce.training.signals import StopRequest
 from dali_pipelines import BrokenPicture, LoaderOptions, PairBatch, PairLoader
+
+#: What autocast would make of the views at the model's first product.
+_DTYPES: dict[str, Literal["float32", "bfloat16", "float16"]] = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}
 
 
 def train(config: TrainConfig, *, on_step: Callable[[int], None] | None = None) -> Path:
@@ -82,8 +89,12 @@ class Trainer:
             warmup=min(round(config.optim.warmup_epochs * steps_per_epoch), math.ceil(self._total / 10)),
             min_lr=config.optim.min_lr,
         )
-        precision = config.precision
-        self._bf16 = precision == "bf16" or (precision == "auto" and bf16_in_hardware(here.device))
+        self._precision = config.precision
+        if self._precision == "auto":
+            self._precision = "bf16" if bf16_in_hardware(here.device) else "fp32"
+        # Without fp16 it scales by nothing and leaves out no step.
+        self._scaler = torch.amp.GradScaler(here.device.type, enabled=self._precision == "fp16")
+        self._skipped = 0
         #: What makes the batches beyond the settings: a run continues only as it began.
         self._batches: dict[str, int | str] = {
             "items": self._items,
@@ -94,7 +105,7 @@ class Trainer:
         #: Machine and code, which may change.
         self._place = {
             "device type": here.device.type,
-            "encoder": "bf16" if self._bf16 else "fp32",
+            "encoder": self._precision,
             "processes": str(here.size),
             "commit": running_commit(),
         }
@@ -162,6 +173,9 @@ class Trainer:
         )
         if state is not None:
             self._optimizer.load_state_dict(state["optimizer"])
+            if self._scaler.is_enabled() and "scaler" in state:  # else the run had another precision
+                self._scaler.load_state_dict(state["scaler"])
+                self._skipped = state["skipped"]
         return events
 
     def _loader(self, first_step: int) -> PairLoader:
@@ -172,8 +186,7 @@ class Trainer:
             device="gpu" if self._here.device.type == "cuda" else "cpu",
             threads=config.data.threads,
             max_pixels=int(config.data.max_megapixels * 1e6),
-            # What autocast would make of the views at the model's first product.
-            dtype="bfloat16" if self._bf16 else "float32",
+            dtype=_DTYPES[self._precision],
         )
         return PairLoader(
             self._sampler.batches(first_step, self._total),
@@ -231,31 +244,43 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(step)
         self._optimizer.zero_grad(set_to_none=True)
-        count = self._config.optim.accumulate
+        count, dtype = self._config.optim.accumulate, getattr(torch, _DTYPES[self._precision])
         measured: list[dict[str, Tensor]] = []
         for part in range(count):
             batch = next(batches)
             pace.data_ready()
             # The ranks' gradients meet once a step, in the last backward.
             with _apart(wrapped) if part < count - 1 else nullcontext():
-                with torch.autocast(self._here.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                with torch.autocast(self._here.device.type, dtype=dtype, enabled=dtype != torch.float32):
                     loss, losses = wrapped(batch.to(self._here.device))
-                (loss / count).backward()
+                self._scaler.scale(loss / count).backward()
             measured.append({"loss": loss.detach(), **losses})
             pace.work_done()
         means = {name: torch.stack([losses[name] for losses in measured]).mean() for name in measured[0]}
+        self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.optim.clip_norm)
-        self._optimizer.step()
+        others = {"norm": norm}
+        if self._scaler.is_enabled():
+            scale = self._scaler.get_scale()
+            others["loss_scale"] = torch.full_like(norm, scale)
+            others["mean_loss"] = self._here.mean(means["loss"])
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._scaler.is_enabled():
+            self._skipped += self._scaler.get_scale() < scale
         if self._mean is not None:
             self._mean.update()
-        stop = self._here.any(self._stop.name is not None)
-        return Outcome(step, means, {"norm": norm, "stop": stop})
+        others["stop"] = self._here.any(self._stop.name is not None)
+        return Outcome(step, means, others)
 
     def _check(self, outcome: Outcome) -> None:
         """Raise TrainingError if a step's loss or gradients are no numbers, by the gradient's norm: it covers those of
-        every rank, DDP having averaged them."""
-        if not math.isfinite(outcome.read()["norm"]):
-            listed = ", ".join(f"{name} {value:g}" for name, value in outcome.read().items() if name != "stop")
+        every rank, DDP having averaged them. In fp16, a gradient that only its scale has made infinite is none."""
+        numbers = outcome.read()
+        if numbers.get("loss_scale", 0) > 1 and math.isfinite(numbers["mean_loss"]):
+            return  # the step was left out, and the next scale is smaller
+        if not math.isfinite(numbers["norm"]):
+            listed = ", ".join(f"{name} {value:g}" for name, value in numbers.items() if name != "stop")
             last = checkpoints(self._run)[-1]
             raise TrainingError(
                 f"step {outcome.step}: the gradient is not finite ({listed}); the last checkpoint is {last}. A "
@@ -263,6 +288,7 @@ class Trainer:
             )
 
     def _write_log(self, done: int, outcome: Outcome, pace: Pace) -> None:
+        scales = self._scaler.is_enabled()
         means = self._here.mean(torch.stack([value.detach() for value in outcome.losses.values()]).float())
         self._log.write(
             done,
@@ -271,6 +297,7 @@ class Trainer:
                 "lr": self._rate(outcome.step),
                 "gradient_norm": outcome.read()["norm"],
                 **self._objective.facts(),
+                **({"loss_scale": self._scaler.get_scale(), "skipped_steps": self._skipped} if scales else {}),
                 "epoch": done / self._sampler.steps_per_epoch,
                 "pictures_per_second": pace.pictures_per_second,
                 "data_wait_share": pace.wait_share,
@@ -292,6 +319,8 @@ class Trainer:
                 }
                 if self._mean is not None:
                     state["ema"] = self._mean.state()
+                if self._scaler.is_enabled():
+                    state |= {"scaler": self._scaler.state_dict(), "skipped": self._skipped}
                 self._log.sync()
                 card = {
                     "step": step,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from copynce.errors import TrainingError
 from copynce.models import Descriptor, DescriptorConfig
 from copynce.models.precision import bf16_in_hardware
 from copynce.training import DescriptorLossConfig, DescriptorObjective, TrainConfig, checkpoints, read_log, train
@@ -95,6 +96,40 @@ def test_a_bf16_run_that_was_stopped_equals_one_that_was_not(tiny: Tiny) -> None
         assert torch.equal(value, resumed[name]), name
     for key in (*PARTS, "gradient_norm"):
         assert [line[key] for line in log_of(config)] == [line[key] for line in log_of(whole_config)], key
+
+
+def test_an_fp16_run_leaves_out_what_overflows_and_goes_on_with_its_scale(tiny: Tiny) -> None:
+    """A weight of the loss with which 65536 times its gradient is no float16, and a kill after three of six steps."""
+    options = ("precision=fp16", "loss.info_nce_weight=300", "model.drop_path=0.2", "log_every=1")
+    whole, config = tiny(*options, out="whole"), tiny(*options, out="killed")
+    expected = load_file(train(whole) / "model.safetensors")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int) -> None:
+        if step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, on_step=kill)
+    found = load_file(train(config) / "model.safetensors")
+    for name, value in expected.items():
+        assert value.isfinite().all()
+        assert torch.equal(value, found[name]), name
+    for key in (*PARTS, "loss_scale", "skipped_steps"):
+        assert [line[key] for line in log_of(config)] == [line[key] for line in log_of(whole)], key
+    first, *_, last = log_of(whole)
+    assert first["skipped_steps"] == 1
+    assert 1 <= last["skipped_steps"] < 6
+    assert last["loss_scale"] == 2.0 ** (16 - last["skipped_steps"])
+    start = load_file(checkpoints(Path(whole.out))[0] / "model.safetensors")
+    assert any(not torch.equal(value, start[name]) for name, value in expected.items() if "encoder" in name)
+
+
+def test_what_no_scale_can_mend_ends_an_fp16_run(tiny: Tiny) -> None:
+    with pytest.raises(TrainingError, match=r"the gradient is not finite \(.*loss_scale"):
+        train(tiny("precision=fp16", "loss.koleo_weight=1e38", "optim.steps=30"))
 
 
 def test_auto_takes_bf16_exactly_where_the_hardware_has_it(tiny: Tiny) -> None:

@@ -38,9 +38,11 @@ def nearest_then(recipe: list[str], given: argparse.Namespace) -> int:
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """What both scripts take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, what in (("query", "queries"), ("reference", "references"), ("auxiliary", "training pictures")):
-        parser.add_argument(f"--{name}-feature-path", required=True, help=f"features of the {what}")
-        parser.add_argument(f"--{name}-csv", help="list of their ids, for features that hold none")
+    parser.add_argument("--query-feature-path", required=True, help="features of the queries")
+    parser.add_argument("--reference-feature-path", required=True, help="features of the references")
+    parser.add_argument("--auxiliary-feature-path", required=True, help="features of the training pictures")
+    for name in ("--query-csv", "--reference-csv", "--auxiliary-csv"):
+        parser.add_argument(name, help="list of their ids, for features that hold none")
     parser.add_argument("--output-path", required=True, help="scores, as .json or .csv")
     parser.add_argument("--k", type=int, default=10, help="references of each query (default: %(default)s)")
     return parser

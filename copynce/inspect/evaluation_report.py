@@ -127,8 +127,9 @@ class _Searches:
         mine = self._of.get(query, [])
         rows = list(dict.fromkeys([*first, *mine[:_RESULTS]]))[:_RESULTS]
         rank = {i: place for place, i in enumerate(mine, start=1)}
+        rows.sort(key=rank.__getitem__)
         originals = self._truth.get(query, [])
-        found = [self._found(i, originals) for i in rows]
+        found = [self._found(i, originals, rank[i]) for i in rows]
         notes = []
         of_reference = {self._references[i]: i for i in mine}
         for original in originals:
@@ -138,16 +139,15 @@ class _Searches:
                 found.append(Found(self._pictures.reference(original), None, True, original))
             elif place not in rows:
                 notes.append(f"original {original} is at rank {rank[place]}")
-                found.append(self._found(place, originals))
+                found.append(self._found(place, originals, rank[place]))
         if not originals:
             notes.append("this query copies nothing")
         return Search(self._pictures.query(query), found, query, "; ".join(notes))
 
-    def _found(self, i: int, originals: Sequence[str]) -> Found:
+    def _found(self, i: int, originals: Sequence[str], rank: int) -> Found:
         reference = self._references[i]
-        return Found(
-            self._pictures.reference(reference), float(self._scores[i]), reference in originals, str(reference)
-        )
+        picture = self._pictures.reference(reference)
+        return Found(picture, float(self._scores[i]), reference in originals, str(reference), rank)
 
 
 def shown_facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

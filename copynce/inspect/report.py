@@ -44,13 +44,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Found:
-    """One search result: its picture (None: it cannot be shown), its score (None: it was not found), and whether it is
-    the query's original."""
+    """One search result: its picture (None: it cannot be shown), its score (None: it was not found), whether it is the
+    query's original, and its rank (None: its place among the results that are shown)."""
 
     image: Image.Image | None
     score: float | None
     is_original: bool
     caption: str = ""
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def _search(search: Search) -> str:
         f"<div class='label'>query</div><div class='file'>{escape(search.caption)}</div></div>"
     )
     hits = []
-    for rank, found in enumerate(search.found, start=1):
+    for place, found in enumerate(search.found, start=1):
+        rank = found.rank or place
         kind, mark = ("true", " ✓ original") if found.is_original else ("false", "")
         picture = _shown(found.image, f"result {rank}")
         label = f"{rank}. {found.score:.3f}{mark}" if found.score is not None else f"not found{mark}"

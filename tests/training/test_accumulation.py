@@ -55,5 +55,3 @@ def test_a_run_may_divide_its_steps_otherwise_but_not_make_them_larger(tiny: Tin
     assert "InfoNCE and KoLeo compare the pairs of another number" in event["text"]
     first, second = log_of(config)
     assert second["epoch"] == pytest.approx(2 * first["epoch"])
-    # InfoNCE of an untrained model is near the log of its columns: 4 items in place of 8.
-    assert second["info_nce"] < first["info_nce"] - 0.4

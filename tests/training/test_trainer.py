@@ -54,7 +54,9 @@ def test_a_run_leaves_config_log_and_checkpoints(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [(), ("objective=matcher",), ("optim.accumulate=2", "ema=0.9")], ids=["descriptor", "matcher", "options"]
+    "changed",
+    [(), ("objective=matcher",), ("optim.accumulate=2", "ema=0.9", "checkpoint_activations=true")],
+    ids=["descriptor", "matcher", "options"],
 )
 def test_resumed_equals_uninterrupted(tiny: Tiny, changed: tuple[str, ...]) -> None:
     """Killed after 4 of 6 steps, and continued from the checkpoint of step 3, which lies in the midst of an epoch."""

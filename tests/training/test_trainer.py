@@ -286,12 +286,14 @@ def test_shards_train_as_their_files_do(tiny: Tiny, pictures: Path, tmp_path: Pa
 
 @pytest.mark.numeric
 def test_two_processes_equal_one_with_the_whole_batch(tiny: Tiny) -> None:
-    """Differentiable gather, BatchNorm over all ranks, averaged gradients: gloo with 2 x 5 pairs is 1 x 10 pairs.
+    """Differentiable gather, BatchNorm over all ranks, averaged gradients that meet once a step, the mean of weights.
 
-    24 pictures are two steps an epoch and four left over, the third step is in the second epoch.
+    With two batches a step, 2 x 2 x 3 pairs are 2 x 6 pairs. 24 pictures are two steps an epoch, the third step is in
+    the second epoch. (Without options, two processes train a matcher in test_matcher_ddp.py.)
     """
-    one = train(tiny("data.batch_size=10", "optim.steps=3", out="one"))
-    config = tiny("data.batch_size=5", "optim.steps=3", out="two")
+    options = ("optim.accumulate=2", "ema=0.9", "checkpoint_activations=true", "optim.steps=3")
+    one = train(tiny("data.batch_size=6", *options, out="one"))
+    config = tiny("data.batch_size=3", *options, out="two")
     Path(config.out).parent.mkdir(exist_ok=True)
     save_config(config, Path(config.out).parent / "two.yaml")
     subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from copynce.cli.console import writing_into
@@ -26,9 +27,33 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         action="store_true",
         help="print all settings as YAML, and stop; given back as a file they make the same run",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="open everything, read some batches, say what the training would be and whether GPUs would be fed, and "
+        "stop; nothing is written",
+    )
+    parser.add_argument(
+        "--gpus",
+        metavar="NAME:COUNT",
+        help="with --dry-run: the GPUs that it is about, as A100:8 (the default where none is here)",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=10.0, help="with --dry-run: how long the loader is measured (10)"
+    )
     parser.settings = _settings
     parser.more_help = _named_runs
     parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 3600, got {text!r}")
+    return seconds
 
 
 def _settings() -> type:
@@ -68,7 +93,18 @@ def run(options: argparse.Namespace) -> None:
         if launch().rank == 0:
             print(config_text(config), end="")
         return
+    if options.dry_run:
+        if launch().rank == 0:
+            from copynce.training.dry_run import dry_run
+
+            found = dry_run(config, gpus=options.gpus, seconds=options.seconds, say=_say)
+            print("\n".join(found.lines))
+        return
     with writing_into(config.out):
         checkpoint = train(config)
     if launch().rank == 0:
         print(f"checkpoint: {checkpoint}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

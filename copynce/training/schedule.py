@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from copynce.training.config import OptimConfig
 
 
 def scaled_lr(base: float, items: int) -> float:
@@ -24,3 +27,20 @@ def cosine_schedule(lr: float, *, total: int, warmup: int, min_lr: float) -> Cal
         return min_lr + 0.5 * (lr - min_lr) * (1.0 + math.cos(math.pi * (step - warmup) / total))
 
     return at
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run's ``total`` steps, of which ``warmup`` are warm-up, and the learning ``rate(step)``."""
+
+    total: int
+    warmup: int
+    rate: Callable[[int], float]
+
+
+def run_schedule(optim: OptimConfig, items: int, steps_per_epoch: int) -> Schedule:
+    """The schedule of a run with ``items`` of all processes in a step."""
+    total = optim.epochs * steps_per_epoch if optim.steps is None else optim.steps
+    warmup = min(round(optim.warmup_epochs * steps_per_epoch), math.ceil(total / 10))
+    rate = cosine_schedule(scaled_lr(optim.lr, items), total=max(total, 1), warmup=warmup, min_lr=optim.min_lr)
+    return Schedule(total, warmup, rate)

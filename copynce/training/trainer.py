@@ -31,12 +31,12 @@ from copynce.training.log import RunLog
 from copynce.training.meters import Outcome, Pace
 from copynce.training.objectives import make_objective
 from copynce.training.run import Event, RunFolder, Start
-from copynce.training.schedule import cosine_schedule, scaled_lr
+from copynce.training.schedule import run_schedule
 from copynce.training.signals import StopRequest
 from dali_pipelines import BrokenPicture, LoaderOptions, PairBatch, PairLoader
 
 #: What autocast would make of the views at the model's first product.
-_DTYPES: dict[str, Literal["float32", "bfloat16", "float16"]] = {
+DTYPES: dict[str, Literal["float32", "bfloat16", "float16"]] = {
     "fp32": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -79,16 +79,9 @@ class Trainer:
             )
             torch.manual_seed(config.seed)  # the same initial weights on every rank
             self._objective = make_objective(config)
-        steps_per_epoch = self._sampler.steps_per_epoch
-        total = config.optim.steps
-        self._total = config.optim.epochs * steps_per_epoch if total is None else total
         self._items = config.data.batch_size * config.optim.accumulate * here.size
-        self._rate = cosine_schedule(
-            scaled_lr(config.optim.lr, self._items),
-            total=max(self._total, 1),
-            warmup=min(round(config.optim.warmup_epochs * steps_per_epoch), math.ceil(self._total / 10)),
-            min_lr=config.optim.min_lr,
-        )
+        schedule = run_schedule(config.optim, self._items, self._sampler.steps_per_epoch)
+        self._total, self._rate = schedule.total, schedule.rate
         self._precision = config.precision
         if self._precision == "auto":
             self._precision = "bf16" if bf16_in_hardware(here.device) else "fp32"
@@ -186,7 +179,7 @@ class Trainer:
             device="gpu" if self._here.device.type == "cuda" else "cpu",
             threads=config.data.threads,
             max_pixels=int(config.data.max_megapixels * 1e6),
-            dtype=_DTYPES[self._precision],
+            dtype=DTYPES[self._precision],
         )
         return PairLoader(
             self._sampler.batches(first_step, self._total),
@@ -244,7 +237,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(step)
         self._optimizer.zero_grad(set_to_none=True)
-        count, dtype = self._config.optim.accumulate, getattr(torch, _DTYPES[self._precision])
+        count, dtype = self._config.optim.accumulate, getattr(torch, DTYPES[self._precision])
         measured: list[dict[str, Tensor]] = []
         for part in range(count):
             batch = next(batches)

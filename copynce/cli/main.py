@@ -17,6 +17,7 @@ from copynce.errors import Stopped, TrainingError, UserError
 COMMANDS = (
     "demo",
     "train",
+    "ablate",
     "eval",
     "extract",
     "knn",

@@ -40,6 +40,7 @@ RECIPES: Mapping[str, Recipe] = {
         )
         for gamma in (0.0, 0.5, 1.0, 2.0, math.inf)
     },
+    "ablation-layer-10": _but("Patches of the 10th block instead of the 12th.", {"model.tokens_block": 9}),
     "ablation-cosine": _but("Cosine instead of cross-entropy.", {"loss.form": "cosine"}),
     **{
         f"ablation-{target}-{form}-{k}": _but(
@@ -49,6 +50,7 @@ RECIPES: Mapping[str, Recipe] = {
         for form in _FORMS
         for k in (1, 4)
     },
+    "ablation-r50-weight-0": _but("The ResNet-50: no CopyNCE.", {"loss.copynce_weight": 0.0}, descriptor.resnet50),
     **{
         f"ablation-matcher-weight-{weight}": _but(
             f"The matcher: CopyNCE with weight {weight} instead of 3.",

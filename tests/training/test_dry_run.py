@@ -127,3 +127,25 @@ def test_gpus_by_the_names_of_drivers() -> None:
     for text in ("A100:0", "B", "A100:x", "GeForce 8800"):
         with pytest.raises(ConfigError, match="--gpus must be NAME:COUNT"):
             find_gpus(text)
+
+
+def test_blocks_computed_again_keep_less_and_cost_a_forward_more() -> None:
+    shape = {"patch_size": 8, "embed_dim": 48, "num_heads": 2}
+    descriptor = build_descriptor(img_size=32, dim=16, backbone_options=shape | {"depth": 4})
+    matcher = build_matcher(img_size=32, backbone_options=shape, encoder_blocks=3, fusion_blocks=1)
+    for model in (descriptor, matcher):
+        plain, again = (step_cost(model, 8, half=False, checkpointed=checkpointed) for checkpointed in (False, True))
+        assert again.flop == plain.flop + plain.forward_flop
+        inputs = 8 * 4 * 48 * (17 * 4 if model is descriptor else 17 * 3 + 35 // 2)
+        assert again.saved == inputs + plain.saved // 4 < plain.saved
+
+
+def test_settings_of_a_step_are_in_it(tiny: Callable[..., TrainConfig]) -> None:
+    settings = ["optim.accumulate=2", "precision=fp16", "ema=0.9", "checkpoint_activations=true"]
+    found = dry_run(tiny(*settings), gpus="V100:1", seconds=0.1)
+    text = "\n".join(found.lines)
+    for part in ("2 of them a step", "125 TFLOP/s in fp16", "the weights' mean", "8, 16 "):
+        assert part in text
+    assert "DDP" not in text
+    with pytest.raises(ConfigError, match="precision=bf16: V100 does not multiply it; use precision=fp16 or fp32"):
+        dry_run(tiny("precision=bf16"), gpus="V100:1")

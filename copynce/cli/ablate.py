@@ -138,26 +138,34 @@ def _check(table: Table, options: argparse.Namespace) -> None:
 def _carry_out(words: Sequence[str], processes: int) -> None:
     """Carry a command out; where it fails or is stopped, end as it does: it has said why."""
     from copynce.cli.main import main
+    from copynce.errors import Stopped
 
     if processes == 1:
         status = main(list(words))
     else:
         command = [sys.executable, "-m", "torch.distributed.run", *_launcher(processes)[1:], *words]
-        with subprocess.Popen(command) as launched, _passing_on(launched):
+        with subprocess.Popen(command) as launched, _passing_on(launched) as passed:
             status = launched.wait()
+        if status and passed:  # torchrun's own status tells nothing of it
+            raise Stopped(f"stopped by {signal.Signals(passed[0]).name}; the same command goes on")
     if status:
         raise SystemExit(status)
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While it lasts, SIGTERM goes on to ``process``, which ends the training in order; so does Ctrl-C by itself."""
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number)),
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    }
+def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """While it lasts, SIGTERM goes on to ``process``, which ends the training in order; Ctrl-C reaches it by itself.
+    Gives the signals that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        came.append(number)
+        if number != signal.SIGINT:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,9 +14,12 @@ from copynce.training.objectives.settings import LOSS_SETTINGS, LossConfig
 
 _MODEL_SETTINGS = {"descriptor": DescriptorConfig, "matcher": MatcherConfig}
 #: Which pairs an objective learns from, and why no others.
-_PAIRS = {
+_PAIRS: dict[str, tuple[tuple[str, ...], str]] = {
     "descriptor": (("descriptor", "supervised"), "a descriptor learns from copies only"),
-    "matcher": (("matcher", "mixture"), "a matcher learns from copies and from pairs of different pictures"),
+    "matcher": (
+        ("matcher", "mixture"),
+        "a matcher learns from copies and from pairs of different pictures (or copies and loss.batch_negatives)",
+    ),
 }
 
 
@@ -109,6 +112,8 @@ class TrainConfig:
         if self.threads is not None:
             require_number("threads", self.threads, least=1, most=MOST_THREADS)
         pairs, reason = _PAIRS[self.objective]
+        if getattr(self.loss, "batch_negatives", 0):  # which are its pairs of different pictures
+            pairs = (*pairs, "descriptor")
         if self.data.pairs not in pairs:
             fitting = f"{' or '.join(pairs)} with objective={self.objective}"
             raise ConfigError(f"data.pairs must be {fitting}, got {self.data.pairs}: {reason}")

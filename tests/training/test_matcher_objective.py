@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from copynce.errors import ConfigError
 from copynce.kernels.copynce.reference import copynce_reference
 from copynce.models import Matcher, build_matcher, load_checkpoint
 from copynce.training import MatcherLossConfig, MatcherObjective, TrainConfig, checkpoints, read_events, read_log, train
@@ -116,6 +117,35 @@ def test_an_untraced_pair_leaves_copynces_mean_and_a_negative_one_stays_in_it() 
     assert objective(pairs)[1]["copynce"].item() == pytest.approx(before * 4 / 3, rel=1e-5)
     pairs.traced[:] = False
     assert objective(pairs)[1]["copynce"].item() == 0
+
+
+@pytest.mark.parametrize("others", [1, 3, 9])
+def test_other_references_of_the_batch_are_negatives(others: int) -> None:
+    model, pairs = matcher(), batch()
+    pairs.uuids[2] = "a"  # its reference shows what the first query copies
+    objective = MatcherObjective(model, MatcherLossConfig(copynce_weight=0.0, batch_negatives=others))
+    total, measures = objective(pairs)
+    found = torch.autograd.grad(total, model.fusion.cls_token)[0]
+    rows = [
+        (i, (i + shift) % 5)
+        for shift in range(min(others, 4) + 1)
+        for i in range(5)
+        if shift == 0 or pairs.uuids[i] != pairs.uuids[(i + shift) % 5]
+    ]
+    queries, references = (list(side) for side in zip(*rows, strict=True))
+    logits = model(pairs.query[queries], pairs.reference[references]).double()
+    truth = torch.tensor([i == j and bool(pairs.positive[i]) for i, j in rows])
+    expected = (F.softplus(logits) - logits * truth).mean()
+    assert measures["bce"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert measures["positives"].item() == pytest.approx(0.4)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, model.fusion.cls_token)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_copies_alone_need_negatives_of_the_batch(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"or copies and loss\.batch_negatives"):
+        tiny("objective=matcher", "data.pairs=descriptor")
+    config = tiny("objective=matcher", "data.pairs=descriptor", "loss.batch_negatives=2", "optim.steps=1")
+    train(config)
 
 
 def test_a_run_learns_from_its_pairs_and_a_second_stage_begins_with_it(tiny: Tiny, tmp_path: Path) -> None:

@@ -40,11 +40,24 @@ class MatcherObjective(Objective):
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        logits, query_tokens, reference_tokens = self.model.with_tokens(batch.query, batch.reference)
+        others = min(config.batch_negatives, len(batch.uuids) - 1)
+        unlike: list[Tensor] = []
+        if others == 0:
+            logits, query_tokens, reference_tokens = self.model.with_tokens(batch.query, batch.reference)
+        else:
+            query, reference = self.model.encode(torch.cat([batch.query, batch.reference])).chunk(2)
+            logits, query_tokens, reference_tokens = self.model.fuse_with_tokens(query, reference)
+            for shift in range(1, others + 1):
+                rolled = batch.uuids[shift:] + batch.uuids[:shift]
+                # A picture that is there twice is no negative of its copy.
+                rows = [i for i, (own, other) in enumerate(zip(batch.uuids, rolled, strict=True)) if own != other]
+                partners = [(row + shift) % len(rolled) for row in rows]
+                unlike.append(self.model.fuse(query[rows], reference[partners]))
         if config.copynce_weight == 0:
             query_tokens, reference_tokens = query_tokens.detach(), reference_tokens.detach()
         positive = batch.positive.float()
-        bce = F.binary_cross_entropy_with_logits(logits, positive)
+        every = torch.cat([logits, *unlike])
+        bce = F.binary_cross_entropy_with_logits(every, F.pad(positive, (0, len(every) - len(positive))))
         copynce = self.copynce(
             query_tokens, reference_tokens, batch.query_to_reference, batch.reference_to_query, batch.traced
         )

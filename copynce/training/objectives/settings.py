@@ -82,6 +82,14 @@ class MatcherLossConfig(_AnyLoss):
     gamma: float = 1.0
     bce_weight: float = 1.0
     """Of the binary cross-entropy of the pairs' logits."""
+    batch_negatives: int = 0
+    """How many other references of the process's batch each query is also matched with, as pairs that are no copies:
+    those of the pairs after its own, which with data.pairs=descriptor and neighbours begin with mined ones. An encoding
+    serves all of them, so a pair costs its fusion only. 0: none (the released code)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("loss.batch_negatives", self.batch_negatives, least=0)
 
 
 LossConfig = DescriptorLossConfig | MatcherLossConfig

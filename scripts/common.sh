@@ -64,19 +64,22 @@ experiment_of() {
     echo "$name"
 }
 
-# stem_of CONFIG: dev/vits_lin.yaml -> vits_lin
-stem_of() {
-    local name
-    name="$(basename "$1")"
-    echo "${name%.yaml}"
-}
-
 # split_of EVAL_CONFIG: its first folder, or its name, tells: dev is dev set II, test is Phase 2.
 split_of() {
     case "$1" in
         val/* | *_val*) echo val ;;
         test/* | *_test*) echo test ;;
         *) echo dev ;;
+    esac
+}
+
+# stem_of CONFIG: dev/vits_lin.yaml -> vits_lin, and test/vits_lin.yaml -> vits_lin_test, as released configs are called.
+stem_of() {
+    local name split
+    name="$(basename "$1")" && name="${name%.yaml}" && split="$(split_of "$1")"
+    case "$split,$name" in
+        dev,* | *,*_"$split"*) echo "$name" ;;
+        *) echo "${name}_$split" ;;
     esac
 }
 

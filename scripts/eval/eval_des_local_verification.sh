@@ -17,4 +17,8 @@ need 2 "$@"
 
 evaluation_set "$2"
 out="outputs/$(experiment_of "$1")/eval/$(stem_of "$2")"
-copynce candidates "$(weights_of "$1")" "${data[@]}" "mode=${3:-M:N}" "out=$out" "${@:4}"
+case "${3:-}" in
+    "" | *=*) mode=M:N && settings=("${@:3}") ;;
+    *) mode="$3" && settings=("${@:4}") ;;
+esac
+copynce candidates "$(weights_of "$1")" "${data[@]}" "mode=$mode" "out=$out" "${settings[@]}"

@@ -21,6 +21,10 @@ def main() -> int:
     parser.add_argument("--output-path", default="scores.json", help="what is written (default: %(default)s)")
     parser.add_argument("--k", type=int, default=400, help="references kept of a query (default: %(default)s)")
     given = parser.parse_args()
+    if given.k < 1:
+        parser.error(f"--k must be at least 1, got {given.k}")
+    if not given.output_path.endswith((".json", ".csv")):
+        parser.error(f"--output-path must end in .json or .csv, got {given.output_path}")
     try:
         parts = [read_predictions(file, merge=True) for file in given.files]
         merged = merge_predictions(parts, given.k)

@@ -15,7 +15,7 @@ need 3 "$@"
 
 DINO="${DINO:-weights/dino_deitsmall16_pretrain.pth}"
 [ -f "$DINO" ] || fail "$DINO: no such file; DINO=FILE names the backbone's weights"
-model="outputs/dino/$(basename "${DINO%.*}").safetensors"
+model="outputs/dino/$(sha256sum < "$DINO" | cut -c 1-16).safetensors"  # by content: another backbone is another model
 if [ ! -f "$model" ]; then
     mkdir -p outputs/dino
     NPROC=1 copynce convert "$DINO" "$model" --as descriptor head=cls norm_eps=1e-4

@@ -49,9 +49,17 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 
 
 def _features(path: str, side: str) -> tuple[str, str | None]:
-    """Features and which of them. What an evaluation has described lies in its folder, in `features`: there
-    the released `query_feat_ep-30.pth` stands for the queries."""
-    return (path, None) if Path(path).exists() else (str(Path(path).parent / "features"), side)
+    """Features and which of them. What an evaluation has described lies in its folder, in `features`: there the
+    released `query_feat_ep-30.pth` stands for the queries, and so on."""
+    described = Path(path).parent / "features"
+    if (
+        not Path(path).exists()
+        and Path(path).name.startswith(f"{side.removesuffix('ing')}_feat")
+        and described.is_dir()
+    ):
+        print(f"{path}: taken from what the evaluation described, {described}, {side}", file=sys.stderr)
+        return str(described), side
+    return path, None
 
 
 def _given(settings: dict[str, str | None]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_a_descriptor_is_prepared_trained_and_measured(place: Path) -> None:
             *("--auxiliary-feature-path", str(out / "train_feat_ep-30.pth"), "--output-path", f"{script}.json"),
         )
         assert {len(found) for _, found in json.loads((place / f"{script}.json").read_text())} == {10}
-    crops = ["copynce_descriptor", "dev/vits_lin_loc-ver.yaml", "1:N", "device=cpu", "k=7"]
+    crops = ["copynce_descriptor", "dev/vits_lin_loc-ver.yaml", "device=cpu", "k=7"]
     step(place, "eval/eval_des_local_verification.sh", *crops)
     found = json.loads((out.with_name("vits_lin_loc-ver") / "candidates.json").read_text())
     assert {len(references) for _, references in found} == {7}
@@ -177,6 +178,24 @@ def test_help(script: str, tmp_path: Path) -> None:
     said = step(tmp_path, script, "--help")
     assert Path(script).name in said or "usage:" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("config", "folder"),
+    [
+        ("dev/vits_lin.yaml", "vits_lin"),
+        ("test/vits_lin_test.yaml", "vits_lin_test"),
+        ("test/vits_lin.yaml", "vits_lin_test"),
+        ("val/vits_lin.yaml", "vits_lin_val"),
+    ],
+)
+def test_splits_have_folders_of_their_own(config: str, folder: str) -> None:
+    told = subprocess.run(
+        ["bash", "-c", f". {shlex.quote(str(SCRIPTS / 'common.sh'))} x; stem_of {config}"],
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.strip() == folder, told.stderr
 
 
 def test_what_is_missing_is_told(tmp_path: Path) -> None:

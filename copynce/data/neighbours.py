@@ -16,6 +16,7 @@ from copynce.data.torch_files import only_tensor, read_torch_file
 from copynce.errors import DataError
 
 _ROWS = 65_536  # how many rows of a table are checked at once
+_EXPECTED = "expected neighbours as .npy or .pth [N, K], or .json {uuid: [uuid, ...]}"
 
 
 class Neighbours:
@@ -55,9 +56,7 @@ def read_neighbours(path: str | os.PathLike[str], manifest: Manifest, columns: i
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; expected neighbours as .npy or .pth [N, K], or .json {{uuid: [uuid, ...]}}"
-        )
+        raise DataError(f"{path}: no such file; {_EXPECTED}")
     if path.suffix.lower() == ".json":
         return Neighbours(_read_json(path, manifest), columns)
     if path.suffix.lower() in (".pth", ".pt"):
@@ -68,12 +67,17 @@ def read_neighbours(path: str | os.PathLike[str], manifest: Manifest, columns: i
 
 
 def _read_npy(path: Path, manifest: Manifest) -> NDArray[np.integer]:
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"PK\x03\x04"):
+        raise DataError(f"{path}: expected one array in a .npy file, got an archive; {_EXPECTED}")
+    if not start.startswith(b"\x93NUMPY"):  # numpy would take it for a pickle, and tell how to run what is in it
+        begin = start.hex(" ") or "nothing"
+        raise DataError(f"{path}: not a .npy file of integers, it begins with {begin}; {_EXPECTED}")
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a .npy file of integers ({error})") from error
-    if not isinstance(table, np.ndarray):
-        raise DataError(f"{path}: expected one array in a .npy file, got an archive")
+        raise DataError(f"{path}: not a .npy file of integers ({error}); {_EXPECTED}") from error
     return _checked(table, path, manifest)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ def read_torch_file(path: str | os.PathLike[str], expected: str) -> Any:
 
     path = Path(path)
     with path.open("rb") as file:
-        whole = file.read(4) == b"PK\x03\x04"
+        start = file.read(8)
+    whole = start.startswith(b"PK\x03\x04")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
     except pickle.UnpicklingError as error:
+        # The rest of torch's text tells how to run what is in it all the same.
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise DataError(
-            f"{path}: a pickle with more than tensors and text, which only running code could read ({_reason(error)}); "
-            f"expected {expected}: where you trust the file, save its tensor alone, torch.save(torch.as_tensor(table), "
-            "FILE), or its array with numpy.save"
+            f"{path}: a pickle with more than tensors and text, which only running code could read"
+            f"{f' ({needed[1]})' if needed else ''}; expected {expected}: where you trust the file, save its tensor "
+            "alone, torch.save(torch.as_tensor(table), FILE), or its array with numpy.save"
         ) from error
     except Exception as error:  # whatever goes wrong is the file's fault: its bytes are not ours
-        raise DataError(
-            f"{path}: damaged, or not a file of torch.save ({_reason(error)}); expected {expected}"
-        ) from error
+        reason = (
+            _reason(error) if whole or start.startswith(b"\x80") else f"it begins with {start.hex(' ') or 'nothing'}"
+        )
+        raise DataError(f"{path}: damaged, or not a file of torch.save ({reason}); expected {expected}") from error
 
 
 def only_tensor(content: Any, path: str | os.PathLike[str], expected: str, kind: str) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from copynce.data import Manifest, Neighbours, read_neighbours
 from copynce.errors import DataError
@@ -58,6 +59,19 @@ def test_files_of_another_form_are_named_and_nothing_is_unpickled(tmp_path: Path
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"knn\.npy: not a \.npy file of integers"):
             read_neighbours(path, MANIFEST, columns=1)
+    (tmp_path / "k3.csv").write_text("a,b,c\n")
+    with pytest.raises(
+        DataError, match=r"k3\.csv: not a .*; expected neighbours as \.npy or \.pth .* or \.json"
+    ) as error:
+        read_neighbours(tmp_path / "k3.csv", MANIFEST, columns=1)
+    assert "load" not in str(error.value)
+    torch.save(np.zeros((4, 1), int), tmp_path / "knn.pth")
+    with pytest.raises(DataError, match=r"knn\.pth: a pickle with .* read \(numpy\.\S*_reconstruct\); exp") as error:
+        read_neighbours(tmp_path / "knn.pth", MANIFEST, columns=1)
+    assert "load" not in str(error.value)
+    (tmp_path / "knn.pth").write_text("a,b,c\n")
+    with pytest.raises(DataError, match=r"not a file of torch\.save \(it begins with 61 2c .*\); expected an integer"):
+        read_neighbours(tmp_path / "knn.pth", MANIFEST, columns=1)
     np.savez(tmp_path / "knn.npz", a=np.zeros(3))
     with pytest.raises(DataError, match=r"knn\.npz: expected one array in a \.npy file, got an archive"):
         read_neighbours(tmp_path / "knn.npz", MANIFEST, columns=1)

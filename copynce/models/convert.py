@@ -28,6 +28,7 @@ from copynce.models.export import FORMS, TOLERANCE, export
 from copynce.models.kinds import KINDS, AnyModel, backbone_fields, build_model
 from copynce.models.matcher import Matcher
 from copynce.models.names import LOG_SCALE, Model, count_blocks, find_encoder, is_matcher, modules_of, moves
+from copynce.models.pretrained import require_place
 from copynce.models.released import save_released
 from copynce.models.settings import BackboneConfig, MatcherConfig
 from copynce.models.starts import begin
@@ -68,6 +69,8 @@ def convert(
     """
     target = Path(target)
     form = _form(target)
+    if form == "folder":
+        require_place(target)
     file = read_weights(weights_file(source, _backbone(kind, settings)))
     if target.exists() and target.resolve() == file.path.resolve():
         raise ConfigError(f"{target} is the file itself; choose another name for what is written")

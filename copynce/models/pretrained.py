@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from copynce.errors import DataError
+from copynce.errors import ConfigError, DataError
 from copynce.files import atomic_text
 
 if TYPE_CHECKING:
@@ -32,20 +32,21 @@ class Pretrained:
     def save_pretrained(self, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the model as a folder; each file appears whole or not at all, the weights last.
 
+        folder: a new or empty one, or one of this method, whose model is replaced.
+
         metadata: as for `save_checkpoint`; what of it people ask for stands in the card too: `trained_on`, `start`,
         `step`, `epoch`, `commit`, `license`, figures (`uap`, `rp90`, `map`, `recall_at_1`, ...). Raises DataError if
-        `folder` is a file, WriteError if it takes none.
+        `folder` is a file, ConfigError if it holds anything else, WriteError if it takes none.
         """
         from copynce.models.checkpoints import save_checkpoint, stored_config
 
         model, folder = cast("AnyModel", self), Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise DataError(f"{folder} is a file, expected a folder for {WEIGHTS}, {CONFIG} and {CARD}")
+        require_place(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        with atomic_text(folder / CONFIG) as file:  # the first: it says whose folder this is
+            file.write(json.dumps({"library_name": "copynce", **stored_config(model)}, indent=2) + "\n")
         with atomic_text(folder / CARD) as file:
             file.write(model_card(model, dict(metadata or {})))
-        with atomic_text(folder / CONFIG) as file:
-            file.write(json.dumps({"library_name": "copynce", **stored_config(model)}, indent=2) + "\n")
         save_checkpoint(folder / WEIGHTS, model, metadata)
 
     @classmethod
@@ -61,6 +62,35 @@ class Pretrained:
         if not isinstance(model, cls):
             raise DataError(f"{folder} holds a {kind_of(model).name}, expected a {cls.__name__.lower()}")
         return model
+
+
+def require_place(folder: Path) -> None:
+    """Raise, as `save_pretrained`, unless a model can be written as `folder` without a loss of anything else."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file, expected a folder for {WEIGHTS}, {CONFIG} and {CARD}")
+    names = {entry.name for entry in folder.iterdir()}
+    of_run = sorted(names & {"config.yaml", "checkpoints"})
+    if of_run:
+        raise ConfigError(
+            f"{folder} is a run (it has {' and '.join(of_run)}), and a model in it would be taken for the run's; "
+            "choose a new folder"
+        )
+    ours = WEIGHTS in names or names <= {CONFIG, CARD}  # without weights: writing was cut short
+    if names and not (ours and _is_config(folder / CONFIG)):
+        raise ConfigError(
+            f"{folder} holds other things than a model of copynce ({min(names)}, ...), which {CONFIG} and {CARD} might "
+            "replace; choose a new folder"
+        )
+
+
+def _is_config(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("library_name") == "copynce"
 
 
 def model_card(model: AnyModel, metadata: Mapping[str, Any]) -> str:

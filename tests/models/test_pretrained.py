@@ -9,8 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from copynce.errors import DataError
-from copynce.models import Descriptor, Matcher, build_descriptor, build_matcher, load_checkpoint, load_descriptor
+from copynce.errors import ConfigError, DataError
+from copynce.models import (
+    Descriptor,
+    Matcher,
+    build_descriptor,
+    build_matcher,
+    convert,
+    load_checkpoint,
+    load_descriptor,
+    save_checkpoint,
+)
 
 TINY = {"embed_dim": 24, "num_heads": 2, "patch_size": 8}
 
@@ -36,6 +45,41 @@ def test_folders_come_back(tmp_path: Path) -> None:
         Matcher.from_pretrained(tmp_path / "Descriptor")
     with pytest.raises(DataError, match="is a file, expected a folder"):
         matcher.save_pretrained(tmp_path / "Matcher" / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"README.md": "mine"}, r"holds other things than a model of copynce \(README\.md, \.\.\.\)"),
+        ({"model.safetensors": "", "config.json": "{"}, "holds other things"),
+        ({"model.safetensors": "", "config.json": '{"model_type": "of another library"}'}, "holds other things"),
+        ({"config.json": '{"library_name": "copynce"}', "notes.txt": ""}, "holds other things"),
+        ({"config.yaml": "out: run"}, r"is a run \(it has config\.yaml\), .*; choose a new folder"),
+        ({"model.safetensors": "", "config.json": '{"library_name": "copynce"}', "checkpoints": ""}, "is a run"),
+    ],
+)
+def test_what_is_no_models_folder_is_left_alone(tmp_path: Path, files: dict[str, str], sentence: str) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        descriptor().save_pretrained(folder)
+    save_checkpoint(tmp_path / "a.safetensors", descriptor())
+    with pytest.raises(ConfigError, match=sentence):
+        convert(tmp_path / "a.safetensors", folder)
+    assert {file.name: file.read_text() for file in folder.iterdir()} == files
+
+
+def test_a_models_folder_is_written_anew(tmp_path: Path) -> None:
+    descriptor().save_pretrained(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    for lost in ((), ("notes.txt", "README.md", "model.safetensors")):  # the second: writing was cut short
+        for name in lost:
+            (tmp_path / name).unlink()
+        made = descriptor()
+        made.save_pretrained(tmp_path)
+        assert torch.equal(load_descriptor(tmp_path).encoder.cls_token, made.encoder.cls_token)
 
 
 def test_a_card_tells_what_is_known(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def build_transformer(
             raise ValueError(f"backbone_options has no {name!r}; near names: {', '.join(near)}")
     options: dict[str, Any] = dict(config.backbone_options)
     width, heads = options.get("embed_dim"), options.get("num_heads")
+    if isinstance(heads, int) and heads < 1:
+        raise ValueError(f"num_heads must be at least 1, got {heads}")
     if width is not None and heads is not None and width % heads:
         raise ValueError(f"embed_dim must be a multiple of num_heads, got {width} and {heads}")
     eps = norm_eps if config.norm_eps is None else config.norm_eps

@@ -87,7 +87,7 @@ def load_checkpoint(
     size are read off the tensors; the number of attention heads is not in them: it is `num_heads`, or 64 channels a
     head for the widths of known models (192, 384, 768, 1024).
     Raises DataError if the file is unreadable, does not fit, does not tell its heads, or holds values that are no
-    finite floats; RunError if a folder holds no checkpoint.
+    finite floats; ConfigError for `num_heads` that do not divide the width; RunError if a folder holds no checkpoint.
     """
     file = read_weights(path)
     found = find_encoder(file)

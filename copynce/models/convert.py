@@ -25,13 +25,22 @@ from copynce.models.checkpoints import (
     start_card,
 )
 from copynce.models.export import FORMS, TOLERANCE, export
-from copynce.models.kinds import KINDS, AnyModel, backbone_fields, build_model
+from copynce.models.kinds import KINDS, AnyModel, backbone_fields, build_model, heads_unknown
 from copynce.models.matcher import Matcher
-from copynce.models.names import LOG_SCALE, Model, count_blocks, find_encoder, is_matcher, modules_of, moves
+from copynce.models.names import (
+    LOG_SCALE,
+    Model,
+    count_blocks,
+    find_encoder,
+    is_matcher,
+    is_resnet,
+    modules_of,
+    moves,
+)
 from copynce.models.pretrained import require_place
 from copynce.models.released import save_released
 from copynce.models.settings import BackboneConfig, MatcherConfig
-from copynce.models.starts import begin
+from copynce.models.starts import begin, unseen
 from copynce.models.timm_weights import weights_file
 from copynce.models.weight_files import WeightFile, read_weights
 
@@ -64,7 +73,8 @@ def convert(
     source: what `load_checkpoint` or, with `kind`, `load_start` takes, or timm's own weights (`timm`,
     `timm:NAME.TAG`). target: see the module's text. kind: what to start with the file's weights, where it is not a
     model taken as it is. settings: `key=value` of that model's config; what they leave out follows from the file.
-    num_heads: attention heads of a file that does not tell them. part, tolerance: of a program, as `export` takes them.
+    num_heads: attention heads of a file that does not tell them; with `kind`, the settings may tell them too.
+    part, tolerance: of a program, as `export` takes them.
     Raises ConfigError for settings, DataError for files, ExportError for programs, WriteError if the disk takes none.
     """
     target = Path(target)
@@ -121,6 +131,7 @@ def _whole(file: WeightFile, num_heads: int | None) -> tuple[AnyModel, dict[str,
     """The model of a file as it is, its metadata, and what was taken."""
     found = find_encoder(file)
     model = load_checkpoint(file.path, num_heads=num_heads)
+    _require_heads(model, num_heads, str(file.path))
     said = [f"{file.path}: a {_described(model)}"]
     if own_config(file) is None:
         metadata = _released_metadata(file, found)
@@ -157,6 +168,7 @@ def _started(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         model = build_model(config)
+    _require_heads(model, num_heads, f"{file.path} or a setting")
     start = begin(model, file.path)
     listed = {"new": modules_of(start.new), "left aside": modules_of(start.left)}
     said = [f"a {_described(model)}", *(text for text in start.said if text.partition(":")[0] not in listed)]
@@ -166,6 +178,7 @@ def _started(
 
 def start_config(file: WeightFile, kind: str, settings: Sequence[str], num_heads: int | None) -> BackboneConfig:
     """The config of a model that starts from a file: `settings`, and where they say nothing, what the file tells.
+    With `backbone` among them, it tells the options instead of the file.
 
     Of a backbone of N blocks a matcher takes 8 + 4 if N is 12, else two thirds and the rest; with one of
     `encoder_blocks` and `fusion_blocks` given, the other is what remains.
@@ -185,20 +198,34 @@ def start_config(file: WeightFile, kind: str, settings: Sequence[str], num_heads
         if linear is not None and kind == "descriptor":
             start["dim"] = linear.shape[0]
     if "backbone" in given:
-        start.pop("backbone_options", None)
+        start["backbone_options"] = {} if num_heads is None else {"num_heads": num_heads}
     blocks = count_blocks(found.tensors, "encoder")
     if kind == "matcher":
-        start.get("backbone_options", {}).pop("depth", None)
+        start["backbone_options"].pop("depth", None)
         start |= _split(found, blocks, given)
     config = load_config(
         KINDS[kind].config, {name: value for name, value in start.items() if name not in given}, settings
     )
+    if "backbone_options" in given:  # a mapping that replaces the one before
+        options = {**start["backbone_options"], **config.backbone_options}
+        config = dataclasses.replace(config, backbone_options=options)
+    told = own is not None or "backbone" in given or is_resnet(found.tensors) or "num_heads" in config.backbone_options
+    if not told:
+        raise heads_unknown(file.path, start["backbone_options"]["embed_dim"])
     if isinstance(config, MatcherConfig) and not is_matcher(found.tensors):
         if "fusion_blocks" not in given:
             config = dataclasses.replace(config, fusion_blocks=max(blocks - config.encoder_blocks, 1))
         elif "encoder_blocks" not in given:
             config = dataclasses.replace(config, encoder_blocks=max(blocks - config.fusion_blocks, 1))
     return config
+
+
+def _require_heads(model: AnyModel, num_heads: int | None, teller: str) -> None:
+    """Raise ConfigError if a number of heads was given, and the model has another."""
+    heads = unseen(model).get("num_heads")
+    if num_heads is not None and num_heads != heads:
+        expected = "a ResNet has none" if heads is None else f"{teller} tells {heads}"
+        raise ConfigError(f"num_heads must be left out, for {expected}, got {num_heads}")
 
 
 def _split(found: Model, blocks: int, given: set[str]) -> dict[str, int]:

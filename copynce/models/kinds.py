@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from copynce.errors import DataError
+from copynce.errors import ConfigError, DataError
 from copynce.models.descriptor import Descriptor
 from copynce.models.matcher import Matcher
 from copynce.models.names import Model, count_blocks, is_matcher, is_resnet, shape_facts, square_root
@@ -56,11 +56,14 @@ def _released_matcher(found: Model, path: Path, num_heads: int | None) -> Matche
 def backbone_fields(found: Model, path: Path, num_heads: int | None, *, bare: bool = False) -> dict[str, Any]:
     """`backbone`, `backbone_options` and `img_size` of an encoder, read off the names and shapes of its tensors.
 
-    bare: whether it may be any backbone, not only of the released form. A ResNet does not tell the side of its input,
-    so that is the paper's. Raises DataError if they do not tell it.
+    bare: whether it may be any backbone, not only of the released form, and its heads may be told elsewhere: they are
+    left out if nothing here tells them. A ResNet does not tell the side of its input, so that is the paper's. Raises
+    DataError if they do not tell it, ConfigError for a `num_heads` that is none of this encoder.
     """
     facts: dict[str, Any] = shape_facts(found.tensors)
     if is_resnet(found.tensors):
+        if num_heads is not None:
+            raise ConfigError(f"num_heads must be left out: {path} holds a ResNet, which has no attention heads")
         bottlenecks = "encoder.layer1.0.conv3.weight" in found.tensors
         name, layers = ("resnet50", [3, 4, 6, 3]) if bottlenecks else ("resnet18", [2, 2, 2, 2])
         usual = {"layers": layers, "channels": [64, 128, 256, 512]}
@@ -76,14 +79,24 @@ def backbone_fields(found: Model, path: Path, num_heads: int | None, *, bare: bo
         grid = square_root(count)
     if grid is None:
         raise DataError(f"{path} is no model's: encoder.pos_embed must be a class position and a square of patches")
-    heads = num_heads or KNOWN_HEADS.get(width)
-    if heads is None:
-        raise DataError(
-            f"{path} does not tell how many attention heads its encoder has, and its width {width} is that of no known "
-            f"model ({', '.join(map(str, KNOWN_HEADS))}); give num_heads or a config"
+    if num_heads is not None and (num_heads < 1 or width % num_heads):
+        raise ConfigError(
+            f"num_heads must be a positive number that divides the width {width} of the encoder in {path}, "
+            f"got {num_heads}"
         )
-    options = {**facts, "num_heads": heads}
+    heads = num_heads or KNOWN_HEADS.get(width)
+    if heads is None and not bare:
+        raise heads_unknown(path, width)
+    options = facts if heads is None else {**facts, "num_heads": heads}
     return {"backbone": "vit_small_patch16_224", "backbone_options": options, "img_size": grid * patch}
+
+
+def heads_unknown(path: Path, width: int) -> DataError:
+    """The error of an encoder whose attention heads nobody tells."""
+    return DataError(
+        f"{path} does not tell how many attention heads its encoder has, and its width {width} is that of no known "
+        f"model ({', '.join(map(str, KNOWN_HEADS))}); give num_heads or a config"
+    )
 
 
 def _beyond_released(found: Model, path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,42 @@ def test_a_dinov2_backbone_tells_its_parts(tmp_path: Path) -> None:
     assert torch.equal(load_descriptor(tmp_path / "b.safetensors").encoder.pos_embed, found.pos_embed)
 
 
+def test_heads_are_told_once_and_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"embed_dim": 24, "num_heads": 2, "depth": 1, "patch_size": 8}
+    made = model("descriptor", backbone_options=options)
+    torch.save(made.state_dict(), tmp_path / "a.pth")
+    save_checkpoint(tmp_path / "ours.safetensors", made)
+    out = tmp_path / "out.safetensors"
+    as_descriptor = ["--as", "descriptor"]
+    for arguments, sentence in (
+        (["a.pth"], "does not tell how many attention heads"),
+        (["a.pth", *as_descriptor], "does not tell how many attention heads"),
+        *(
+            (["a.pth", "--num-heads", heads, *kind], "must be a positive number that divides the width 24 of the enc")
+            for heads in ("-2", "0", "5")
+            for kind in ([], as_descriptor)
+        ),
+        (["a.pth", *as_descriptor, "backbone_options={num_heads: 0}"], "num_heads must be at least 1, got 0"),
+        (["a.pth", *as_descriptor, "backbone_options.num_heads=5"], "must be a multiple of num_heads, got 24 and 5"),
+        (["a.pth", *as_descriptor, "backbone_options.num_heads=3", "--num-heads", "2"], "or a setting tells 3, got 2"),
+        (["ours.safetensors", "--num-heads", "3"], r"ours\.safetensors tells 2, got 3"),
+        (["ours.safetensors", "--num-heads", "0", *as_descriptor], "tells 2, got 0"),
+    ):
+        assert main(["convert", str(tmp_path / arguments[0]), str(out), *arguments[1:]]) == 2
+        assert re.search(sentence, capsys.readouterr().err)
+        assert not out.exists()
+    for arguments in (
+        ["ours.safetensors", "--num-heads", "2"],
+        ["a.pth", *as_descriptor, "--num-heads", "2"],
+        ["a.pth", *as_descriptor, "backbone_options={num_heads: 2}"],
+        ["a.pth", *as_descriptor, "backbone_options.num_heads=2"],
+    ):
+        assert main(["convert", str(tmp_path / arguments[0]), str(out), *arguments[1:]]) == 0
+        found = load_descriptor(out)
+        assert found.encoder.blocks[0].attn.num_heads == 2
+        assert same(found.state_dict(), made.state_dict())
+
+
 def test_wrong_conversions_are_told_and_write_nothing(tmp_path: Path) -> None:
     path, _ = dino(tmp_path)
     whole, _ = released(tmp_path, "matcher")
@@ -188,6 +225,7 @@ def test_wrong_conversions_are_told_and_write_nothing(tmp_path: Path) -> None:
         (path, out, "matcher", ["encoder_block=1"], "did you mean encoder_blocks"),
         (path, out, "matcher", ["img_size=40"], "img_size must be a multiple of the patch size 16"),
         (path, out, "matcher", ["encoder_blocks=3"], "fusion_blocks 0 instead of 1"),
+        (path, out, "descriptor", ["backbone_options.depth=2"], "its encoder has depth 3 instead of 2"),
     ):
         with pytest.raises((ConfigError, DataError), match=sentence):
             convert(source, target, kind, settings)

@@ -23,7 +23,9 @@ def _command() -> list[str]:
     rest = given.layers - given.encoder_layers
     if rest < 0:
         parser.error(f"--encoder-layers must be at most --layers {given.layers}, got {given.encoder_layers}")
-    kind = ["matcher", f"encoder_blocks={given.encoder_layers}", f"fusion_blocks={rest}"] if rest else ["descriptor"]
+    kind = ["descriptor", f"backbone_options.depth={given.layers}"]
+    if rest:
+        kind = ["matcher", f"encoder_blocks={given.encoder_layers}", f"fusion_blocks={rest}"]
     return ["convert", given.weights_path, given.output_path, "--as", *kind]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -149,6 +150,20 @@ def test_a_matcher_is_prepared_trained_and_measured(place: Path) -> None:
     scores = [f"outputs/copynce_matcher/eval/{name}/predictions.json" for name in ("isc_copynce-cand", crops)]
     step(place, "run/concat_and_trim_scores.py", *scores, "--output-path", "both.json", "--k", "2")
     assert {len(found) for _, found in json.loads((place / "both.json").read_text())} == {2}
+
+
+@pytest.mark.parametrize("encoder_layers", ["2", "1"])
+def test_a_backbone_of_other_blocks_is_refused(
+    encoder_layers: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--weights-path", str(place / "weights" / "dino_deitsmall16_pretrain.pth"), "--output-path", "out.pth"]
+    monkeypatch.setattr(sys, "argv", ["modify", "--layers", "2", "--encoder-layers", encoder_layers, *files])
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPTS / "run" / "modify_dino_weights.py"), run_name="__main__")
+    assert end.value.code == 2
+    assert "its encoder has " in capsys.readouterr().err
+    assert not Path("out.pth").exists()
 
 
 @pytest.mark.parametrize(("script", "items"), [("train_des.sh", 2), ("train_cls.sh", 2 + 1)])

@@ -91,17 +91,18 @@ def run(options: argparse.Namespace) -> None:
             progress=lambda done: report("pairs", done, len(pairs.queries)),
             say=say,
         )
-        if here.is_main:
-            facts = {
-                "local_crops": config.local_crops,
-                "model": str(Path(weights).absolute()),
-                "model_sha256": model_hash,
-                "candidates": str(Path(options.candidates).absolute()),
-                "candidates_sha256": file_sha256(options.candidates),
-                "batch_size": config.batch_size,
-                "processes": here.size,
-            }
-            _write(out, found, facts)
+        with here.together():
+            if here.is_main:
+                facts = {
+                    "local_crops": config.local_crops,
+                    "model": str(Path(weights).absolute()),
+                    "model_sha256": model_hash,
+                    "candidates": str(Path(options.candidates).absolute()),
+                    "candidates_sha256": file_sha256(options.candidates),
+                    "batch_size": config.batch_size,
+                    "processes": here.size,
+                }
+                _write(out, found, facts)
     if here.is_main:
         print(
             f"{len(found.scores)} pairs scored in {found.precision}: {found.encodings} encoder passes, "
@@ -129,22 +130,31 @@ def two_sides(config: TwoSides) -> tuple[Manifest, Manifest]:
 
 
 def _write(out: Path, found: PairScores, facts: dict[str, Any]) -> None:
-    """The files of a matching."""
+    """The files of a matching. Raises DataError if no pair has a score."""
     import json
 
     from copynce import __version__
     from copynce.data.rows import write_rows
+    from copynce.errors import DataError
     from copynce.evaluation import Predictions, write_predictions
     from copynce.files import atomic_text
     from copynce.provenance import processor_name, running_commit
 
     (out / "match.json").unlink(missing_ok=True)  # it would speak of other scores
-    predictions = Predictions(found.queries, found.references, found.scores)
-    for name in ("predictions.csv", "predictions.json"):
-        write_predictions(out / name, predictions)
     (out / "unscored.csv").unlink(missing_ok=True)
     if found.unscored:
         write_rows(out / "unscored.csv", [("query_id", "reference_id"), *found.unscored])
+    forms = [out / "predictions.csv", out / "predictions.json"]
+    if not len(found.scores):
+        for path in forms:
+            path.unlink(missing_ok=True)  # of an earlier matching
+        raise DataError(
+            f"{facts['candidates']}: none of the {len(found.unscored)} pairs can be scored, in each a picture is "
+            f"broken; {out / 'unscored.csv'} and {out / 'skipped.jsonl'} list them"
+        )
+    predictions = Predictions(found.queries, found.references, found.scores)
+    for path in forms:
+        write_predictions(path, predictions)
     facts = {
         "pairs": len(found.scores),
         "unscored": len(found.unscored),

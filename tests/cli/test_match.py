@@ -91,6 +91,18 @@ def test_scores_in_both_forms_of_candidates_in_both_forms(
     }.items() <= facts.items()
 
 
+def test_no_pair_with_a_score_is_an_error(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "none.csv").write_text("Q0,R3\nQ2,R3\n")
+    (tmp_path / "o").mkdir()
+    for name in ("predictions.csv", "predictions.json", "match.json"):
+        (tmp_path / "o" / name).write_text("of an earlier matching")
+    assert main(arguments(place, tmp_path / "o", candidates="none.csv")) == BAD_INPUT
+    assert "none.csv: none of the 2 pairs can be scored, in each a picture is broken" in capsys.readouterr().err
+    assert (tmp_path / "o" / "unscored.csv").read_text().split() == ["query_id,reference_id", "Q0,R3", "Q2,R3"]
+    assert "broken.jpg" in (tmp_path / "o" / "skipped.jsonl").read_text()
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["parts", "skipped.jsonl", "unscored.csv"]
+
+
 def test_the_same_command_scores_nothing_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(arguments(place, tmp_path / "o", "local_crops=true")) == 0
     first = (tmp_path / "o" / "predictions.csv").read_bytes()

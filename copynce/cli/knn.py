@@ -42,6 +42,7 @@ def _settings() -> type:
 def run(options: argparse.Namespace) -> None:
     """Find neighbours, and print where they are."""
     from copynce.config import load_config
+    from copynce.errors import DataError
     from copynce.retrieval.mining import check_form, mine, read_classes
     from copynce.retrieval.settings import KnnConfig
     from copynce.training.distributed import announced, world
@@ -56,6 +57,15 @@ def run(options: argparse.Namespace) -> None:
         progress_bars("", shown=here.is_main) as report,
     ):
         query, reference = _features(options, config, here, report)
+        if classes is not None:
+            with here.together():
+                for found in (query, reference):
+                    uuids = found.features.uuids
+                    if uuids and classes.keys().isdisjoint(uuids):
+                        raise DataError(
+                            f"{config.classes}: none of its {len(classes)} ids is among the {len(uuids)} of "
+                            f"{found.source}, such as {uuids[0]!r}"
+                        )
         total = len(query.features.uuids)
         mine(
             query,

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
@@ -41,6 +42,7 @@ REFERENCE_VIEWS = Views("candidates", candidate_reference)
 K = 400
 
 _PRODUCTS = 2**25  # of a block of queries and a chunk of references, at once: 128 MB
+_COLUMNS = {"query": ("int64", 1), "reference": ("int64", 1), "score": ("float32", 1)}  # of a block
 _BLOCK = {"cpu": 64, "cuda": 1024}  # queries whose candidates are one file; all references pass by for each
 
 
@@ -217,7 +219,7 @@ class _Kept:
         assert self.folder is not None, "asked where blocks are kept"
         digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
         told = self.folder / "made_from.txt"
-        if not told.is_file() or told.read_text() != digest:
+        if not told.is_file() or told.read_bytes() != digest.encode():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             with atomic_text(told) as file:
@@ -228,18 +230,24 @@ class _Kept:
         return self.folder / f"candidates-{number:06d}.safetensors"
 
     def read(self, number: int) -> dict[str, NDArray[Any]] | None:
-        """A block, None if it is not there: files appear whole."""
-        if self.folder is None or not self.path(number).is_file():
+        """A block, None if it is absent or damaged."""
+        if self.folder is None:
             return None
-        return load(self.path(number).read_bytes())
+        try:
+            block = load(self.path(number).read_bytes())
+        except (FileNotFoundError, SafetensorError):
+            return None
+        found = {name: (column.dtype.name, column.ndim) for name, column in block.items()}
+        fits = found == _COLUMNS and len({len(column) for column in block.values()}) == 1
+        return block if fits else None
 
     def required(self, number: int) -> dict[str, NDArray[Any]]:
         """A block that another process has written."""
         block = self.read(number)
         if block is None:
             raise DataError(
-                f"{self.path(number)}: written by another process, but not to be seen by this one; all processes need "
-                "the same folder"
+                f"{self.path(number)}: written by another process, but not to be seen whole by this one; all processes "
+                "need the same folder"
             )
         return block
 

@@ -29,12 +29,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from copynce.errors import DataError
+from copynce.errors import ConfigError, DataError
 from copynce.files import whole_file
 from copynce.retrieval.rows import FileRows, Rows, joined
 
 _METADATA = "copynce.features"
 _FILE = re.compile(r"(.+)-(\d{4,})\.safetensors")
+_BESIDE = ("skipped.jsonl", "whitening.safetensors")  # what may be there before the first features are
 _ROWS = 65_536  # rows that are looked at together
 
 Computed = Literal["fp32", "bf16"]
@@ -210,7 +211,7 @@ def read_features(
     side: which features, of a folder with several series (by name) or of an HDF5 file ("query", "reference").
     ids: the names of the rows for a file that holds none: a CSV with a column uuid, a JSON list, or lines of names.
     Raises DataError, naming the file, if it is of another form, damaged or unfinished, or if names are missing or given
-    twice, or rows not finite; FileNotFoundError if it is absent.
+    twice, or rows zero or not finite; FileNotFoundError if it is absent.
     """
     from copynce.retrieval.feature_formats import read_other  # its libraries are not needed for ours
 
@@ -233,20 +234,35 @@ def sides_of(path: str | os.PathLike[str]) -> list[str]:
     return list(_parts_of(Path(path))) if os.path.isdir(path) else hdf5_sides(Path(path))
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise ConfigError for a folder that holds other files and no features: those would lie among them."""
+    if not os.path.isdir(folder):
+        return
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if names and not any(_FILE.fullmatch(name) or name in _BESIDE for name in names):
+        raise ConfigError(
+            f"--out {folder}: the folder holds other files, such as {names[0]}, and no features; choose one that is "
+            "new, empty or of features"
+        )
+
+
 def _checked(found: FeatureFile) -> FeatureFile:
-    """`found` if its names are distinct and its rows finite, else DataError."""
+    """`found` if its names are distinct and its rows finite and not zero, else DataError."""
     uuids = found.features.uuids
     if len(set(uuids)) < len(uuids):
         seen: set[str] = set()
         twice = next(uuid for uuid in uuids if uuid in seen or seen.add(uuid))  # type: ignore[func-returns-value]
         raise DataError(f"{found.source}: the id {twice!r} is given to more than one row; ids must be distinct")
     for start in range(0, len(found.features.values), _ROWS):
-        finite = np.isfinite(found.features.values[start : start + _ROWS]).all(axis=1)
-        if not finite.all():
-            row = start + int(np.argmin(finite))
+        rows = found.features.values[start : start + _ROWS]
+        finite = np.isfinite(rows).all(axis=1)
+        usable = finite & rows.any(axis=1)
+        if not usable.all():
+            at = int(np.argmin(usable))
+            row, what = start + at, "zero" if finite[at] else "not finite (NaN, infinity)"
             raise DataError(
-                f"{found.source}: row {row}, of {uuids[row // found.features.views]!r}, is not finite (NaN, infinity); "
-                "leave out what has no descriptor"
+                f"{found.source}: row {row}, of {uuids[row // found.features.views]!r}, is {what}; leave out what has "
+                "no descriptor"
             )
     return found
 

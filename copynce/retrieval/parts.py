@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copynce.errors import DataError
 from copynce.files import atomic_text, whole_file
 from copynce.retrieval.extract import Processes
 
@@ -41,7 +42,7 @@ class Parts:
         group: Processes,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Find the neighbours of every row, but for those that were found from the same before.
+        """Find the neighbours of every row, but for those that were found from the same before and are whole.
 
         made_from: plain values that name what is searched. find: the neighbours of some rows. progress: called with the
         number of queries done by all processes.
@@ -58,23 +59,40 @@ class Parts:
 
     def __iter__(self) -> Iterator[tuple[slice, Nearest]]:
         for part, rows in enumerate(self._slices):
-            table = np.load(self._path(part), allow_pickle=False)
-            yield rows, Nearest(table["score"], table["index"])
+            table = self._table(part)
+            if table is None:
+                raise DataError(
+                    f"{self._path(part)}: removed or damaged since it was written; the same command makes it anew"
+                )
+            yield rows, Nearest(np.array(table["score"]), np.array(table["index"]))
 
     def remove(self) -> None:
         """Remove the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _prepare(self, made_from: dict[str, Any]) -> None:
-        told = self.folder / "made_from.json"
-        if not told.is_file() or json.loads(told.read_bytes()) != made_from:
+        told, facts = self.folder / "made_from.json", json.dumps(made_from)
+        if not told.is_file() or told.read_bytes() != facts.encode():
             self.remove()
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_text(told) as file:
-            json.dump(made_from, file)
+            file.write(facts)
+        for part in range(len(self._slices)):
+            if self._table(part) is None:
+                self._path(part).unlink(missing_ok=True)  # damaged: found anew
 
     def _path(self, part: int) -> Path:
         return self.folder / f"{part:06d}.npy"
+
+    def _table(self, part: int) -> NDArray[Any] | None:
+        """A part, mapped from its file; None if that is absent or damaged."""
+        rows = self._slices[part]
+        try:
+            table = np.lib.format.open_memmap(self._path(part), "r")
+        except (OSError, ValueError, EOFError):
+            return None
+        fits = table.dtype == _ENTRY and table.shape == (rows.stop - rows.start, self.k)
+        return table if fits else None
 
     def _done(self) -> int:
         return sum(rows.stop - rows.start for part, rows in enumerate(self._slices) if self._path(part).exists())

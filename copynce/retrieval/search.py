@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from copynce.errors import DataError
 from copynce.retrieval.rows import FileRows, JoinedRows, Rows
 
 _Found = tuple[int, NDArray[np.float32], NDArray[np.int64]]  # number of the first reference, scores, indices from it
@@ -40,8 +41,8 @@ def check_rows(features: Rows, name: str = "features") -> None:
 def normalised(features: Rows, name: str = "features") -> NDArray[np.float32]:
     """`features` [N, D] as float32 rows of length 1, a copy; `name` is the argument's name in errors.
 
-    Raises TypeError or ValueError unless they are a non-empty two-dimensional float array of finite rows that are
-    not zero.
+    Raises TypeError or ValueError unless they are a non-empty two-dimensional float array, DataError (a ValueError)
+    unless its rows are finite and not zero.
     """
     check_rows(features, name)
     rows = np.empty(features.shape, np.float32)
@@ -238,13 +239,13 @@ def pair_cosines(
 
 
 def _unit64(features: Rows, rows: slice | NDArray[np.integer], name: str) -> NDArray[np.float64]:
-    """The `rows` of `features` in float64, of length 1; ValueError if one is zero or not finite."""
+    """The `rows` of `features` in float64, of length 1; DataError if one is zero or not finite."""
     part = np.asarray(features[rows]).astype(np.float64, order="C")
     length = _lengths(part)
     if not np.all(_usable(length)):
         steps = (np.asarray(features[start : start + _ROWS]) for start in range(0, len(features), _ROWS))
         broken = np.flatnonzero(~np.concatenate([_usable(_lengths(step.astype(np.float64))) for step in steps]))
-        raise ValueError(f"{name}: {len(broken)} of {len(features)} rows are zero or not finite, first row {broken[0]}")
+        raise DataError(f"{name}: {len(broken)} of {len(features)} rows are zero or not finite, first row {broken[0]}")
     part /= length[:, None]
     return part
 

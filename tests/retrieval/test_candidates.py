@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 import copynce.retrieval.candidates as candidates_module
 from copynce.errors import DataError
@@ -119,6 +120,13 @@ def test_blocks_are_kept_until_something_changes(
     made.clear()
     find_candidates(query, reference, folder=tmp_path / "parts")
     assert made == []
+    first, second = (tmp_path / "parts" / f"candidates-00000{i}.safetensors" for i in (0, 1))
+    for damaged in (first.read_bytes()[:50], first.read_bytes()[:-8], b"", save({"score": np.zeros(4)})):
+        second.write_bytes(damaged)
+        again = find_candidates(query, reference, folder=tmp_path / "parts")
+        np.testing.assert_array_equal(again.scores, found.scores)
+        assert made == [2]  # damaged ones are made anew
+        made.clear()
     find_candidates(query, reference, folder=tmp_path / "parts", k=7)
     assert made == [0, 2, 4]
     find_candidates(query, features("R", 20, 9, 3), folder=tmp_path / "parts", k=7)

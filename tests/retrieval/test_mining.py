@@ -151,6 +151,35 @@ def test_a_killed_mining_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not np.array_equal(np.load(tmp_path / "knn.npy"), np.load(tmp_path / "whole.npy"))
 
 
+def test_damaged_parts_are_found_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "_PART", 25)
+    features = found(COPIES)
+    mine(features, features, tmp_path / "whole.npy", k=4)
+
+    def kill(count: int) -> None:
+        if count == 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mine(features, features, tmp_path / "knn.npy", k=4, progress=kill)
+    parts = tmp_path / "knn.npy.parts"
+    kept = (parts / "000003.npy").read_bytes()
+    for name, content in (("000000.npy", b""), ("000001.npy", (parts / "000001.npy").read_bytes()[:200])):
+        (parts / name).write_bytes(content)
+    np.save(parts / "000002.npy", np.zeros((25, 3)))
+    with pytest.raises(KeyboardInterrupt):
+        mine(features, features, tmp_path / "knn.npy", k=4, progress=kill)
+    assert [len(np.load(parts / f"{i:06d}.npy")) for i in range(4)] == [25] * 4
+    assert (parts / "000003.npy").read_bytes() == kept
+    mine(features, features, tmp_path / "knn.npy", k=4)
+    np.testing.assert_array_equal(np.load(tmp_path / "knn.npy"), np.load(tmp_path / "whole.npy"))
+    with pytest.raises(KeyboardInterrupt):
+        mine(features, features, tmp_path / "knn.npy", k=4, progress=kill)
+    (parts / "made_from.json").write_bytes(b"{\xff")
+    mine(features, features, tmp_path / "knn.npy", k=4)
+    np.testing.assert_array_equal(np.load(tmp_path / "knn.npy"), np.load(tmp_path / "whole.npy"))
+
+
 def test_features_that_do_not_fit_are_named() -> None:
     features = found(COPIES, source="a", made_from={"model": "0" * 64, "size": 224})
     for other, message in (
@@ -192,12 +221,23 @@ def test_the_command_describes_pictures_first(
         (["model=x", "side=query"], "side is of features, but with model=x pictures are given"),
         (["side=none_of_them"], "no features called 'none_of_them'; there are query"),
         (["classes=nowhere.csv"], "nowhere.csv"),
+        (["classes=CLASSES"], "none of its 1 ids is among the 2 of"),
     ],
 )
 def test_wrong_settings_are_sentences(
     settings: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_features(tmp_path / "f" / "query-0000.safetensors", Features(["a", "b"], np.eye(2, dtype=np.float32)), {})
+    (tmp_path / "f" / "c.csv").write_text("uuid,class\nT0,a\n")
+    settings = [text.replace("CLASSES", str(tmp_path / "f" / "c.csv")) for text in settings]
     assert main(["knn", str(tmp_path / "f"), "--out", str(tmp_path / "o.npy"), "device=cpu", *settings]) == BAD_INPUT
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_rows_of_zeros_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "vz.npy", np.array([[1.0, 0.0], [0.0, 0.0]]))
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    arguments = [str(tmp_path / "vz.npy"), "--out", str(tmp_path / "o.json"), f"ids={tmp_path / 'ids.txt'}"]
+    assert main(["knn", *arguments, "k=1", "device=cpu"]) == BAD_INPUT
+    assert "vz.npy: row 1, of 'b', is zero; leave out what has no descriptor" in capsys.readouterr().err

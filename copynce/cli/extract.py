@@ -43,12 +43,14 @@ def run(options: argparse.Namespace) -> None:
     from copynce.config import load_config
     from copynce.retrieval.describe import SKIPPED, describe_lists
     from copynce.retrieval.feature_formats import write_hdf5
+    from copynce.retrieval.features import check_folder
     from copynce.retrieval.settings import ExtractConfig
     from copynce.training import find_model
     from copynce.training.distributed import announced, world
 
     with announced():
         config = load_config(ExtractConfig, None, options.overrides)
+        check_folder(options.out)
         weights = find_model(options.model)
         lists = _lists(options.pictures, config)
 

@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
     with announced():
         config = load_config(NormalizeConfig, None, options.overrides)
         change = _change(config)
+        _check_out(options, config, predictions)
         found, roles = ({}, {}) if predictions else _inputs(options.input, config)
         if config.training is not None:
             training = read_features(config.training, side=config.training_side, ids=config.training_ids)
@@ -75,6 +76,29 @@ def run(options: argparse.Namespace) -> None:
         print(f"{'predictions' if predictions else 'features'}: {options.out}")
 
 
+def _check_out(options: argparse.Namespace, config: NormalizeConfig, predictions: bool) -> None:
+    """Raise ConfigError where what is read would be written over, and for a folder of other files."""
+    from copynce.errors import ConfigError
+    from copynce.retrieval.features import check_folder
+
+    folder = _folder(options.out)
+    for name, given in (("INPUT", options.input), ("training", config.training), ("queries", config.queries)):
+        # A file of a series is written over with its folder.
+        read = (
+            [] if given is None else [Path(given), *([Path(given).resolve().parent] if Path(given).is_file() else [])]
+        )
+        for path in read:
+            if any(path.exists() and out.exists() and path.samefile(out) for out in (options.out, folder)):
+                raise ConfigError(f"--out {options.out} would write over {name}, {given}; choose another place")
+    if not predictions:
+        check_folder(folder)
+
+
+def _folder(out: Path) -> Path:
+    """Where features are written, for a while if `out` is HDF5."""
+    return Path(f"{out}.features") if out.suffix.lower() in _HDF5 else out
+
+
 def _change(config: NormalizeConfig) -> Change:
     from copynce.retrieval.changes import Change
     from copynce.retrieval.normalization import BIASES, Bias
@@ -86,17 +110,9 @@ def _change(config: NormalizeConfig) -> Change:
         default = end - 1 if config.recipe == "isc" else known.start
         weight = known.weight if config.weight is None else config.weight
         bias = Bias(default if config.start is None else config.start, end, weight)
-    return Change(
-        recipe=config.recipe,
-        bias=bias,
-        replace=config.recipe == "vsc",
-        scale=config.scale,
-        dims=config.dims,
-        beta=config.beta,
-        neighbours=config.neighbours,
-        iterations=config.iterations,
-        augment=config.augment,
-    )
+    names = ("scale", "dims", "beta", "neighbours", "iterations", "augment")
+    given = {name: value for name in names if (value := getattr(config, name)) is not None}
+    return Change(recipe=config.recipe, bias=bias, replace=config.recipe == "vsc", **given)
 
 
 def _inputs(path: str, config: NormalizeConfig) -> tuple[dict[str, FeatureFile], dict[str, str]]:
@@ -161,7 +177,7 @@ def _features(out: Path, found: dict[str, FeatureFile], roles: dict[str, str], c
     packed = out.suffix.lower() in _HDF5
     if packed and not {"query", "reference"} <= found.keys():
         raise ConfigError(f"--out {out}: an HDF5 file holds queries and references, INPUT has {', '.join(found)}")
-    folder = Path(f"{out}.features") if packed else out
+    folder = _folder(out)
     change_features(change, found, roles, folder, work)
     with work.group.together():
         if packed and work.group.rank == 0:

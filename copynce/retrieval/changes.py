@@ -78,6 +78,13 @@ class Work:
         progress = self.progress
         return None if progress is None else lambda done: progress(name, done, total)
 
+    def require_training(self, count: int, setting: str = "") -> None:
+        """Raise DataError unless there are `count` training pictures; setting: what asks for them, if it is one."""
+        there = len(self.training.features.uuids)
+        if there < count:
+            looks = f"{setting}={count} asks for as many" if setting else f"this recipe looks at the {count}"
+            raise DataError(f"{self.training.source}: {looks} nearest training pictures, but there are only {there}")
+
     def similarities(self, query: FeatureFile, ranks: int, parts: Path) -> _Rows32:
         """[Nq, ranks] of each query to its nearest training pictures; kept in the folder `parts` while they are made.
 
@@ -85,11 +92,7 @@ class Work:
         """
         check_pair(query, self.training)
         training = self.training.features
-        if len(training.uuids) < ranks:
-            raise DataError(
-                f"{self.training.source}: this recipe looks at the {ranks} nearest training pictures, but there "
-                f"are only {len(training.uuids)}"
-            )
+        self.require_training(ranks)
         search: list[ExactSearch] = []
 
         def find(rows: slice) -> Nearest:
@@ -142,6 +145,9 @@ def change_features(
     with work.group.together():
         for features in found.values():
             check_pair(features, training)
+        if change.recipe == "negative":
+            work.require_training(change.neighbours, "neighbours")
+            work.require_training(change.augment, "augment")
     facts = {**asdict(change), "training": training.features.digest()}
     if change.recipe == "negative" and change.augment:
         training = _augmented(change, out, facts, work)

@@ -98,6 +98,15 @@ class KnnConfig(_Describing):
                 )
 
 
+_BIASED = ("copynce", "sscd", "isc", "vsc")
+_OF_RECIPES = {
+    **dict.fromkeys(("start", "end", "weight"), _BIASED),
+    "scale": ("stretch",),
+    "dims": ("whiten",),
+    **dict.fromkeys(("beta", "neighbours", "iterations", "augment"), ("negative",)),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class NormalizeConfig:
     """Settings of ``copynce normalize``."""
@@ -130,18 +139,19 @@ class NormalizeConfig:
     """The rank after the last of them; none: the recipe's."""
     weight: float | None = None
     """Of what score normalisation subtracts; none: the recipe's."""
-    scale: float = 2.5
-    """With stretch: factor of the queries' lengths."""
+    scale: float | None = None
+    """With stretch: factor of the queries' lengths; none: 2.5."""
     dims: int | None = None
     """With whiten: columns that are left; none: all."""
-    beta: float = 0.35
-    """With negative: factor of the mean that is subtracted."""
-    neighbours: int = 10
-    """With negative: how many training features are averaged."""
-    iterations: int = 1
-    """With negative: how often it is subtracted."""
-    augment: int = 10
-    """With negative: training features are first averaged over so many of their nearest, itself among them; 0: not."""
+    beta: float | None = None
+    """With negative: factor of the mean that is subtracted; none: 0.35."""
+    neighbours: int | None = None
+    """With negative: how many training features are averaged; none: 10."""
+    iterations: int | None = None
+    """With negative: how often it is subtracted; none: once."""
+    augment: int | None = None
+    """With negative: training features are first averaged over so many of their nearest, itself among them; 0: not;
+    none: 10."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to search; auto: on GPUs where there are any."""
 
@@ -159,6 +169,7 @@ class NormalizeConfig:
         for name in ("weight", "scale", "beta"):
             value = getattr(self, name)
             require(value is None or math.isfinite(value), name, "finite", value)
-        if self.recipe not in ("copynce", "sscd", "isc", "vsc"):
-            for name in ("start", "end", "weight"):
+        require(self.scale is None or self.scale > 0, "scale", "above 0", self.scale)
+        for name, recipes in _OF_RECIPES.items():
+            if self.recipe not in recipes:
                 require(getattr(self, name) is None, name, f"left out with recipe={self.recipe}", getattr(self, name))

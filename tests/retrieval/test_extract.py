@@ -169,3 +169,9 @@ def test_wrong_settings_are_sentences(
     assert command(weights, place, tmp_path / "f", *settings) == BAD_INPUT
     assert message in capsys.readouterr().err
     assert not (tmp_path / "f").exists()
+
+
+def test_nothing_is_left_among_other_files(weights: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(weights, place / "p", place / "p") == BAD_INPUT
+    assert "the folder holds other files, such as 0.png, and no features" in capsys.readouterr().err
+    assert not list((place / "p").glob("*.safetensors"))

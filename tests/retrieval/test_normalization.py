@@ -208,6 +208,21 @@ def test_the_command_on_predictions(folder: Path, tmp_path: Path, monkeypatch: p
         (["role=query"], "role is of one set of features, but"),
         (["training=FILE"], " 7; features must come from one model"),
         (["scale=nan"], "scale must be a number"),
+        (["recipe=stretch", "scale=0"], "scale must be above 0, got 0"),
+        (["scale=2.5"], "scale must be left out with recipe=copynce, got 2.5"),
+        (["dims=4"], "dims must be left out with recipe=copynce, got 4"),
+        (["recipe=whiten", "beta=0.3"], "beta must be left out with recipe=whiten"),
+        (["recipe=stretch", "augment=0"], "augment must be left out with recipe=stretch"),
+        (["neighbours=3"], "neighbours must be left out with"),
+        (["iterations=1"], "iterations must be left out with"),
+        (
+            ["recipe=negative", "neighbours=31"],
+            "neighbours=31 asks for as many nearest training pictures, but there are",
+        ),
+        (
+            ["recipe=negative", "augment=31"],
+            "augment=31 asks for as many nearest training pictures, but there are only 30",
+        ),
     ],
 )
 def test_what_is_wrong_is_a_sentence(
@@ -246,6 +261,48 @@ def test_ids_that_do_not_meet_are_named(folder: Path, tmp_path: Path, capsys: py
     write_hdf5(tmp_path / "x.h5", Features(["a"], QUERY[:1]), Features(["b"], QUERY[1:2]))
     assert normalise(tmp_path / "x.h5", tmp_path / "h", *training) == 0
     assert values(tmp_path / "h", "query").shape == (1, 13)
+
+
+def test_nothing_is_written_over_what_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "sn.h5.features").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    write_predictions(Path("p.csv"), Predictions(*(np.array([x], object) for x in ("Q0", "R0")), np.ones(1)))
+    Path("other.csv").symlink_to("p.csv")
+    write_hdf5("x.h5", Features(["a"], QUERY[:1]), Features(["b"], QUERY[1:2]))
+    before = {path: path.read_bytes() for path in [*folder.iterdir(), Path("p.csv"), Path("x.h5")]}
+    from_folder, training = ["training=f", "training_side=training"], "f/training-0000.safetensors"
+    cases: list[tuple[str, str, list[str], str]] = [
+        ("f", "f", [], "INPUT, f;"),
+        ("f", "f/../f/", [], "INPUT, f;"),
+        ("f", "link", [], "INPUT, f;"),
+        ("link", "f", ["recipe=whiten"], "INPUT, link;"),
+        ("f", "sn.h5", [], "INPUT, f;"),
+        ("f/query-0000.safetensors", "f", ["role=query", *from_folder], "INPUT, f/query-0000"),
+        ("x.h5", "f", from_folder, "training, f;"),
+        ("x.h5", "f", [f"training={training}"], f"training, {training};"),
+        ("x.h5", "x.h5", from_folder, "INPUT, x.h5;"),
+        ("p.csv", "p.csv", ["queries=f", *from_folder], "INPUT, p.csv;"),
+        ("p.csv", "other.csv", ["queries=f", *from_folder], "INPUT, p.csv;"),
+        ("p.csv", "x.h5", ["queries=x.h5", *from_folder], "queries, x.h5;"),
+    ]
+    for source, out, settings, message in cases:
+        assert normalise(Path(source), Path(out), *settings) == BAD_INPUT, (source, out)
+        assert f"would write over {message}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    Path("pictures").mkdir()
+    assert normalise(folder, Path("pictures")) == 0  # an empty one will do
+    assert normalise(folder, Path("pictures")) == 0  # and what it has written
+    for path in Path("pictures").iterdir():
+        path.unlink()
+    Path("pictures", "a.jpg").touch()
+    assert normalise(folder, Path("pictures")) == BAD_INPUT
+    Path("pictures").rename("y.h5.features")
+    assert normalise(folder, Path("y.h5")) == BAD_INPUT
+    assert capsys.readouterr().err.count("the folder holds other files, such as a.jpg, and no features") == 2
+    assert [path.name for path in Path("y.h5.features").iterdir()] == ["a.jpg"]
 
 
 def test_unfit_training_is_a_data_error(tmp_path: Path) -> None:

@@ -83,12 +83,12 @@ def _check_out(options: argparse.Namespace, config: NormalizeConfig, predictions
 
     folder = _folder(options.out)
     for name, given in (("INPUT", options.input), ("training", config.training), ("queries", config.queries)):
+        if given is None:
+            continue
+        path = Path(given)
         # A file of a series is written over with its folder.
-        read = (
-            [] if given is None else [Path(given), *([Path(given).resolve().parent] if Path(given).is_file() else [])]
-        )
-        for path in read:
-            if any(path.exists() and out.exists() and path.samefile(out) for out in (options.out, folder)):
+        for read in (path, path.resolve().parent) if path.suffix == ".safetensors" else (path,):
+            if any(read.exists() and out.exists() and read.samefile(out) for out in (options.out, folder)):
                 raise ConfigError(f"--out {options.out} would write over {name}, {given}; choose another place")
     if not predictions:
         check_folder(folder)

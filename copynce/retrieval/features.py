@@ -235,9 +235,11 @@ def sides_of(path: str | os.PathLike[str]) -> list[str]:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raise ConfigError for a folder that holds other files and no features: those would lie among them."""
-    if not os.path.isdir(folder):
+    """Raise ConfigError for a file, and a folder that holds other files and no features: those would lie among them."""
+    if not os.path.exists(folder):
         return
+    if not os.path.isdir(folder):
+        raise ConfigError(f"--out {folder}: features are written as a folder, but this is a file; choose another name")
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if names and not any(_FILE.fullmatch(name) or name in _BESIDE for name in names):
         raise ConfigError(

@@ -292,6 +292,8 @@ def test_nothing_is_written_over_what_is_read(
         assert normalise(Path(source), Path(out), *settings) == BAD_INPUT, (source, out)
         assert f"would write over {message}" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
+    assert normalise(folder, Path("other.csv")) == BAD_INPUT
+    assert "--out other.csv: features are written as a folder, but this is a file" in capsys.readouterr().err
     Path("pictures").mkdir()
     assert normalise(folder, Path("pictures")) == 0  # an empty one will do
     assert normalise(folder, Path("pictures")) == 0  # and what it has written

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from copynce.cli import main
+from copynce.cli.main import BAD_INPUT
 from copynce.errors import DataError
 from copynce.inspect.run_report import run_report
 
@@ -30,6 +31,14 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert tables["What happened"].rows[0] == ["a/run", "20", "stopped", "stopped by <SIGTERM>"]
     assert main(["report", str(first), str(second), "--out", str(tmp_path / "new" / "r.html")]) == 0
     assert "&lt;SIGTERM&gt;" in (tmp_path / "new" / "r.html").read_text()
+
+
+def test_a_report_is_no_other_file_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = a_run(tmp_path / "run", 0.1) / "config.yaml"
+    before = settings.read_bytes()
+    assert main(["report", str(settings.parent), "--out", str(settings)]) == BAD_INPUT
+    assert "--out must be a name that ends in .html or .htm, got" in capsys.readouterr().err
+    assert settings.read_bytes() == before
 
 
 def test_one_run_shows_all_settings(tmp_path: Path) -> None:

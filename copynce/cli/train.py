@@ -38,9 +38,7 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         metavar="NAME:COUNT",
         help="with --dry-run: the GPUs that it is about, as A100:8 (the default where none is here)",
     )
-    parser.add_argument(
-        "--seconds", type=_seconds, default=10.0, help="with --dry-run: how long the loader is measured (10)"
-    )
+    parser.add_argument("--seconds", type=_seconds, help="with --dry-run: how long the loader is measured (10)")
     parser.settings = _settings
     parser.more_help = _named_runs
     parser.set_defaults(run=run)
@@ -82,6 +80,7 @@ def run(options: argparse.Namespace) -> None:
     overrides: list[str] = list(options.overrides)
     start: str | Run | None = options.start
     with announced():
+        _check_dry_run(options)
         if isinstance(start, str) and not Path(start).is_file():
             if "=" in start:  # settings only
                 overrides.insert(0, start)
@@ -97,13 +96,23 @@ def run(options: argparse.Namespace) -> None:
         if launch().rank == 0:
             from copynce.training.dry_run import dry_run
 
-            found = dry_run(config, gpus=options.gpus, seconds=options.seconds, say=_say)
+            found = dry_run(config, gpus=options.gpus, seconds=options.seconds or 10.0, say=_say)
             print("\n".join(found.lines))
         return
     with writing_into(config.out):
         checkpoint = train(config)
     if launch().rank == 0:
         print(f"checkpoint: {checkpoint}")
+
+
+def _check_dry_run(options: argparse.Namespace) -> None:
+    """Raise ConfigError for what only a dry run understands, where none is asked for."""
+    from copynce.errors import ConfigError
+
+    for name in ("gpus", "seconds"):
+        value = getattr(options, name)
+        if value is not None and not options.dry_run:
+            raise ConfigError(f"--{name}={value} is for --dry-run; give --dry-run too, or leave out --{name}")
 
 
 def _say(line: str) -> None:

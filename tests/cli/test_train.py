@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from copynce.cli import main
+from copynce.cli.main import BAD_INPUT
 from copynce.recipes import RECIPES
 
 
@@ -25,6 +26,15 @@ def test_printed_settings_make_the_same_run(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", str(tmp_path / "run.yaml"), "--print-config"]) == 0
     assert capsys.readouterr().out == first
     assert not list(Path().glob("#1*"))
+
+
+@pytest.mark.parametrize("option", ["--gpus=A100:8", "--seconds=3.0"])
+def test_options_of_a_dry_run_start_no_training(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "descriptor", "data.train=x.csv", f"out={tmp_path / 'r'}", option]) == BAD_INPUT
+    assert f"{option} is for --dry-run; give --dry-run too" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
 
 
 def test_help_tells_the_defaults_of_each_objective_and_kind_of_pairs(

@@ -41,10 +41,9 @@ def run(options: argparse.Namespace) -> None:
     from copynce.config import load_config
     from copynce.data.layouts import read_ground_truth
     from copynce.errors import ConfigError, DataError
-    from copynce.evaluation.metrics import precision_recall_curve
     from copynce.evaluation.predictions import best_of_all, merge_predictions, read_predictions
     from copynce.evaluation.settings import MeasureConfig
-    from copynce.evaluation.tables import MORE_COLUMNS, judge, markdown_table, row_facts, text_table
+    from copynce.evaluation.tables import MORE_COLUMNS, curves_of, judge, markdown_table, row_facts, text_table
     from copynce.files import atomic_text, whole_file
     from copynce.inspect.precision_recall import draw_precision_recall
 
@@ -89,9 +88,8 @@ def run(options: argparse.Namespace) -> None:
         file.write("\n")
     with atomic_text(out / "table.md") as file:
         file.write(table)
-    curves = {row.name: precision_recall_curve(row.predictions, truth)[:2] for row in rows}
     with whole_file(out / "precision_recall.png") as picture:
-        draw_precision_recall(curves).save(picture, format="png")
+        draw_precision_recall(curves_of(rows, truth)).save(picture, format="png")
     print(text_table(rows, MORE_COLUMNS))
     for row in rows:
         threshold = row.metrics["rp90_threshold"]
@@ -100,5 +98,5 @@ def run(options: argparse.Namespace) -> None:
         )
         print(f"{row.name} {reached}; {row.metrics['predictions']} predictions, {row.metrics['positives']} true pairs")
         if row.metrics["warning"]:
-            print(row.metrics["warning"], file=sys.stderr)
+            print(f"{row.name}: {row.metrics['warning']}", file=sys.stderr)
     print(f"metrics, table and curves: {out}")

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from copynce.data import EvaluationSplit
-from copynce.evaluation.metrics import precision_recall_curve
-from copynce.evaluation.tables import MORE_COLUMNS, Row, cells
+from copynce.evaluation.tables import MORE_COLUMNS, Row, cells, curves_of
 from copynce.inspect.precision_recall import draw_precision_recall
 from copynce.inspect.report import Figure, Found, Report, Search, Section, Table
 from dali_pipelines.sources import AnyPath, read_bytes
@@ -34,11 +33,10 @@ def evaluation_report(
     opened is left blank.
     """
     last = rows[-1]
-    curves = {row.name: precision_recall_curve(row.predictions, split.ground_truth)[:2] for row in rows}
     table = Table(["", *MORE_COLUMNS.values()], [cells(row, MORE_COLUMNS) for row in rows], strong=1)
     sections = [
         Section("Results", "In percent, with 95 % intervals of a bootstrap over queries.", [table]),
-        Section("Precision and recall", "", [Figure(draw_precision_recall(curves))]),
+        Section("Precision and recall", "", [Figure(draw_precision_recall(curves_of(rows, split.ground_truth)))]),
     ]
     searches = _Searches(last, split)
     of_last = f" Of the row “{last.name}”." if len(rows) > 1 else ""

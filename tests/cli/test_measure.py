@@ -34,6 +34,16 @@ def test_one_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "a.csv has precision 0.9 from score 0.9; 4 predictions, 3 true pairs" in printed
 
 
+def test_ids_that_do_not_fit_are_one_sentence(
+    place: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    (place / "more.csv").write_text("Q0,R0,0.9\nQ9,R1,0.3\n")
+    assert main(["measure", "more.csv", "gt.csv", "repetitions=0"]) == 0
+    error = capsys.readouterr().err
+    assert error.count("1 of 2 predicted queries are not in the ground truth") == len(error.splitlines()) == 1
+    assert not recwarn.list
+
+
 def test_each_file_is_a_row(place: Path) -> None:
     assert main(["measure", "a.csv", "b.json", "gt.csv", "repetitions=0", "out=o", "k=1"]) == 0
     metrics = json.loads((place / "o" / "metrics.json").read_text())

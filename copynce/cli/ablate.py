@@ -122,14 +122,20 @@ def _check(table: Table, options: argparse.Namespace) -> None:
     from copynce.config import load_config
     from copynce.data import open_dataset
     from copynce.errors import ConfigError, DataError
+    from copynce.evaluation.protocols import settle
     from copynce.evaluation.settings import EvalConfig
     from copynce.recipes import named_run
     from copynce.training import TrainConfig
 
+    configs = []
     for row in table.rows:
         load_config(TrainConfig, named_run(row.run), _training(row, options)[2:])
-        load_config(EvalConfig, None, _evaluation(row, table, options)[2:])
-    if not any(open_dataset(options.dataset, options.split, lists=options.lists).ground_truth.values()):
+        configs.append(load_config(EvalConfig, None, _evaluation(row, table, options)[2:]))
+    split = open_dataset(options.dataset, options.split, lists=options.lists)
+    is_matcher = table.kind == "matcher"
+    for config in configs:
+        settle(config, split, descriptor=not is_matcher, matcher=is_matcher or config.matcher is not None)
+    if not any(split.ground_truth.values()):
         raise DataError(f"{options.dataset}: split {options.split!r} has no ground truth, so there is no table to make")
     if options.candidates is not None and not Path(options.candidates).is_file():
         raise ConfigError(f"--candidates={options.candidates}: no such file")

@@ -66,9 +66,10 @@ def evaluate_descriptor(
     say: receives a sentence about what is not as it was asked for.
 
     Leaves in `out_dir` (made if absent): predictions.csv, metrics.json (what is returned) and, if any picture is
-    broken, skipped.jsonl with each one's path and reason. A broken query returns nothing and so counts as missed; a
-    broken reference cannot be found. Where the ground truth has no pair at all (it is hidden, or not there), there is
-    nothing to score: the metrics then have no "uap", and say "positives": 0.
+    broken, skipped.jsonl with each one's path and reason; the results of an earlier evaluation there are removed. A
+    broken query returns nothing and so counts as missed; a broken reference cannot be found. Where the ground truth has
+    no pair at all (it is hidden, or not there), there is nothing to score: the metrics then have no "uap", and say
+    "positives": 0.
     Raises ConfigError for settings that do not fit, DataError if no query, reference or training picture can be
     decoded, or if the split has too few training pictures to normalise with.
     """
@@ -127,7 +128,7 @@ def judge_descriptor(
     """As `evaluate_descriptor`, but for metrics.json, which is the caller's. model_hash: of `model_file`."""
     split, out_dir, say = evaluating.split, evaluating.out, evaluating.say
     _check(split, options)
-    evaluating.prepare("predictions.csv", folders=("features",))
+    evaluating.prepare("features")
 
     def features(role: str, manifest: Manifest, precision: Precision) -> Features:
         return extract(
@@ -156,7 +157,7 @@ def judge_descriptor(
         return best_of_all(found, options.global_candidates)
 
     plain = predictions(scores)
-    evaluating.forget_metrics()
+    evaluating.forget()
     write_predictions(out_dir / "predictions.csv", plain)
     metrics: Metrics = {"split": split.name}
     rows: list[Row] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,18 @@ from copynce.errors import ConfigError
 from copynce.evaluation.metrics import GroundTruthLike, Predictions, Rule
 from copynce.evaluation.tables import Row, judge
 from copynce.files import atomic_text
+
+#: The files that an evaluation may leave and that tell of its results; features and scores, kept for the next one, and
+#: skipped.jsonl are not among them.
+RESULTS = (
+    "metrics.json",
+    "table.md",
+    "report.html",
+    "precision_recall.png",
+    "predictions.csv",
+    "predictions-matcher.csv",
+    "predictions-lce.csv",
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,10 @@ class Evaluating:
         self.say = say or (lambda text: None)
         self.quarantine = Quarantine()
         self.positives = sum(map(len, split.ground_truth.values()))
-        self._prepared = False
+        self._prepared = self._forgotten = False
 
-    def prepare(self, *files: str, folders: Sequence[str] = ()) -> None:
-        """Make the folder; `files` and `folders` are what will stand in it.
+    def prepare(self, *folders: str) -> None:
+        """Make the folder; `folders` will stand in it, beside files of `RESULTS`.
 
         Raises ConfigError if one of these names is taken by the other kind of thing. The first time the skipped.jsonl
         of an earlier evaluation goes, and what was left out of the manifests is told.
@@ -60,7 +72,7 @@ class Evaluating:
                     raise ConfigError(
                         f"out: {part} must be a folder, or not there yet, but it is a file; choose another out"
                     )
-        for name in (*files, "metrics.json", "skipped.jsonl"):
+        for name in (*RESULTS, "skipped.jsonl"):
             if (self.out / name).is_dir():
                 raise ConfigError(f"out: {self.out / name} must be a file, or not there yet, but it is a folder")
         if self._prepared:
@@ -78,9 +90,13 @@ class Evaluating:
             if manifest is not None:
                 manifest.report(self.say, self.quarantine.add)
 
-    def forget_metrics(self) -> None:
-        """Remove the metrics.json of an earlier evaluation: predictions are about to be others."""
-        (self.out / "metrics.json").unlink(missing_ok=True)
+    def forget(self) -> None:
+        """Remove the results of an earlier evaluation, the first time: predictions are about to be others, and what
+        this evaluation does not leave would tell of another model or other rows."""
+        if not self._forgotten:
+            for name in RESULTS:
+                (self.out / name).unlink(missing_ok=True)
+        self._forgotten = True
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """metrics.json."""

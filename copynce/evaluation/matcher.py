@@ -59,9 +59,7 @@ def judge_matcher(
     steps = [("matcher", "matcher", "scores", False)]
     if options.local_crops:
         steps.append(("lce", "+ local crops", "scores-lce", True))
-    evaluating.prepare(
-        *(f"predictions-{name}.csv" for name, *_ in steps), folders=[folder for _, _, folder, _ in steps]
-    )
+    evaluating.prepare(*(folder for _, _, folder, _ in steps))
     split = evaluating.split
     metrics: Metrics = {
         "matcher": str(Path(model_file).absolute()),
@@ -91,7 +89,7 @@ def judge_matcher(
         precision = found.precision  # one for both
         predictions = Predictions(found.queries, found.references, found.scores)
         predictions = best_of_all(predictions, options.global_candidates)
-        evaluating.forget_metrics()
+        evaluating.forget()
         write_predictions(evaluating.out / f"predictions-{name}.csv", predictions)
         metrics |= {
             f"precision_{name}": found.precision,

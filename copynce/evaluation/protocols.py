@@ -22,15 +22,16 @@ import torch
 from copynce.data import EvaluationSplit
 from copynce.errors import ConfigError
 from copynce.evaluation.descriptor import DescriptorOptions, judge_descriptor
-from copynce.evaluation.evaluating import Evaluating, Judging
+from copynce.evaluation.evaluating import RESULTS, Evaluating, Judging
 from copynce.evaluation.matcher import MatcherOptions, judge_matcher
 from copynce.evaluation.metrics import Rule, mean_average_precision
 from copynce.evaluation.predictions import read_candidates
-from copynce.evaluation.settings import START, EvalConfig
-from copynce.evaluation.tables import Metrics, Row, markdown_table, row_facts
+from copynce.evaluation.settings import CANDIDATES, START, EvalConfig
+from copynce.evaluation.tables import Metrics, Row, markdown_table, row_facts, told_in_rows
 from copynce.files import atomic_text
 from copynce.models import Descriptor, Matcher
 from copynce.retrieval.extract import Precision
+from copynce.retrieval.matching import MEMORY
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,12 @@ def evaluate(
         descriptor = model
         if matcher is not None and not isinstance(matcher.model, Matcher):
             raise ConfigError(f"matcher: {matcher.file} is a descriptor's, expected a matcher's")
-        if config.candidates is not None and matcher is None:
-            raise ConfigError("candidates is for a matcher, but there is none; give matcher= too")
 
-    name = split.protocol if config.protocol == "auto" else config.protocol
-    protocol = PROTOCOLS[name]
-    settings = _settled(config, protocol, split, with_matcher=matcher is not None)
+    name, settings = settle(config, split, descriptor=descriptor is not None, matcher=matcher is not None)
+    _check_inputs(config, out)
     evaluating = Evaluating(out, split, progress, say)
-    if protocol.note:
-        evaluating.say(f"protocol {name}: {protocol.note}")
+    if note := PROTOCOLS[name].note:
+        evaluating.say(f"protocol {name}: {note}")
     candidates = None
     if config.candidates is not None:
         candidates = read_candidates(
@@ -130,7 +128,7 @@ def evaluate(
     metrics: Metrics = {}
     rows: list[Row] = []
     if descriptor is not None:
-        wanted = config.candidates_k if matcher is not None and candidates is None else 0
+        wanted = (config.candidates_k or CANDIDATES) if matcher is not None and candidates is None else 0
         options = DescriptorOptions(
             batch_size=config.batch_size,
             device=device,
@@ -138,7 +136,7 @@ def evaluate(
             k=settings.k,
             global_candidates=settings.global_candidates,
             score_normalization=settings.score_normalization,
-            alpha=config.alpha,
+            alpha=1.0 if config.alpha is None else config.alpha,
             start=settings.start,
             end=settings.end,
             threads=config.threads,
@@ -153,12 +151,12 @@ def evaluate(
         assert isinstance(matcher.model, Matcher), "checked above"
         assert candidates is not None, "as well"
         matching = MatcherOptions(
-            local_crops=config.local_crops,
+            local_crops=config.local_crops is not False,
             batch_size=config.batch_size,
             device=device,
             precision=settings.precision,
             threads=config.threads,
-            memory=round(config.memory * 1e9),
+            memory=MEMORY if config.memory is None else round(config.memory * 1e9),
             global_candidates=settings.pairs,
             judging=judging,
         )
@@ -174,10 +172,11 @@ def evaluate(
             its = set(names)
             truth[group] = {query: found if query in its else [] for query, found in split.ground_truth.items()}
         scored = {group: part for group, part in truth.items() if any(part.values())}
-        metrics |= {
-            f"map_{group}": mean_average_precision(rows[0].predictions, part, rule=settings.rule)
-            for group, part in scored.items()
-        }
+        with told_in_rows():
+            metrics |= {
+                f"map_{group}": mean_average_precision(rows[0].predictions, part, rule=settings.rule)
+                for group, part in scored.items()
+            }
     metrics["rows"] = [row_facts(row) for row in rows]
     if rows:
         with atomic_text(out / "table.md") as file:
@@ -186,8 +185,17 @@ def evaluate(
     return Evaluation(metrics, rows, name)
 
 
+def _check_inputs(config: EvalConfig, out: Path) -> None:
+    """Raise ConfigError if a file to read is one that the evaluation replaces."""
+    results = {(out / name).resolve() for name in RESULTS}
+    for name in ("candidates", "ground_truth", "queries", "references", "training"):
+        file = getattr(config, name)
+        if file is not None and Path(file).resolve() in results:
+            raise ConfigError(f"{name}: {file} is a file that this evaluation would replace; choose another out")
+
+
 @dataclass(frozen=True)
-class _Settled:
+class Settled:
     """What the settings and the protocol say together."""
 
     k: int
@@ -201,7 +209,18 @@ class _Settled:
     whiten: int | None
 
 
-def _settled(config: EvalConfig, protocol: Protocol, split: EvaluationSplit, *, with_matcher: bool) -> _Settled:
+def settle(config: EvalConfig, split: EvaluationSplit, *, descriptor: bool, matcher: bool) -> tuple[str, Settled]:
+    """The protocol's name, and what it and the settings say together, with such models.
+
+    Raises ConfigError for a setting that was given but has no use.
+    """
+    name = split.protocol if config.protocol == "auto" else config.protocol
+    settled = _settled(config, PROTOCOLS[name], split, with_matcher=matcher)
+    config.check_use(descriptor=descriptor, matcher=matcher, normalised=settled.score_normalization)
+    return name, settled
+
+
+def _settled(config: EvalConfig, protocol: Protocol, split: EvaluationSplit, *, with_matcher: bool) -> Settled:
     k = protocol.k if config.k is None else config.k
     most = None if protocol.per_query is None else protocol.per_query * len(split.queries)
     pairs = most if config.global_candidates is None else config.global_candidates
@@ -211,7 +230,7 @@ def _settled(config: EvalConfig, protocol: Protocol, split: EvaluationSplit, *, 
     if normalised is None:
         asked = with_matcher or protocol is PROTOCOLS["sscd"]
         normalised = asked and split.training is not None and len(split.training) >= end
-    return _Settled(
+    return Settled(
         k=k,
         start=protocol.start if config.start is None else config.start,
         end=end,

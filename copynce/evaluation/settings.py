@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,9 @@ from copynce.errors import ConfigError
 
 #: The first rank that score normalisation averages, of CopyNCE's protocol.
 START = 1
+
+#: Pairs of each query that a matcher scores, where they are the descriptor's.
+CANDIDATES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +74,23 @@ class EvalConfig:
     matcher: str | None = None
     """With a descriptor: a run, checkpoint or weights file of a matcher that scores its candidates: a whole table."""
     candidates: str | None = None
-    """For a matcher: file of the pairs to score; none: the descriptor's, the first candidates_k of each query."""
-    candidates_k: int = 10
-    """How many pairs of each query the matcher scores."""
-    local_crops: bool = True
-    """A matcher also scores with local crops ensembling, some 35 times the work; false: only whole pictures."""
-    memory: float = 4.0
-    """Gigabytes of a matcher's encodings that are held, see copynce match."""
+    """For a matcher, by itself or with a descriptor: file of the pairs to score; none: the descriptor's, the first
+    candidates_k of each query."""
+    candidates_k: int | None = None
+    """How many of the descriptor's pairs of each query the matcher scores; none: 10."""
+    local_crops: bool | None = None
+    """A matcher also scores with local crops ensembling, some 35 times the work; false: only whole pictures; none:
+    true."""
+    memory: float | None = None
+    """Gigabytes of a matcher's encodings that are held, see copynce match; none: 4."""
     out: str | None = None
     """Where predictions, metrics.json, table.md and report.html go; none: RUN/eval-SPLIT, or FILE-eval-SPLIT beside a
     weights file FILE. Features and scores are kept there too, for the next evaluation of the same."""
     score_normalization: bool | None = None
     """Also score with the training pictures' similarities subtracted (uap_sn, rp90_sn); none: with a matcher or the
     protocol sscd, where there are training pictures."""
-    alpha: float = 1.0
-    """Weight of what score normalisation subtracts."""
+    alpha: float | None = None
+    """Weight of what score normalisation subtracts; none: 1."""
     start: int | None = None
     """First rank of the training pictures' similarities that score normalisation averages, from 0; none: 1, sscd 0."""
     end: int | None = None
@@ -122,11 +128,11 @@ class EvalConfig:
         for name in ("start", "whiten", "repetitions", "seed", "shown", "memory"):
             if getattr(self, name) is not None:
                 require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        require(self.memory < 1e6, "memory", "below 1e6 (gigabytes)", self.memory)
+        require(self.memory is None or self.memory < 1e6, "memory", "below 1e6 (gigabytes)", self.memory)
         require(self.threads <= 1024, "threads", "at most 1024", self.threads)
         require(self.split != "", "split", "the name of a split", self.split)
         require(self.out != "", "out", "the name of a folder", self.out)
-        require(math.isfinite(self.alpha), "alpha", "finite", self.alpha)
+        require(self.alpha is None or math.isfinite(self.alpha), "alpha", "finite", self.alpha)
         start = START if self.start is None else self.start
         require(self.end is None or self.end > start, "end", f"above start={start}", self.end)
         if self.dataset is None:
@@ -136,3 +142,29 @@ class EvalConfig:
         for name in ("queries", "references", "training"):
             if self.dataset is not None and getattr(self, name) is not None:
                 raise ConfigError(f"{name}={getattr(self, name)}: dataset={self.dataset} has its own; leave out one")
+        if self.candidates is not None and self.candidates_k is not None:
+            raise ConfigError(
+                f"candidates_k={self.candidates_k}: the pairs are those of candidates={self.candidates}; leave out one"
+            )
+
+    def check_use(self, *, descriptor: bool, matcher: bool, normalised: bool) -> None:
+        """Raise ConfigError for a setting that was given but has no use with these models, or where scores are not
+        `normalised`. False and 0, which ask for nothing, always fit."""
+        if not descriptor:
+            self._unused(
+                ("score_normalization", "whiten", "alpha", "start", "end", "k"),
+                "for a descriptor, but there is only a matcher",
+            )
+        if not matcher:
+            self._unused(("candidates", "candidates_k", "local_crops", "memory"), "for a matcher, but there is none",
+                         "give matcher= too, or ")  # fmt: skip
+        if not normalised:
+            self._unused(("alpha", "start", "end"), "for score normalisation, which is off here",
+                         "give score_normalization=true, or ", zero=True)  # fmt: skip
+
+    def _unused(self, names: Sequence[str], what_for: str, way_out: str = "", *, zero: bool = False) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and (value or zero):
+                shown = str(value).lower() if isinstance(value, bool) else value
+                raise ConfigError(f"{name}={shown} is {what_for}; {way_out}leave out {name}")

@@ -91,6 +91,7 @@ def test_commands_for_a_scheduler(dataset: Path, tmp_path: Path, capsys: pytest.
         ("descriptor-weight", ["--split=none"], "none"),
         ("descriptor-weight", ["optim.lrr=1"], "optim.lrr"),
         ("descriptor-weight", ["--eval=kk=1"], "kk"),
+        ("descriptor-weight", ["--eval=alpha=2"], "alpha=2.0 is for score normalisation, which is off here"),
     ],
 )
 def test_what_is_wrong_is_a_sentence_and_no_folder(

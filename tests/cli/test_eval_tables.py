@@ -13,6 +13,7 @@ from copynce.cli.main import BAD_INPUT
 from copynce.data import open_dataset
 from copynce.data.synthetic import make_pictures
 from copynce.evaluation import read_predictions, score_predictions
+from copynce.evaluation.evaluating import RESULTS
 from copynce.models import build_descriptor, build_matcher, save_checkpoint
 
 
@@ -120,7 +121,11 @@ def test_a_matcher_by_itself(place: Path, tmp_path: Path, table: Path) -> None:
         ("m.safetensors", [], "is a matcher's, which scores pairs: give candidates=FILE"),
         ("m.safetensors", ["matcher=m.safetensors"], "with matcher=, the first model is a descriptor's"),
         ("d.safetensors", ["matcher=d.safetensors"], "matcher: d.safetensors is a descriptor's"),
-        ("d.safetensors", ["candidates=c.csv"], "candidates is for a matcher, but there is none"),
+        ("d.safetensors", ["candidates=c.csv"], "candidates=c.csv is for a matcher, but there is none"),
+        ("d.safetensors", ["local_crops=true"], "local_crops=true is for a matcher, but there is none; give matcher="),
+        ("d.safetensors", ["matcher=m.safetensors", "candidates=c.csv", "candidates_k=3"], "leave out one"),
+        ("m.safetensors", ["candidates=good.csv", "whiten=8"], "whiten=8 is for a descriptor, but there is only a"),
+        ("m.safetensors", ["candidates=e/predictions.csv", "out=e"], "predictions.csv is a file that this evaluation"),
         ("m.safetensors", ["candidates=c.csv"], "c.csv, line 2: reference 'R9' is not among the 5 references"),
         ("m.safetensors", ["candidates=empty.csv"], "empty.csv: no candidate pair in this file"),
         ("d.safetensors", ["queries=x"], "has its own; leave out one"),
@@ -134,11 +139,26 @@ def test_what_does_not_fit(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(place)
     (place / "c.csv").write_text("Q0,R0\nQ0,R9\n")
+    (place / "good.csv").write_text("Q0,R0\n")
     (place / "empty.csv").write_text("query_id,reference_id\n")
     (place / "other.csv").write_text("Q8,R0\n")
     assert evaluate(Path(), weights, tmp_path / "e", f"dataset={place / 'ds'}", *settings) == BAD_INPUT
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e").exists()
+
+
+def test_nothing_of_an_earlier_evaluation_stays(place: Path, tmp_path: Path) -> None:
+    """A table by another model's rows would be told beside the new predictions; files of others stay."""
+    (tmp_path / "features").mkdir()
+    for name in (*RESULTS, "mine.txt", "features/mine"):
+        (tmp_path / name).write_text("earlier")
+    (place / "good.csv").write_text("Q0,R0\n")
+    settings = [f"candidates={place / 'good.csv'}", "local_crops=false", "shown=0"]
+    assert evaluate(place, "m.safetensors", tmp_path, *settings) == 0
+    files = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert files - {"skipped.jsonl"} == {"mine.txt", "metrics.json", "table.md", "predictions-matcher.csv"}
+    assert "earlier" not in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "features" / "mine").exists()
 
 
 def test_any_two_folders(place: Path, tmp_path: Path) -> None:

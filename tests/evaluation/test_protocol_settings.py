@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 
 from copynce.data import EvaluationSplit, Manifest
+from copynce.errors import ConfigError
 from copynce.evaluation import protocols
 from copynce.evaluation.descriptor import DescriptorOptions, DescriptorResult
 from copynce.evaluation.evaluating import Judging
 from copynce.evaluation.metrics import Predictions
 from copynce.evaluation.predictions import Candidates
-from copynce.evaluation.protocols import Loaded, evaluate
+from copynce.evaluation.protocols import Loaded, evaluate, settle
 from copynce.evaluation.settings import EvalConfig
 
 
@@ -62,6 +64,31 @@ def test_copydays_and_sscd() -> None:
     assert settled("sscd", training=9, whiten=0).whiten is None
 
 
+@pytest.mark.parametrize(
+    ("models", "settings", "message"),
+    [
+        ("d", {"candidates_k": 10}, "candidates_k=10 is for a matcher, but there is none; give matcher= too"),
+        ("d", {"local_crops": True}, "local_crops=true is for a matcher"),
+        ("d", {"memory": 4.0}, "memory=4.0 is for a matcher"),
+        ("d", {"alpha": 0.0}, "alpha=0.0 is for score normalisation, which is off here; give score_normalization=true"),
+        ("dm", {"start": 0, "score_normalization": False}, "start=0 is for score normalisation, which is off here"),
+        ("dm", {"end": 7}, "end=7 is for score normalisation, which is off here"),  # of six training pictures
+        ("m", {"score_normalization": True}, "score_normalization=true is for a descriptor, but there is only a"),
+        ("m", {"whiten": 9}, "whiten=9 is for a descriptor"),
+        ("m", {"k": 10}, "k=10 is for a descriptor"),
+        ("d", {"local_crops": False, "score_normalization": False, "whiten": 0}, None),  # nothing is asked for
+        ("m", {"local_crops": False, "score_normalization": False, "whiten": 0, "memory": 1.0}, None),
+        ("dm", {"candidates_k": 3, "local_crops": True, "memory": 1.0, "alpha": 2.0, "end": 6, "k": 4}, None),
+        ("d", {"score_normalization": True, "alpha": 2.0}, None),
+        ("d", {"protocol": "sscd", "start": 1}, None),  # which normalises by itself
+    ],
+)
+def test_a_setting_without_use_is_refused(models: str, settings: dict[str, Any], message: str | None) -> None:
+    config = EvalConfig(dataset="x", **settings)
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
+        settle(config, split("copynce", 6), descriptor="d" in models, matcher="m" in models)
+
+
 def test_groups_have_their_own_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copydays reports the mAP of "strong" by itself, and uAP over all."""
     predictions = Predictions(
@@ -69,7 +96,7 @@ def test_groups_have_their_own_map(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
     def judged(_model: object, evaluating: Any, options: DescriptorOptions, *_: object) -> DescriptorResult:
-        evaluating.prepare("predictions.csv")
+        evaluating.prepare()
         row = options.judging.row("descriptor", predictions, evaluating.split.ground_truth)
         return DescriptorResult({"split": "s", **row.metrics}, [row], Candidates(*predictions[:2]))
 

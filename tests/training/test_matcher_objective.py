@@ -137,7 +137,8 @@ def test_other_references_of_the_batch_are_negatives(others: int) -> None:
     truth = torch.tensor([i == j and bool(pairs.positive[i]) for i, j in rows])
     expected = (F.softplus(logits) - logits * truth).mean()
     assert measures["bce"].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert measures["positives"].item() == pytest.approx(0.4)
+    assert measures["positives"].item() == pytest.approx(truth.double().mean().item())
+    assert measures["accuracy"].item() == pytest.approx(((logits > 0) == truth).double().mean().item())
     torch.testing.assert_close(found, torch.autograd.grad(expected, model.fusion.cls_token)[0], rtol=1e-4, atol=1e-6)
 
 

@@ -57,7 +57,8 @@ class MatcherObjective(Objective):
             query_tokens, reference_tokens = query_tokens.detach(), reference_tokens.detach()
         positive = batch.positive.float()
         every = torch.cat([logits, *unlike])
-        bce = F.binary_cross_entropy_with_logits(every, F.pad(positive, (0, len(every) - len(positive))))
+        copied = F.pad(positive, (0, len(every) - len(positive)))
+        bce = F.binary_cross_entropy_with_logits(every, copied)
         copynce = self.copynce(
             query_tokens, reference_tokens, batch.query_to_reference, batch.reference_to_query, batch.traced
         )
@@ -67,8 +68,8 @@ class MatcherObjective(Objective):
         measures = {
             "copynce": copynce,
             "bce": bce,
-            "accuracy": ((logits > 0) == batch.positive).float().mean(),
-            "positives": positive.mean(),
+            "accuracy": ((every > 0) == (copied > 0)).float().mean(),
+            "positives": copied.mean(),
         }
         return total, {name: value.detach() for name, value in measures.items()}
 

@@ -144,9 +144,9 @@ def _outputs(encoder: VisionTransformer, images: Tensor, blocks: list[int]) -> A
 
 
 def first_token_of(block: Any, tokens: Tensor) -> Tensor:
-    """The first of the tokens that `block` makes of tokens [B, N, C] in evaluation, [B, C]: its query against all keys.
+    """The first of the tokens that `block` makes of tokens [B, N, C], [B, C]: its query against all keys.
 
-    Makes no other token where the block's form is known.
+    Makes no other token where the block's form is known, and then leaves stochastic depth out.
     """
     if type(block) is not Block or type(block.attn) is not Attention:
         made: Tensor = block(tokens)

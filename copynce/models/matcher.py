@@ -76,10 +76,12 @@ class Matcher(Pretrained, nn.Module):
     def fuse(self, query_tokens: Tensor, reference_tokens: Tensor) -> Tensor:
         """Logits [B], float32, of pairs of encodings [B, P + L, C].
 
-        In evaluation the last block makes the fusion token alone. Raises ValueError on another shape.
+        The last block makes the fusion token alone, but where stochastic depth trains it. Raises ValueError on another
+        shape.
         """
         tokens, last = self._fused(query_tokens, reference_tokens), self.fusion.blocks[-1]
-        first = last(tokens)[:, 0] if self.training else first_token_of(last, tokens)
+        dropped = self.training and self.config.drop_path > 0
+        first = last(tokens)[:, 0] if dropped else first_token_of(last, tokens)
         return self._logits(self.fusion.norm(first))
 
     def fuse_with_tokens(self, query_tokens: Tensor, reference_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,7 +47,7 @@ class MatcherObjective(Objective):
         else:
             query, reference = self.model.encode(torch.cat([batch.query, batch.reference])).chunk(2)
             logits, query_tokens, reference_tokens = self.model.fuse_with_tokens(query, reference)
-            for shift in range(1, others + 1):
+            for shift in _shifts(others):
                 rolled = batch.uuids[shift:] + batch.uuids[:shift]
                 # A picture that is there twice is no negative of its copy.
                 rows = [i for i, (own, other) in enumerate(zip(batch.uuids, rolled, strict=True)) if own != other]
@@ -81,6 +81,11 @@ class MatcherObjective(Objective):
 
     def facts(self) -> dict[str, float]:
         return {}
+
+
+def _shifts(count: int) -> list[int]:
+    """1, -1, 2, -2, ..."""
+    return [(i // 2 + 1) * (-1 if i % 2 else 1) for i in range(count)]
 
 
 def _part_of_ranks(flags: Tensor) -> Tensor:

@@ -84,8 +84,9 @@ class MatcherLossConfig(_AnyLoss):
     """Of the binary cross-entropy of the pairs' logits."""
     batch_negatives: int = 0
     """How many other references of the process's batch each query is also matched with, as pairs that are no copies:
-    those of the pairs after its own, which with data.pairs=descriptor and neighbours begin with mined ones. An encoding
-    serves all of them, so a pair costs its fusion only. 0: none (the released code)."""
+    those of the next pair, the one before, the second next, ... With data.pairs=descriptor and neighbours, of the first
+    two the one is a mined neighbour. An encoding serves all of them, so a pair costs its fusion only. 0: none (the
+    released code)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,6 +41,8 @@ class Matcher(Pretrained, nn.Module):
         self.encoder.blocks = nn.Sequential(*made[: config.encoder_blocks])
         self.fusion = _Fusion(nn.Sequential(*made[config.encoder_blocks :]), self.encoder.norm, self.encoder.embed_dim)
         self.encoder.norm = nn.Identity()
+        if config.freeze_encoder:
+            self.encoder.requires_grad_(False)
         self.patch_size = int(self.encoder.patch_embed.patch_size[0])
         self.img_size = config.img_size
         self.grid = config.img_size // self.patch_size

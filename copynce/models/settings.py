@@ -68,6 +68,8 @@ class MatcherConfig(BackboneConfig):
     """Blocks that see one picture; the paper's splits are 8 + 4, 6 + 6 and 10 + 2."""
     fusion_blocks: int = 4
     """Blocks after them that see both pictures."""
+    freeze_encoder: bool = False
+    """Whether the whole encoder keeps its weights in training: those of the descriptor that it begins with."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

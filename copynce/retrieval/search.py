@@ -1,31 +1,28 @@
 """Exact search: the references with the highest cosine similarity to each query.
 
-faiss proposes, in float32 and in chunks; the cosines of what it proposes are then taken anew in float64. So a score is
-a number of its two rows alone, whatever k, chunk or processor, and the k best are the best in one order: by score, then
-by index. Where a query has more near ties at its last place than were proposed, its cosines to all references are
-taken in float64.
+References are proposed by products in fewer digits, in chunks (`copynce.retrieval.proposals`); the cosines of those
+that can be among the best are then taken anew in float64. So a score is a number of its two rows alone, whatever k or
+chunk, and the k best are the best in one order: by score, then by index. Where a query has more near ties at its last
+place than were proposed, it is asked again with more digits, and at last its cosines to all references are taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from copynce.errors import DataError
+from copynce.retrieval.proposals import Proposals, proposers
 from copynce.retrieval.rows import FileRows, JoinedRows, Rows
-
-_Found = tuple[int, NDArray[np.float32], NDArray[np.int64]]  # number of the first reference, scores, indices from it
+from copynce.retrieval.selection import cosines
 
 _CHUNK_BYTES = 64 * 2**20  # of references as float32
 _QUERIES = 4096  # that pass over the references together, at most
 _PROPOSALS = 2**22  # of the queries that do
 _ROWS = 4096  # pairs, or references, whose float64 copies are held at a time
 _LENGTH_TOLERANCE = 2e-6  # of |row| - 1, for float32 rows that are searched as they are
-_MOST_OF_GPU = 2048  # results that faiss keeps of one query on a GPU
 
 
 def check_rows(features: Rows, name: str = "features") -> None:
@@ -91,8 +88,7 @@ class ExactSearch:
         check_rows(reference, "reference")
         self._reference = reference
         self.k = min(k, len(reference))
-        self._count = min(self.k + max(16, self.k // 4), len(reference))
-        self._propose = _Proposer(reference, self._count, gpus)
+        self._proposers = proposers(self._chunks, (len(reference), reference.shape[1]), self.k, gpus)
 
     def __call__(
         self, query: Rows, progress: Callable[[int], None] | None = None
@@ -103,56 +99,30 @@ class ExactSearch:
             raise ValueError(f"query and reference must agree in columns, got {query.shape[1]} and {columns}")
         scores = np.empty((len(query), self.k), np.float32)
         indices = np.empty((len(query), self.k), np.int64)
-        step = max(1, min(_QUERIES, _PROPOSALS // self._count))
+        step = max(1, min(_QUERIES, _PROPOSALS // (2 * self.k + 64)))
         for start in range(0, len(query), step):
             part = slice(start, start + step)
-            proposed = self._propose(_unit32(query, start, step, "query"))
-            scores[part], indices[part] = _best(query[part], self._reference, self.k, *proposed)
+            scores[part], indices[part] = self._best(query[part], _unit32(query, start, step, "query"))
             if progress is not None:
                 progress(min(start + step, len(query)))
         return scores, indices
 
-
-class _Proposer:
-    """The `count` best references of unit queries, by float32 products: (scores, indices), each [Nq, count]."""
-
-    def __init__(self, reference: Rows, count: int, gpus: Sequence[int] | None) -> None:
-        self._reference = reference
-        self._count = count
-        self._shares: list[tuple[int, faiss.Index]] = []
-        devices = range(faiss.get_num_gpus()) if gpus is None else gpus
-        if devices and count <= _MOST_OF_GPU:
-            bounds = np.linspace(0, len(reference), len(devices) + 1).astype(int).tolist()
-            for device, start, stop in zip(devices, bounds, bounds[1:], strict=False):
-                index = _index_on_gpu(device, reference.shape[1])
-                for _, rows in self._chunks(start, stop):
-                    index.add(rows)
-                self._shares.append((start, index))
-
-    def __call__(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        best: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-        for start, found, at in self._on_gpus(query) if self._shares else self._on_cpu(query):
-            at += start
-            if best is not None:
-                found, at = np.concatenate([best[0], found], axis=1), np.concatenate([best[1], at], axis=1)
-                if found.shape[1] > self._count:
-                    kept = np.argpartition(-found, self._count - 1, axis=1)[:, : self._count]
-                    found, at = np.take_along_axis(found, kept, axis=1), np.take_along_axis(at, kept, axis=1)
-            best = found, at
-        assert best is not None, "there is a reference"
-        return best
-
-    def _on_cpu(self, query: NDArray[np.float32]) -> Iterator[_Found]:
-        for start, rows in self._chunks(0, len(self._reference)):
-            # The same search as IndexFlatIP, without its copy of the references.
-            yield start, *faiss.knn(query, rows, min(self._count, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
-
-    def _on_gpus(self, query: NDArray[np.float32]) -> Iterator[_Found]:
-        shares = [(start, index) for start, index in self._shares if index.ntotal]
-        with ThreadPoolExecutor(len(shares)) as threads:
-            found = threads.map(lambda share: share[1].search(query, min(self._count, share[1].ntotal)), shares)
-            for (start, _), (scores, at) in zip(shares, found, strict=True):
-                yield start, scores, at
+    def _best(
+        self, query: NDArray[np.floating], unit: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(scores, indices), each [Nq, k], of `query` [Nq, D], which is `unit` in float32."""
+        scores = np.empty((len(query), self.k), np.float32)
+        indices = np.empty((len(query), self.k), np.int64)
+        rest = np.arange(len(query))  # where references that were not proposed may be among the best
+        for propose in self._proposers:
+            if len(rest) >= propose.fewest:
+                proposed = propose(unit[rest])
+                scores[rest], indices[rest], tied = _best(query[rest], self._reference, self.k, proposed)
+                rest = rest[tied]
+        for start in range(0, len(rest), _ROWS // 16):
+            rows = rest[start : start + _ROWS // 16]
+            scores[rows], indices[rows] = _best_of_all(query[rows], self._reference, self.k)
+        return scores, indices
 
     def _chunks(self, first: int, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(first row, unit float32 rows) of one chunk of these references after the other."""
@@ -161,36 +131,21 @@ class _Proposer:
             yield start, _unit32(self._reference, start, min(step, stop - start), "reference")
 
 
-def _index_on_gpu(device: int, columns: int) -> faiss.Index:
-    """An empty index of inner products on a GPU."""
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device, faiss.IndexFlatIP(columns))
-
-
 def _best(
-    query: Rows,
-    reference: Rows,
-    k: int,
-    proposed: NDArray[np.float32],
-    at: NDArray[np.int64],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(scores, indices), each [Nq, k], of `query` [Nq, D] from its proposed references [Nq, count >= k]."""
-    # A float32 product of unit rows is off by less than this, in whatever order it is summed; see Higham's gamma_n.
-    # 64 stands for the lengths' tolerance and the rounding of the rows.
-    error = (reference.shape[1] + 64) * 2.0**-24
-    order = np.argsort(-proposed, axis=1)
-    proposed, at = np.take_along_axis(proposed, order, axis=1), np.take_along_axis(at, order, axis=1)
-    # What lies this far below the k-th proposal cannot be among the k best; what lies above may be.
-    possible = proposed >= proposed[:, k - 1 : k] - 2 * error
-    scores = np.full(proposed.shape, -np.inf, np.float32)
+    query: NDArray[np.floating], reference: Rows, k: int, proposed: Proposals
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """(scores, indices), each [Nq, k], of `query` [Nq, D] from its proposed references, and whether [Nq] others may be
+    among the best as well."""
+    order = np.argsort(-proposed.scores, axis=1)
+    around, at = np.take_along_axis(proposed.scores, order, axis=1), np.take_along_axis(proposed.at, order, axis=1)
+    within = proposed.error + proposed.relative * np.abs(around)
+    # What cannot reach the least that the k-th proposal can be is not among the k best; all else may be.
+    possible = around + within >= (around - within)[:, k - 1 : k]
+    scores = np.full(around.shape, -np.inf, np.float32)
     scores[possible] = pair_cosines(query, reference, np.nonzero(possible)[0], at[possible])
+    tied = possible[:, -1] if around.shape[1] < len(reference) else np.zeros(len(query), bool)
     order = np.lexsort((at, -scores), axis=1)[:, :k]
-    scores, found = np.take_along_axis(scores, order, axis=1), np.take_along_axis(at, order, axis=1)
-    if proposed.shape[1] < len(reference):
-        tied = np.flatnonzero(possible[:, -1])  # references that were not proposed may be among the best as well
-        for start in range(0, len(tied), _ROWS // 16):
-            rows = tied[start : start + _ROWS // 16]
-            scores[rows], found[rows] = _best_of_all(query[rows], reference, k)
-    return scores, found
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(at, order, axis=1), tied
 
 
 def _best_of_all(query: Rows, reference: Rows, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -229,13 +184,18 @@ def pair_cosines(
     reference_rows: NDArray[np.integer],
 ) -> NDArray[np.float32]:
     """The cosines [P] of P pairs of rows. Each is summed alone and in the same order: equal rows have equal cosines."""
-    cosines = np.empty(len(query_rows), np.float32)
-    for start in range(0, len(cosines), _ROWS):
+    found = np.empty(len(query_rows), np.float32)
+    for start in range(0, len(found), _ROWS):
         part = slice(start, start + _ROWS)
-        product = _unit64(query, query_rows[part], "query")
-        product *= _unit64(reference, reference_rows[part], "reference")
-        cosines[part] = product.sum(axis=1)
-    return cosines
+        of_query, of_reference = (
+            np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
+            for rows in (np.asarray(query[query_rows[part]]), np.asarray(reference[reference_rows[part]]))
+        )
+        found[part] = cosines(of_query, of_reference)
+    if not np.all(np.isfinite(found)):
+        _unit64(query, query_rows, "query")
+        _unit64(reference, reference_rows, "reference")
+    return found
 
 
 def _unit64(features: Rows, rows: slice | NDArray[np.integer], name: str) -> NDArray[np.float64]:

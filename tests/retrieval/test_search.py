@@ -9,9 +9,11 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from copynce.evaluation.metrics import score_predictions
 from copynce.evaluation.predictions import ranked_predictions
+from copynce.retrieval import proposals as proposals_module
 from copynce.retrieval import search as search_module
 from copynce.retrieval.normalization import score_normalization
 from copynce.retrieval.rows import FileRows, JoinedRows
@@ -79,6 +81,61 @@ def test_the_k_best_are_those_of_the_twin_for_every_k_and_chunk(
         expected, order = twin(query, reference, k)
         np.testing.assert_array_equal(indices, order)
         np.testing.assert_array_equal(scores, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("references", TIES)
+@pytest.mark.parametrize("one_dnn", [True, False])
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_products_in_bfloat16_lead_to_the_same_answer(
+    dtype: type, references: str, one_dnn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals_module, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(proposals_module, "_BLOCK", 37)
+    monkeypatch.setattr(proposals_module._ByBfloat16, "fewest", 1)
+    monkeypatch.setattr(search_module, "_CHUNK_BYTES", 150 * 4 * 24)
+    asked: list[type] = []
+
+    def spy(kind: Any) -> None:
+        call = kind.__call__
+        monkeypatch.setattr(kind, "__call__", lambda *arguments: (asked.append(kind), call(*arguments))[1])
+
+    for kind in (proposals_module._ByBfloat16, proposals_module._ByFloat32):
+        spy(kind)
+    query, reference = features(7, 24, 3).astype(dtype), TIES[references].astype(dtype)
+    with torch.backends.mkldnn.flags(enabled=one_dnn):
+        for k in (1, 10, 17):
+            scores, indices = search(query, reference, k)
+            expected, order = twin(query, reference, k)
+            np.testing.assert_array_equal(indices, order)
+            np.testing.assert_array_equal(scores, expected)
+    assert asked.count(proposals_module._ByBfloat16) == 3
+    assert (proposals_module._ByFloat32 in asked) == (references in ("all equal", "nearly equal"))
+
+
+def test_products_in_bfloat16_lead_to_the_same_answer_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, reference = features(80, 64, 3), features(20_000, 64, 4)
+    reference[:50] = query[7] + features(50, 64, 5) * np.float32(1e-3)
+    monkeypatch.setattr(proposals_module, "multiplies_bfloat16", lambda: False)
+    expected = search(query, reference, 30)
+    monkeypatch.setattr(proposals_module, "multiplies_bfloat16", lambda: True)
+    for found, wanted in zip(search(query, reference, 30), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_no_product_is_further_from_its_cosine_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, reference = normalised(features(70, 512, 3)), normalised(features(700, 512, 4))
+    reference[:70] = query
+    for bf16 in (False, True):
+        monkeypatch.setattr(proposals_module, "multiplies_bfloat16", lambda value=bf16: value)
+        (propose, *_) = proposals_module.proposers(lambda a, b: iter([(a, reference[a:b])]), reference.shape, 5, [])
+        found = propose(query)
+        assert (type(propose) is proposals_module._ByBfloat16) == bf16
+        cosines = query.astype(np.float64) @ reference.T.astype(np.float64)
+        within = found.error + found.relative * np.abs(found.scores)
+        assert (np.abs(np.take_along_axis(cosines, found.at, axis=1) - found.scores) <= within).all()
+        np.put_along_axis(cosines, found.at, -1, axis=1)
+        assert (cosines.max(axis=1) <= (found.scores + within).min(axis=1)).all()
 
 
 def test_a_shorter_result_is_the_beginning_of_a_longer_one() -> None:
@@ -210,7 +267,7 @@ def test_each_gpu_holds_a_share_of_the_references(gpus: list[int], monkeypatch: 
         asked.append(device)
         return faiss.IndexFlatIP(columns)
 
-    monkeypatch.setattr(search_module, "_index_on_gpu", index)
+    monkeypatch.setattr(proposals_module, "_index_on_gpu", index)
     monkeypatch.setattr(search_module, "_CHUNK_BYTES", 100 * 4 * 24)
     for reference in (TIES["many duplicates"], TIES["none"], TIES["none"][:2]):
         query = features(7, 24, 3)

@@ -24,7 +24,8 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         description="Evaluate a descriptor: exact search, predictions.csv (ISC2021), metrics.json, a table with "
         "bootstrap intervals, and report.html with the curves and the worst errors as pictures. With matcher= the "
         "descriptor's candidates are matched too, for the whole table: descriptor, + score normalisation, matcher, "
-        "+ local crops. A matcher by itself needs candidates=. The same command takes what was done from the folder.",
+        "+ local crops. A matcher by itself needs candidates=. The same command takes what was done from the folder; "
+        "under torchrun the processes share the work.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", metavar="RUN", help="a run, one of its checkpoints, or a weights file")
@@ -45,21 +46,23 @@ def run(options: argparse.Namespace) -> None:
     from copynce.evaluation.protocols import evaluate
     from copynce.evaluation.settings import EvalConfig
     from copynce.evaluation.tables import text_table
-    from copynce.training.distributed import choose_device
+    from copynce.training.distributed import announced, world
 
-    config = load_config(EvalConfig, None, options.overrides)
-    device = choose_device(config.device)
-    model = _load(options.run_folder)
-    matcher = None if config.matcher is None else _load(config.matcher)
-    folder = Path(options.run_folder)
-    # Two weights files in one folder have an evaluation each.
-    default = folder / "eval" if folder.is_dir() else folder.with_name(f"{folder.name}-eval")
-    split = _open(config)
-    out = Path(config.out) if config.out else default.with_name(f"{default.name}-{split.name}")
-    with progress_bars("", "") as report:
+    with announced():
+        config = load_config(EvalConfig, None, options.overrides)
+        model = _load(options.run_folder)
+        matcher = None if config.matcher is None else _load(config.matcher)
+        folder = Path(options.run_folder)
+        # Two weights files in one folder have an evaluation each.
+        default = folder / "eval" if folder.is_dir() else folder.with_name(f"{folder.name}-eval")
+        split = _open(config)
+        out = Path(config.out) if config.out else default.with_name(f"{default.name}-{split.name}")
+    with world(config.device) as here, progress_bars("", "", shown=here.is_main) as report:
         result = evaluate(
-            config, split, model, matcher, out, device=device, progress=report, say=lambda text: _say(text)
+            config, split, model, matcher, out, device=here.device, processes=here, progress=report, say=_say
         )
+    if not here.is_main:
+        return
     if not result.rows:
         print(f"nothing to score: split {split.name!r} has no ground truth; predictions: {out}")
         return

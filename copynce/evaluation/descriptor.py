@@ -139,14 +139,47 @@ def judge_descriptor(
             precision=precision,
             quarantine=evaluating.quarantine,
             threads=options.threads,
+            processes=evaluating.processes,
             keep=None if model_hash is None else FeatureStore(out_dir / "features", role, model_hash),
             progress=lambda done: evaluating.progress(role, done, len(manifest)),
             say=say,
         )
 
-    k = options.k
     query = features("query", split.queries, options.precision)
     reference = features("reference", split.references, query.precision)
+    training = None
+    if (options.score_normalization or options.whiten) and evaluating.positives:
+        assert split.training is not None, "checked above"
+        training = features("training", split.training, query.precision)
+    result: DescriptorResult | None = None
+    with evaluating.processes.together():
+        if evaluating.is_main:
+            result = _judged(evaluating, options, query, reference, training)
+            device = torch.device(options.device)
+            result.metrics.update(
+                {
+                    "model": None if model_file is None else str(Path(model_file).absolute()),
+                    "model_sha256": model_hash,
+                    "dataset": str(split.references.root.absolute()),
+                    "precision": query.precision,
+                    "batch_size": options.batch_size,
+                    "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+                    "version": __version__,
+                    "commit": running_commit(),
+                }
+            )
+    return evaluating.processes.broadcast_object(result)  # type: ignore[return-value]
+
+
+def _judged(
+    evaluating: Evaluating,
+    options: DescriptorOptions,
+    query: Features,
+    reference: Features,
+    training: Features | None,
+) -> DescriptorResult:
+    """The result of these features, and predictions.csv."""
+    split, k = evaluating.split, options.k
     scores, indices = search(query.values, reference.values, max(k, options.candidates))
     best = slice(options.candidates)
     chosen = ranked_predictions(query.uuids, reference.uuids, scores[:, best], indices[:, best])
@@ -158,7 +191,7 @@ def judge_descriptor(
 
     plain = predictions(scores)
     evaluating.forget()
-    write_predictions(out_dir / "predictions.csv", plain)
+    write_predictions(evaluating.out / "predictions.csv", plain)
     metrics: Metrics = {"split": split.name}
     rows: list[Row] = []
     if evaluating.positives:
@@ -173,9 +206,8 @@ def judge_descriptor(
         "skipped_queries": len(split.queries) - len(query.uuids),
         "skipped_references": len(split.references) - len(reference.uuids),
     }
-    if (options.score_normalization or options.whiten) and evaluating.positives:
-        assert split.training is not None, "checked above"
-        training = features("training", split.training, query.precision)
+    if training is not None:
+        assert split.training is not None, "checked when they were read"
         metrics["skipped_training"] = len(split.training) - len(training.uuids)
         ranks = {"start": options.start, "end": options.end}
 
@@ -200,17 +232,6 @@ def judge_descriptor(
             if options.score_normalization:
                 normal = normalise_scores(scores, query_rows, training_rows, alpha=options.alpha, **ranks)
                 add("whitened + score normalisation", "_whitened_sn", normal)
-    device = torch.device(options.device)
-    metrics |= {
-        "model": None if model_file is None else str(Path(model_file).absolute()),
-        "model_sha256": model_hash,
-        "dataset": str(split.references.root.absolute()),
-        "precision": query.precision,
-        "batch_size": options.batch_size,
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
-        "version": __version__,
-        "commit": running_commit(),
-    }
     return DescriptorResult(metrics, rows, Candidates(chosen.queries, chosen.references))
 
 

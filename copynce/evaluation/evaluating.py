@@ -13,6 +13,7 @@ from copynce.errors import ConfigError
 from copynce.evaluation.metrics import GroundTruthLike, Predictions, Rule
 from copynce.evaluation.tables import Row, judge
 from copynce.files import atomic_text
+from copynce.retrieval.extract import Alone, Processes
 
 #: The files that an evaluation may leave and that tell of its results; features and scores, kept for the next one, and
 #: skipped.jsonl are not among them.
@@ -43,7 +44,9 @@ class Judging:
 class Evaluating:
     """An evaluation of `split` that leaves its files in the folder `out`.
 
-    progress: called as progress(role, done, total). say: receives sentences. Nothing is written before `prepare`.
+    progress: called as progress(role, done, total). say: receives sentences. processes: those that share the reading
+    of pictures and the scoring of pairs; the first alone searches, judges and writes. Nothing is written before
+    `prepare`.
     """
 
     def __init__(
@@ -52,13 +55,20 @@ class Evaluating:
         split: EvaluationSplit,
         progress: Callable[[str, int, int], None] | None = None,
         say: Callable[[str], None] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.out, self.split = out, split
+        self.processes = Alone() if processes is None else processes
         self.progress = progress or (lambda role, done, total: None)
-        self.say = say or (lambda text: None)
+        self.say = say if say is not None and self.is_main else (lambda text: None)
         self.quarantine = Quarantine()
         self.positives = sum(map(len, split.ground_truth.values()))
         self._prepared = self._forgotten = False
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that judges and writes."""
+        return self.processes.rank == 0
 
     def prepare(self, *folders: str) -> None:
         """Make the folder; `folders` will stand in it, beside files of `RESULTS`.
@@ -66,6 +76,11 @@ class Evaluating:
         Raises ConfigError if one of these names is taken by the other kind of thing. The first time the skipped.jsonl
         of an earlier evaluation goes, and what was left out of the manifests is told.
         """
+        with self.processes.together():
+            if self.is_main:
+                self._prepare(folders)
+
+    def _prepare(self, folders: tuple[str, ...]) -> None:
         for folder in (self.out / name for name in (*folders, ".")):
             for part in (folder, *folder.parents):
                 if part.exists() and not part.is_dir():

@@ -15,7 +15,7 @@ from copynce.evaluation.tables import Metrics, Row
 from copynce.models import Matcher
 from copynce.retrieval.extract import Precision
 from copynce.retrieval.matching import MEMORY, score_pairs
-from copynce.retrieval.pair_scores import ScoreStore
+from copynce.retrieval.pair_scores import PairScores, ScoreStore
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MatcherOptions:
 @dataclass(frozen=True)
 class MatcherResult:
     """metrics: facts for metrics.json. rows: the matcher, with local crops too where asked for; none where there is no
-    ground truth."""
+    ground truth, nor on other processes than the first."""
 
     metrics: Metrics
     rows: list[Row]
@@ -83,22 +83,34 @@ def judge_matcher(
             memory=options.memory,
             quarantine=evaluating.quarantine,
             keep=ScoreStore(evaluating.out / folder, model_hash),
+            processes=evaluating.processes,
             progress=lambda done, role=role: evaluating.progress(role, done, len(candidates.queries)),  # type: ignore[misc]
             say=evaluating.say,
         )
         precision = found.precision  # one for both
-        predictions = Predictions(found.queries, found.references, found.scores)
-        predictions = best_of_all(predictions, options.global_candidates)
-        evaluating.forget()
-        write_predictions(evaluating.out / f"predictions-{name}.csv", predictions)
-        metrics |= {
-            f"precision_{name}": found.precision,
-            f"unscored_pairs_{name}": len(found.unscored),
-            f"encoder_passes_{name}": found.encodings,
-            f"fusion_passes_{name}": found.fusions,
-        }
-        if evaluating.positives:
-            rows.append(options.judging.row(title, predictions, split.ground_truth))
-            keys = ("uap", "rp90", "rp90_threshold", "map", "recall_at_1", "recall_at_10")
-            metrics |= {f"{key}_{name}": rows[-1].metrics[key] for key in keys}
+        with evaluating.processes.together():
+            if evaluating.is_main:
+                rows += _judged(name, title, found, evaluating, options, metrics)
     return MatcherResult(metrics, rows)
+
+
+def _judged(
+    name: str, title: str, found: PairScores, evaluating: Evaluating, options: MatcherOptions, metrics: Metrics
+) -> list[Row]:
+    """The row of these scores, if there is a ground truth, and their file; `metrics` receives the facts."""
+    predictions = Predictions(found.queries, found.references, found.scores)
+    predictions = best_of_all(predictions, options.global_candidates)
+    evaluating.forget()
+    write_predictions(evaluating.out / f"predictions-{name}.csv", predictions)
+    metrics |= {
+        f"precision_{name}": found.precision,
+        f"unscored_pairs_{name}": len(found.unscored),
+        f"encoder_passes_{name}": found.encodings,
+        f"fusion_passes_{name}": found.fusions,
+    }
+    if not evaluating.positives:
+        return []
+    row = options.judging.row(title, predictions, evaluating.split.ground_truth)
+    keys = ("uap", "rp90", "rp90_threshold", "map", "recall_at_1", "recall_at_10")
+    metrics |= {f"{key}_{name}": row.metrics[key] for key in keys}
+    return [row]

@@ -30,7 +30,7 @@ from copynce.evaluation.settings import CANDIDATES, START, EvalConfig
 from copynce.evaluation.tables import Metrics, Row, markdown_table, row_facts, told_in_rows
 from copynce.files import atomic_text
 from copynce.models import Descriptor, Matcher
-from copynce.retrieval.extract import Precision
+from copynce.retrieval.extract import Precision, Processes
 from copynce.retrieval.matching import MEMORY
 
 
@@ -91,12 +91,14 @@ def evaluate(
     out: Path,
     *,
     device: torch.device | str = "cpu",
+    processes: Processes | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Evaluate a descriptor, with a `matcher` on its candidates where one is given; or a matcher by itself on a file of
     candidates. Leaves in `out`: predictions.csv, predictions-matcher.csv, predictions-lce.csv, metrics.json, table.md.
 
+    processes: those that share the work; the first writes, and alone has the whole result.
     Raises ConfigError for models and settings that do not fit each other; other errors as of `evaluate_descriptor` and
     `judge_matcher`.
     """
@@ -116,7 +118,7 @@ def evaluate(
 
     name, settings = settle(config, split, descriptor=descriptor is not None, matcher=matcher is not None)
     _check_inputs(config, out)
-    evaluating = Evaluating(out, split, progress, say)
+    evaluating = Evaluating(out, split, progress, say, processes)
     if note := PROTOCOLS[name].note:
         evaluating.say(f"protocol {name}: {note}")
     candidates = None
@@ -165,7 +167,17 @@ def evaluate(
         if descriptor is None and found.rows:  # the first row of a table is at the top
             metrics = {"split": split.name, **found.rows[0].metrics, **metrics}
         rows += found.rows
-    metrics |= {"protocol": name, "ap": settings.rule, "repetitions": config.repetitions, "seed": config.seed}
+    with evaluating.processes.together():
+        if evaluating.is_main:
+            _write(evaluating, metrics, rows, settings.rule, {"protocol": name, "ap": settings.rule,
+                   "repetitions": config.repetitions, "seed": config.seed})  # fmt: skip
+    return Evaluation(metrics, rows, name)
+
+
+def _write(evaluating: Evaluating, metrics: Metrics, rows: list[Row], rule: Rule, facts: Metrics) -> None:
+    """table.md and metrics.json; `metrics` receives the `facts` and what is told of the rows and groups."""
+    split = evaluating.split
+    metrics |= facts
     if rows and split.groups:
         truth = {}
         for group, names in split.groups.items():
@@ -174,15 +186,14 @@ def evaluate(
         scored = {group: part for group, part in truth.items() if any(part.values())}
         with told_in_rows():
             metrics |= {
-                f"map_{group}": mean_average_precision(rows[0].predictions, part, rule=settings.rule)
+                f"map_{group}": mean_average_precision(rows[0].predictions, part, rule=rule)
                 for group, part in scored.items()
             }
     metrics["rows"] = [row_facts(row) for row in rows]
     if rows:
-        with atomic_text(out / "table.md") as file:
+        with atomic_text(evaluating.out / "table.md") as file:
             file.write(markdown_table(rows))
     evaluating.write_metrics(metrics)
-    return Evaluation(metrics, rows, name)
 
 
 def _check_inputs(config: EvalConfig, out: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,16 @@ from copynce.data.synthetic import make_pictures
 from copynce.evaluation import read_predictions, score_predictions
 from copynce.evaluation.evaluating import RESULTS
 from copynce.models import build_descriptor, build_matcher, save_checkpoint
+
+WORKER = Path(__file__).parents[1] / "training" / "launch_worker.py"
+#: The worker with smaller parts, so that there is something to share.
+SMALL = """
+import runpy, sys
+from copynce.retrieval import extract
+extract._PART = 2
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +102,27 @@ def test_what_was_done_is_taken_from_the_folder(
     assert [line.split("  ")[0] for line in printed.splitlines()[2:6]] == [
         "descriptor", "+ score normalisation", "matcher", "+ local crops"
     ]  # fmt: skip
+
+
+def test_two_processes_leave_what_one_leaves(place: Path, table: Path, tmp_path: Path) -> None:
+    settings = [f"dataset={place / 'ds'}", "split=a", "device=cpu", "precision=fp32", "repetitions=20"]
+    settings += [f"matcher={place / 'm.safetensors'}", "candidates_k=3", f"out={tmp_path / 'two'}"]
+    command = ["eval", str(place / "d.safetensors"), *settings]
+    (tmp_path / "logs").mkdir()
+    arguments = [sys.executable, "-c", SMALL, str(WORKER), str(tmp_path / "logs"), json.dumps([[command, command]])]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (outcome,) = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["statuses"] == [0, 0], outcome
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (table, tmp_path / "two")]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if name.startswith("predictions"):
+            one, two = (read_predictions(folder / name) for folder in (table, tmp_path / "two"))
+            assert [list(one.queries), list(one.references)] == [list(two.queries), list(two.references)]
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
+    skipped = [(folder / "skipped.jsonl").read_text() for folder in (table, tmp_path / "two")]
+    assert skipped[0] == skipped[1] != ""
 
 
 def test_the_report_shows_errors_as_pictures(table: Path) -> None:

@@ -149,6 +149,15 @@ def test_copies_alone_need_negatives_of_the_batch(tiny: Tiny) -> None:
     train(config)
 
 
+def test_a_frozen_encoder_keeps_its_weights_and_the_fusion_learns(tiny: Tiny) -> None:
+    config = tiny("objective=matcher", "model.freeze_encoder=true", "optim.steps=1")
+    last = train(config)
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoints(Path(config.out))[0], last))
+    moved = {name for name, value in after.items() if not value.equal(before[name])}
+    assert moved == {name for name in after if not name.startswith("encoder.")}
+    assert load_checkpoint(last).config.freeze_encoder
+
+
 def test_a_run_learns_from_its_pairs_and_a_second_stage_begins_with_it(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny("objective=matcher", "optim.steps=3", "data.batch_size=8")
     last = train(config)

@@ -41,6 +41,6 @@ class TrainingError(UserError, RuntimeError):
 
 
 class Stopped(UserError):
-    """A run that was asked to stop (Ctrl-C, SIGTERM, SIGHUP) and has saved; the same command continues it."""
+    """A run that was asked to stop (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) and has saved; the same command continues it."""
 
     exit_status: ClassVar[int] = 75  # EX_TEMPFAIL of sysexits.h: schedulers requeue on it

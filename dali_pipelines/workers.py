@@ -40,7 +40,7 @@ _MOST_TOLD = 64
 
 #: Signals that reach the owner's whole group and ask it to end: it may want to finish its work first, and needs its
 #: workers for that. Blocked in a worker from its first instruction on; it ends with its pipe.
-_OWNERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OWNERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 #: Bytes from which on an array goes through shared memory; to name its place there takes some hundred.
 _LARGE = 2048

@@ -1,4 +1,4 @@
-"""The process group: one process, or those that torchrun started."""
+"""The process group: one process, or those that torchrun or srun started."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,20 +26,26 @@ _MEETING, _FAREWELL = timedelta(minutes=10), timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher says in the environment: this process is ``rank`` of ``size``, ``local_rank`` on its machine."""
+    """What a launcher says in the environment: this process is ``rank`` of ``size``, ``local_rank`` on its machine.
+
+    They meet at ``place``, HOST:PORT ("" for one process); ``by_srun``: Slurm started them, not torchrun.
+    """
 
     rank: int
     size: int
     local_rank: int
+    place: str = ""
+    by_srun: bool = False
 
 
 def launch() -> Launch:
     """The place of this process among those that were started together; one of one where no launcher says otherwise.
 
-    Raises ConfigError if the environment says half of it, or what cannot be.
+    What torchrun says comes before what srun says, for it may be srun's one task of a machine. Raises ConfigError if
+    the environment says half of it, or what cannot be.
     """
     if "WORLD_SIZE" not in os.environ:
-        return Launch(0, 1, 0)
+        return _srun() if "SLURM_STEP_NUM_TASKS" in os.environ else Launch(0, 1, 0)
     size = _variable("WORLD_SIZE", 1, None)
     rank = _variable("RANK", 0, size - 1, 0 if size == 1 else None)
     local_rank = _variable("LOCAL_RANK", 0, None, 0)
@@ -46,7 +53,30 @@ def launch() -> Launch:
         _variable("MASTER_PORT", 0, 65535)
         if not os.environ.get("MASTER_ADDR"):
             raise _wrong_variable("MASTER_ADDR", "the first machine's name")
+        return Launch(rank, size, local_rank, f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
     return Launch(rank, size, local_rank)
+
+
+def _srun() -> Launch:
+    """The place of a task of srun. A batch script itself, which has no SLURM_STEP_..., is none."""
+    size = _variable("SLURM_STEP_NUM_TASKS", 1, None)
+    if size == 1:
+        return Launch(0, 1, 0)
+    rank, local_rank = _variable("SLURM_PROCID", 0, size - 1), _variable("SLURM_LOCALID", 0, size - 1)
+    host = os.environ.get("MASTER_ADDR") or _first_host(os.environ.get("SLURM_STEP_NODELIST", ""))
+    if not host:
+        raise _wrong_variable("SLURM_STEP_NODELIST", "the machines' names")
+    # Another for every job and step, below the ports that systems give to those who ask for any.
+    step = ".".join(os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = _variable("MASTER_PORT", 0, 65535, 12000 + zlib.crc32(step.encode()) % 20000)
+    return Launch(rank, size, local_rank, f"{host}:{port}", by_srun=True)
+
+
+def _first_host(hosts: str) -> str:
+    """The first of Slurm's ``gpu[003-005,7],login1``: ``gpu003``."""
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", hosts)
+    assert first is not None, "it may be empty"
+    return re.sub(r"\[([0-9]*)[^\]]*\]", r"\1", first[0])
 
 
 def _variable(name: str, least: int, most: int | None, default: int | None = None) -> int:
@@ -66,9 +96,10 @@ def _variable(name: str, least: int, most: int | None, default: int | None = Non
 
 def _wrong_variable(name: str, expected: str) -> ConfigError:
     found = repr(os.environ[name]) if name in os.environ else "none"
+    said = "WORLD_SIZE" if "WORLD_SIZE" in os.environ else "SLURM_STEP_NUM_TASKS"
     return ConfigError(
-        f"the environment has WORLD_SIZE={os.environ['WORLD_SIZE']!r}, as for one of several processes, so {name} must "
-        f"be {expected}, got {found}; start with torchrun, or unset WORLD_SIZE"
+        f"the environment has {said}={os.environ[said]!r}, as for one of several processes, so {name} must "
+        f"be {expected}, got {found}; start with {'torchrun' if said == 'WORLD_SIZE' else 'srun'}, or unset {said}"
     )
 
 
@@ -159,7 +190,8 @@ def choose_device(device: str) -> torch.device:
 
     Raises ConfigError for "gpu" where none is visible, and where more processes are on this machine than it has GPUs.
     """
-    index = launch().local_rank
+    here = launch()
+    index = here.local_rank
     if device == "auto":
         device = "gpu" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -167,9 +199,12 @@ def choose_device(device: str) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError("device=gpu needs a CUDA device, none is visible; use device=cpu or device=auto")
     count = torch.cuda.device_count()
+    if here.by_srun and count == 1:
+        index = 0  # srun --gpus-per-task=1 lets each task see its own GPU alone
     if index >= count:
+        name = "SLURM_LOCALID" if here.by_srun else "LOCAL_RANK"
         raise ConfigError(
-            f"this process is the one with LOCAL_RANK={index}, but {count} GPUs are visible; start at most {count} "
+            f"this process is the one with {name}={index}, but {count} GPUs are visible; start at most {count} "
             "processes on this machine, or use device=cpu"
         )
     return torch.device("cuda", index)
@@ -188,7 +223,7 @@ def announced() -> Iterator[None]:
 
 @contextmanager
 def world(device: str) -> Iterator[World]:
-    """Join the process group that torchrun announces in the environment (NCCL on GPUs, gloo on CPUs), or none.
+    """Join the process group that torchrun or srun announces in the environment (NCCL on GPUs, gloo on CPUs), or none.
 
     ``device``: "cpu", "gpu" or "auto", see :func:`choose_device`. Raises ConfigError for an environment that says half
     of it, RunError if the other processes do not come or are lost, and the error that another has announced.
@@ -224,14 +259,15 @@ def _lost(error: RuntimeError) -> bool:
 
 def _store(here: Launch, timeout: timedelta) -> Store:
     """The key-value store of these processes, made by the launcher or by the first of them."""
-    store, _, _ = next(rendezvous("env://", rank=here.rank, world_size=here.size, timeout=timeout))
+    # torchrun has made a store already, of which the environment tells more.
+    url = f"tcp://{here.place}" if here.by_srun else "env://"
+    store, _, _ = next(rendezvous(url, rank=here.rank, world_size=here.size, timeout=timeout))
     store.set_timeout(timeout)
     return store
 
 
 def _meet(here: Launch) -> Store:
     """Wait until all processes are here; raises the error of one that has announced it."""
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store = _store(here, _MEETING)
         store.set(f"copynce/here/{here.rank}", "")
@@ -241,8 +277,8 @@ def _meet(here: Launch) -> Store:
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(
-            f"process {here.rank} of {here.size} did not meet the others at {where} ({reason}); are all of them "
-            "started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and is the port free?"
+            f"process {here.rank} of {here.size} did not meet the others at {here.place} ({reason}); are all of them "
+            "started, with the same place and number, and is the port free?"
         ) from error
     for rank, word in enumerate(words):
         if word:

@@ -14,8 +14,9 @@ from typing import Any
 
 from copynce.errors import Stopped
 
-#: Ctrl-C; a scheduler that takes the machine back; a terminal or connection that was closed.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Ctrl-C; a scheduler that takes the machine back; a terminal or connection that was closed; a scheduler's warning
+#: before the time limit (Slurm's --signal=USR1@SECONDS).
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar has hidden it
 

@@ -117,3 +117,19 @@ def test_a_loop_of_ones_own_in_two_processes(pictures: list[Path]) -> None:
     found = re.search(r"epoch 0: loss ([\d.]+), same weights in 2 processes: True", result.stdout)
     assert found is not None, result.stdout
     assert 0 < float(found[1]) < 20
+
+
+@pytest.mark.parametrize("status", [0, 75, 137])
+def test_a_job_is_queued_again_where_the_training_has_saved(status: int, tmp_path: Path) -> None:
+    """Slurm's commands are played: one that tells its arguments."""
+    told = tmp_path / "told"
+    for name, end in (("srun", status), ("scontrol", 0)):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{told}"\nexit {end}\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    command = ["bash", str(EXAMPLES / "train.sbatch"), "descriptor", "data.train=a b.csv"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    first, *others = told.read_text().splitlines()
+    assert first.endswith(" copynce train descriptor data.train=a b.csv")
+    assert others == (["scontrol requeue 4711"] if status == 75 else [])

@@ -81,14 +81,14 @@ def command(config: TrainConfig) -> subprocess.Popen[str]:
 
 
 def test_each_signal_saves_after_its_step_and_the_same_command_continues(tiny: Tiny) -> None:
-    """SIGTERM and SIGHUP to this process; Ctrl-C to another and its worker, with the tee that read its output gone."""
+    """To this process; Ctrl-C to another and its worker, with the tee that read its output gone."""
     interrupted = tiny(*STEPS, "data.processes=1", out="SIGINT")
     process = command(interrupted)
     assert process.stderr is not None
     process.stderr.close()
 
     whole = train(tiny(*STEPS, out="whole"))
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and then a run ignores it
         config = tiny(*STEPS, out=number.name)
         with pytest.raises(Stopped) as caught:

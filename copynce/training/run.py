@@ -58,6 +58,7 @@ FREE = {
     "device": "the same numbers but for rounding",
     "precision": "the same numbers but for rounding",
     "checkpoint_activations": "the same numbers",
+    "compile_blocks": "the same numbers but for rounding",
     "threads": "the same numbers but for rounding",
     "checkpoint_every": "it says when, not what",
     "keep_checkpoints": "it says for how long, not what",

@@ -25,6 +25,7 @@ from copynce.provenance import running_commit
 from copynce.training.activations import checkpoint_activations
 from copynce.training.average import WeightMean
 from copynce.training.checkpoints import MODEL, STATE, checkpoints, damage, find_model, read_state, write_checkpoint
+from copynce.training.compiling import compile_blocks
 from copynce.training.config import TrainConfig
 from copynce.training.distributed import World, world
 from copynce.training.log import RunLog
@@ -47,8 +48,8 @@ def train(config: TrainConfig, *, on_step: Callable[[int], None] | None = None) 
     """Run or continue a training; returns the newest checkpoint's folder.
 
     ``on_step`` is called with the number of finished steps after each. Raises DataError, ConfigError or RunError for a
-    wrong input, before anything is written; TrainingError if the loss is no number; Stopped after Ctrl-C, SIGTERM or
-    SIGHUP, when the step is finished and saved.
+    wrong input, before anything is written; TrainingError if the loss is no number; Stopped after Ctrl-C, SIGTERM,
+    SIGHUP or SIGUSR1, when the step is finished and saved.
     """
     with world(config.device) as here, StopRequest() as stop:
         try:
@@ -195,6 +196,8 @@ class Trainer:
         config, here, stop = self._config, self._here, self._stop
         wrapped: nn.Module = self._objective if here.size == 1 else DistributedDataParallel(self._objective)
         self._objective.train()
+        if config.compile_blocks:
+            compile_blocks(self._objective.model, here.device)
         if config.checkpoint_activations:
             checkpoint_activations(self._objective.model)
         pace = Pace(2 * self._items * self._source.pairs_per_item)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    """A config of a training that takes seconds: two blocks, 32 px; arguments are further overrides."""
+def tiny(make_tiny: Callable[..., TrainConfig], tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A config of a training that takes seconds, in this test's folder; see :func:`make_tiny`."""
+    return partial(make_tiny, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_tiny(pictures: Path) -> Callable[..., TrainConfig]:
+    """A config of a training that takes seconds: two blocks, 32 px; arguments are its folder and further overrides."""
     shape = "patch_size: 8, embed_dim: 24, num_heads: 2"
     models = {
         "descriptor": ["model.dim=16", f"model.backbone_options={{{shape}, depth: 2}}"],
@@ -32,14 +39,14 @@ def tiny(pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         ],
     }
 
-    def make(*overrides: str, out: str = "run", train: Path | None = None) -> TrainConfig:
+    def make(folder: Path, *overrides: str, out: str = "run", train: Path | None = None) -> TrainConfig:
         objective = "matcher" if "objective=matcher" in overrides else "descriptor"
         listed = "queries" if "data.pairs=supervised" in overrides else "train"
         return load_config(
             TrainConfig,
             None,
             [
-                f"out={tmp_path / out}",
+                f"out={folder / out}",
                 f"data.{listed}={train or pictures}",
                 "data.batch_size=4",
                 "data.threads=1",

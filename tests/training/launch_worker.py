@@ -1,7 +1,10 @@
 """Processes of one group without a launcher that would end the others: forks of this one, which has imported all.
 
-Arguments: a folder, and JSON [[[argument, ...] of each rank, ...] of each case]. Prints JSON, for each case
-{"statuses": of each rank, null where it had to be killed, "errors": what each wrote to stderr, "seconds"}.
+Arguments: a folder, and JSON [[[argument, ...] of each rank, ...] of each case]; a rank whose first argument is
+"killed" is, by itself, after step 3; with "srun" in its place it finds what Slurm says, and nothing of torchrun's.
+With a third argument, "sgd", trainings have that optimiser in AdamW's place, which would make a step of what rounding
+leaves of a gradient that is zero. Prints JSON, for each case {"statuses": of each rank, null where it had to be
+ended, "errors": what each wrote to stderr, "seconds"}.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 import copynce.training.trainer  # noqa: F401 - before the forks
+from copynce import training
 from copynce.cli import main
 
 PATIENCE = 100.0  # seconds; gloo's own time-out is many minutes
@@ -22,8 +28,18 @@ PATIENCE = 100.0  # seconds; gloo's own time-out is many minutes
 
 def child(arguments: list[str], rank: int, size: int, port: int, errors: Path) -> None:
     os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
-    os.environ.update(WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if arguments[0] == "srun":
+        arguments = arguments[1:]
+        os.environ.update(SLURM_STEP_NUM_TASKS=str(size), SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+        os.environ.update(SLURM_STEP_NODELIST="127.0.0.1", SLURM_JOB_ID="7", MASTER_PORT=str(port))
+    else:
+        os.environ.update(WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if arguments[0] == "killed":
+        arguments, whole = arguments[1:], training.train
+        training.train = lambda config: whole(
+            config, on_step=lambda step: step == 3 and os.kill(os.getpid(), signal.SIGKILL)
+        )
     status = 1  # what Python ends with after a traceback
     try:
         status = main(arguments)
@@ -62,4 +78,6 @@ def run(case: list[list[str]], folder: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    if sys.argv[3:] == ["sgd"]:
+        torch.optim.AdamW = lambda groups, lr, betas: torch.optim.SGD(groups, lr=lr)
     print(json.dumps([run(case, Path(sys.argv[1]) / str(i)) for i, case in enumerate(json.loads(sys.argv[2]))]))

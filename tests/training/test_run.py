@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -105,6 +106,23 @@ def test_where_a_file_system_has_no_locks_the_run_goes_on_and_says_so(
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert go_on().name == "step-00000006"
     assert "has no locks (No locks available); the run goes on" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_is(
+    run: Path, go_on: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played, for some users may write anywhere."""
+    before, opened = content(run), os.open
+
+    def read_only(path: object, flags: int, *others: int) -> int:
+        if flags & os.O_RDWR and str(path).startswith(str(run)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(RunError, match=r"run cannot be written \(Read-only file system\); choose another out"):
+        go_on()
+    assert content(run) == before
 
 
 # Every check before any write

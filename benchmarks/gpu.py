@@ -55,7 +55,9 @@ class Part:
 
 
 def _measured(name: str) -> tuple[str, ...]:
-    return "-m", "benchmarks.gpu_parts", name, "{out}", "{device}", "{seconds}"
+    # Not a main module, which every worker of a loader would import, torch and all.
+    code = "import sys; from benchmarks.gpu_parts import main; main(*sys.argv[1:])"
+    return "-c", code, name, "{out}", "{device}", "{seconds}"
 
 
 def _tests(*arguments: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks.gpu`` measures: ``python -m benchmarks.gpu_parts PART OUT DEVICE SECONDS``.
+"""What ``python -m benchmarks.gpu`` measures, a part in a process.
 
 Each part writes a line of JSON to ``OUT/PART.jsonl`` as soon as a number is there, and prints it, for it may be killed.
 On a GPU: the descriptor's released training, ViT-S/16 at 224 px with 96 pairs a step in 16 bits; on a processor 16
@@ -409,8 +409,9 @@ def measure_two_processes(out: Path, device: str, emit: Emit, *overrides: str, s
     emit({"largest relative difference of a loss": max(apart), "of the first": apart[0]})
 
 
-def main(name: str, out: Path, device: str, seconds: float) -> None:
-    """Measure one part."""
+def main(name: str, folder: str, device: str, box: str) -> None:
+    """Measure one part for ``box`` seconds on ``device``, "gpu" or "cpu"; its rows go into ``folder``."""
+    out, seconds = Path(folder), float(box)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name.replace(' ', '-')}.jsonl"
     errors = 0
@@ -437,7 +438,3 @@ def main(name: str, out: Path, device: str, seconds: float) -> None:
     parts[name]()
     if errors:
         raise SystemExit(f"{errors} of the measurements failed")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]))

@@ -34,6 +34,6 @@ def compile_blocks(model: AnyModel, device: torch.device) -> None:
     # programs the later blocks would run as they are.
     limits: Any = torch._dynamo.config  # loaded here: it takes a second
     limits.recompile_limit = max(limits.recompile_limit, 4 * len(blocks))
-    options = {"fallback_random": True} if BACKEND == "inductor" else None
+    options: Any = {"fallback_random": True} if BACKEND == "inductor" else None
     for block in blocks:
         block.forward = torch.compile(block.forward, backend=BACKEND, options=options)

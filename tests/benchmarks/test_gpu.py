@@ -113,6 +113,22 @@ def test_a_step_its_profile_and_a_training_are_measured(tmp_path: Path) -> None:
     assert found["pictures/s"] > 0
     assert found["steps"] > 0
     assert not Path(config.out).exists()
+    assert gpu_parts._loader_rate(config, 0, 0.1)["pictures/s"] > 0
     failed = gpu_parts._attempt(emit, {"step": "graph"}, lambda: torch.zeros(2).view(3))
     assert "RuntimeError" in failed["error"]
     assert rows[-1]["step"] == "graph"
+
+
+def test_a_part_writes_its_rows_and_tells_of_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(config: Any, seconds: float, emit: Any) -> None:
+        emit({"step": "eager", "seconds": seconds, "pairs": config.data.batch_size})
+        emit({"step": "graph", "error": "RuntimeError: it waits"})
+
+    monkeypatch.setattr(gpu_parts, "measure_steps", measure)
+    with pytest.raises(SystemExit, match="1 of the measurements failed"):
+        gpu_parts.main("step", str(tmp_path / "out"), "gpu", "7.5")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "step.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"step": "eager", "seconds": 7.5, "pairs": 96},
+        {"step": "graph", "error": "RuntimeError: it waits"},
+    ]

@@ -40,7 +40,7 @@ def finetune(run: Run) -> Run:
 
 def vits14_112(run: Run) -> Run:
     """A pretrained ViT-S/14 of 8 + 4 blocks on a few thousand pictures, on a laptop: 112 px (8 x 8 patches), the first
-    blocks of a descriptor as its encoder with weights=RUN, and with its mined neighbours; two negatives of the batch."""
+    blocks of a descriptor as its encoder with weights=RUN, and with its mined neighbours; two other negatives."""
     return descriptor.vits14_112(run) | {
         "objective": "matcher",
         # The released pairs (data.pairs=matcher) stayed at the prior for 300 steps, these leave it after 50; and after

@@ -45,6 +45,11 @@ class Neighbours:
         return row[(row != index) & (row >= 0)][: self._columns]
 
 
+def no_neighbours(pictures: int) -> Neighbours:
+    """Of so many pictures, none known yet: pairs take any other pictures instead."""
+    return Neighbours(np.empty((pictures, 0), np.int32), 1)
+
+
 def read_neighbours(path: str | os.PathLike[str], manifest: Manifest, columns: int) -> Neighbours:
     """The neighbours of ``manifest``'s pictures in a file.
 

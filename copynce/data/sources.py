@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
 from copynce.data.layouts import read_ground_truth
 from copynce.data.manifest import read_manifest
 from copynce.data.mixtures import MixedPairs
-from copynce.data.neighbours import read_neighbours
+from copynce.data.neighbours import Neighbours, read_neighbours
 from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairSource, SupervisedPairs
 from copynce.data.settings import DataConfig, DescriptorData, MatcherData, MixtureData, SupervisedData
 
@@ -27,6 +28,20 @@ def open_source(data: DataConfig, seed: int) -> PairSource:
     return _traced(DescriptorPairs, data, seed)
 
 
+def with_neighbours(source: PairSource, neighbours: Neighbours) -> PairSource:
+    """The same source with other neighbours of its pictures. Raises TypeError for one whose pairs have none."""
+    if isinstance(source, MixedPairs):
+        return dataclasses.replace(source, generated=dataclasses.replace(source.generated, neighbours=neighbours))
+    if isinstance(source, DescriptorPairs | MatcherPairs):
+        return dataclasses.replace(source, neighbours=neighbours)
+    raise TypeError(f"source must have neighbours, got {type(source).__name__}")
+
+
+def neighbour_columns(data: DescriptorData | MatcherData | MixtureData) -> int:
+    """How many neighbours of a picture are used."""
+    return data.neighbour_columns or (7 if isinstance(data, DescriptorData) else 127)
+
+
 def _labelled(data: SupervisedData | MixtureData, seed: int, root: str | None) -> SupervisedPairs:
     queries = read_manifest(data.queries, root=root)
     references = read_manifest(data.references, root=None if Path(data.references).is_dir() else root)
@@ -38,5 +53,4 @@ def _traced(kind: type[_T], data: DescriptorData | MatcherData | MixtureData, se
     manifest = read_manifest(data.train, root=data.root)
     if data.neighbours is None:
         return kind(manifest, data.policy, seed)
-    columns = data.neighbour_columns or (7 if kind is DescriptorPairs else 127)
-    return kind(manifest, data.policy, seed, read_neighbours(data.neighbours, manifest, columns))
+    return kind(manifest, data.policy, seed, read_neighbours(data.neighbours, manifest, neighbour_columns(data)))

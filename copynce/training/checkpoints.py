@@ -4,13 +4,15 @@
 the mean weights), ``state.pt`` (optimiser, the loss's own parameters, counters; with ``ema`` the trained weights) and
 ``checksums.json``, the size and SHA-256 of both. It is written under a temporary name, flushed to the disk and renamed,
 so a killed run or a power cut leaves either the old newest one or the new one. What a disk spoils later is found by the
-checksums, and the one before is taken.
+checksums, and the one before is taken. ``RUN/checkpoints/best`` is a link to the one with the
+best evaluation, which stays.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ from copynce.models import load_checkpoint
 from copynce.training.signals import tell
 
 MODEL, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
+BEST = "best"
 
 _NAME = re.compile(r"step-(\d{8,})$")
 
@@ -33,6 +36,28 @@ def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
     folders = [folder for folder in (run / "checkpoints").glob("step-*") if _NAME.match(folder.name)]
     return sorted(folders, key=step_of)
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint folder that ``RUN/checkpoints/best`` names; None if there is none."""
+    link = run / "checkpoints" / BEST
+    folder = link.with_name(os.readlink(link)) if link.is_symlink() else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def mark_best(checkpoint: Path) -> None:
+    """Make ``best`` name ``checkpoint``, which stays until another one is it. Raises WriteError if it cannot."""
+    link = checkpoint.with_name(BEST)
+    temporary = link.with_name(f".{BEST}.part")
+    try:
+        if link.is_dir() and not link.is_symlink():  # the run was copied, and what links name with it
+            _remove(link)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(checkpoint.name)
+        temporary.replace(link)
+        sync_folder(link.parent)
+    except OSError as error:
+        raise WriteError(f"{link} cannot be made a link to {checkpoint.name} ({error.strerror or error})") from error
 
 
 def step_of(checkpoint: Path) -> int:
@@ -111,7 +136,8 @@ def find_model(path: str | Path, *, say: Callable[[str], None] = tell) -> Path:
 def write_checkpoint(
     run: Path, step: int, save_model: Callable[[Path], None], state: dict[str, Any], *, keep: int
 ) -> Path:
-    """Write the checkpoint of ``step`` and remove all but the ``keep`` newest; step 0 stays, it is the "before".
+    """Write the checkpoint of ``step`` and remove all but the ``keep`` newest; the best one stays, and step 0, which is
+    the "before".
 
     ``save_model`` writes the model's file. When this returns the checkpoint is on the disk.
     Raises WriteError if it cannot be written; those that are there stay as they are.
@@ -145,9 +171,16 @@ def write_checkpoint(
         raise WriteError(
             f"{final} cannot be written ({cause.strerror or cause}); {stands}. Make room; the same command continues"
         ) from error
-    for old in [folder for folder in checkpoints(run) if step_of(folder) > 0][:-keep]:
-        _remove(old)
+    prune(run, keep)
     return final
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the ``keep`` newest, the best and that of step 0."""
+    best = best_checkpoint(run)
+    for old in [folder for folder in checkpoints(run) if step_of(folder) > 0][:-keep]:
+        if old != best:
+            _remove(old)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

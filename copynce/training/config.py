@@ -7,7 +7,7 @@ from typing import Literal
 
 from copynce.config import load_config as load_config  # copynce.training gives both
 from copynce.config import require, require_number, section_chosen_by
-from copynce.data.settings import DATA_SETTINGS, MOST_THREADS, DataConfig
+from copynce.data.settings import DATA_SETTINGS, MOST_THREADS, DataConfig, SupervisedData
 from copynce.errors import ConfigError
 from copynce.models.settings import DescriptorConfig, MatcherConfig
 from copynce.training.objectives.settings import LOSS_SETTINGS, LossConfig
@@ -69,6 +69,89 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MiningConfig:
+    """Neighbours of the training pictures that the run mines itself (PROTOCOLS 5), in place of data.neighbours."""
+
+    at_start: bool = False
+    """Whether neighbours are mined before the first step."""
+    every: int | None = None
+    """Epochs after which a descriptor's neighbours are mined anew, with its weights of then, and again after as many;
+    none: never."""
+    model: str | None = None
+    """Descriptor that mines at the start: a run, a checkpoint or a weights file. None: the one that is trained, as it
+    begins; a matcher needs another."""
+    k: int | None = None
+    """How many neighbours of each picture are mined and used; none: as data.neighbour_columns."""
+    batch_size: int = 64
+    """Pictures per forward pass of a process."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "k", "batch_size"):
+            if getattr(self, name) is not None:
+                require_number(f"mining.{name}", getattr(self, name), least=1, most=10**9)
+        if self.model is not None and not self.at_start:
+            raise ConfigError(f"mining.model={self.model} mines at the start; give mining.at_start=true too")
+        if self.k is not None and not self.wanted:
+            raise ConfigError(f"mining.k={self.k} needs a mining: mining.at_start=true or mining.every=EPOCHS")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is mined."""
+        return self.at_start or self.every is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluations of the run's checkpoints on a split; the best by uAP stays as ``out``/checkpoints/best."""
+
+    every: int | None = None
+    """Steps between two evaluations, each of a checkpoint written for it; the last step has one too. None: none."""
+    every_epochs: int | None = None
+    """The same in epochs, in place of evaluate.every."""
+    dataset: str | None = None
+    """Folder of an evaluation set, as of copynce eval."""
+    split: str = "dev"
+    """Which queries of it."""
+    lists: str | None = None
+    """Folder of DISC21's id lists and ground truth; none: the dataset's own folder."""
+    queries: str | None = None
+    """In place of dataset: query pictures, a CSV (uuid,path), a folder or shards; with references and ground_truth."""
+    references: str | None = None
+    """Reference pictures, likewise."""
+    ground_truth: str | None = None
+    """CSV query_id,reference_id or JSON {query: [references]}; none: the dataset's own."""
+    candidates: str | None = None
+    """For a matcher: file of the pairs to score."""
+    batch_size: int = 64
+    """Pictures per forward pass of a process."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "every_epochs", "batch_size"):
+            if getattr(self, name) is not None:
+                require_number(f"evaluate.{name}", getattr(self, name), least=1, most=10**12)
+        if self.every is not None and self.every_epochs is not None:
+            raise ConfigError(
+                f"evaluate.every={self.every} steps and evaluate.every_epochs={self.every_epochs}: leave out one"
+            )
+        if self.wanted and self.dataset is None and (self.queries is None or self.references is None):
+            raise ConfigError(
+                "evaluate.every needs pictures: evaluate.dataset=FOLDER and evaluate.split=NAME, or evaluate.queries, "
+                "evaluate.references and evaluate.ground_truth"
+            )
+        for name in ("queries", "references"):
+            if self.dataset is not None and getattr(self, name) is not None:
+                raise ConfigError(f"evaluate.{name}: evaluate.dataset={self.dataset} has its own; leave out one")
+        given = [name for name in ("dataset", "queries", "references", "candidates") if getattr(self, name) is not None]
+        if given and not self.wanted:
+            raise ConfigError(f"evaluate.{given[0]} needs evaluate.every=STEPS or evaluate.every_epochs=EPOCHS")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is evaluated."""
+        return self.every is not None or self.every_epochs is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
 
@@ -83,6 +166,8 @@ class TrainConfig:
     timm:NAME.TAG: timm's own pretrained weights, from the network; none: random."""
     loss: LossConfig = section_chosen_by("objective", LOSS_SETTINGS)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     ema: float | None = None
     """Decay of a running mean of the model's weights, such as 0.999: w <- ema w + (1 - ema) trained weights after each
     step, from those of step 1 on. Checkpoints then have the mean as their model, beside the trained weights."""
@@ -126,6 +211,13 @@ class TrainConfig:
         if self.data.pairs not in pairs:
             fitting = f"{' or '.join(pairs)} with objective={self.objective}"
             raise ConfigError(f"data.pairs must be {fitting}, got {self.data.pairs}: {reason}")
+        self._check_mining()
+        if self.evaluate.wanted and self.objective == "matcher" and self.evaluate.candidates is None:
+            raise ConfigError(
+                "evaluate.every with objective=matcher needs evaluate.candidates=FILE, the pairs to score"
+            )
+        if self.evaluate.candidates is not None and self.objective != "matcher":
+            raise ConfigError(f"evaluate.candidates={self.evaluate.candidates} is for objective=matcher; leave it out")
         from copynce.models.check import check_model  # with torch, which help does without
         from copynce.models.resnet import is_resnet_name
 
@@ -137,3 +229,23 @@ class TrainConfig:
         if self.loss.target != "overlap":
             here = f"at most {patches}, the patches of a picture"
             require(self.loss.neighbours <= patches, "loss.neighbours", here, self.loss.neighbours)
+
+    def _check_mining(self) -> None:
+        """Raise ConfigError for a mining that these data or this model cannot have."""
+        mining = self.mining
+        if not mining.wanted:
+            return
+        if isinstance(self.data, SupervisedData):
+            raise ConfigError("mining finds neighbours among data.train, which data.pairs=supervised has not")
+        if mining.at_start and self.data.neighbours is not None:
+            raise ConfigError(
+                f"mining.at_start=true, but data.neighbours={self.data.neighbours} are given already; leave out one"
+            )
+        if not mining.at_start and self.data.neighbours is None:
+            raise ConfigError(
+                "mining.every needs neighbours to begin with: give mining.at_start=true, or data.neighbours=FILE"
+            )
+        if self.objective == "matcher" and mining.every is not None:
+            raise ConfigError("mining.every mines with a descriptor's weights; with objective=matcher leave it out")
+        if self.objective == "matcher" and mining.model is None:
+            raise ConfigError("mining.at_start with objective=matcher needs mining.model, a descriptor that mines")

@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from copynce.errors import ConfigError, RunError, UserError
+from copynce.training.meeting import Meetings
 
 #: How long processes wait for each other to appear, and one that has failed for the others to hear of it.
 _MEETING, _FAREWELL = timedelta(minutes=10), timedelta(seconds=60)
@@ -105,11 +106,13 @@ def _wrong_variable(name: str, expected: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: ``rank`` of ``size`` (global numbers), on ``device``."""
+    """This process among all: ``rank`` of ``size`` (global numbers), on ``device``; the others are met in
+    ``meetings``."""
 
     rank: int
     size: int
     device: torch.device
+    meetings: Meetings | None = None
 
     @property
     def is_main(self) -> bool:
@@ -148,7 +151,8 @@ class World:
     def together(self) -> Iterator[None]:
         """A block that fails on every process if it fails on one, so that none waits for another that is gone.
 
-        No collective may stand in it. The error is that of the lowest rank that has one.
+        No collective may stand in it. It may take one of them hours: the others wait as long as that one lives. The
+        error is that of the lowest rank that has one.
         """
         mine: Exception | None = None
         try:
@@ -158,6 +162,8 @@ class World:
                 raise
             mine = error
         if self.size > 1:
+            assert self.meetings is not None, "of several processes"
+            self.meetings.meet()  # the collective has a time-out
             errors: list[Exception | None] = [None] * self.size
             dist.all_gather_object(errors, None if mine is None else _portable(mine))
             failed = next((rank for rank, error in enumerate(errors) if error is not None), None)
@@ -240,7 +246,8 @@ def world(device: str) -> Iterator[World]:
         "nccl" if place.type == "cuda" else "gloo", store=store, rank=here.rank, world_size=here.size
     )
     try:
-        yield World(here.rank, here.size, place)
+        with Meetings(store, here.rank, here.size) as meetings:
+            yield World(here.rank, here.size, place, meetings)
     except RuntimeError as error:
         if isinstance(error, UserError) or not _lost(error):
             raise

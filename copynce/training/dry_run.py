@@ -19,7 +19,6 @@ from copynce.data import Quarantine
 from copynce.data.mixtures import MixedPairs
 from copynce.data.neighbours import Neighbours
 from copynce.data.pairs import DescriptorPairs, MatcherPairs, PairSampler, PairSource
-from copynce.data.sources import open_source
 from copynce.errors import ConfigError, DataError
 from copynce.models import weights_file
 from copynce.models.precision import bf16_in_hardware
@@ -28,6 +27,7 @@ from copynce.training.config import TrainConfig
 from copynce.training.distributed import choose_device, launch
 from copynce.training.gpus import UTILISATION, Gpus, find_gpus
 from copynce.training.loader_rate import LoaderRate, measure_loader
+from copynce.training.mined import open_pairs
 from copynce.training.objectives import make_objective
 from copynce.training.objectives.base import Objective
 from copynce.training.schedule import run_schedule
@@ -67,7 +67,7 @@ def dry_run(
         torch.set_num_threads(config.threads)
     device, here = choose_device(config.device), launch().size
     target, why = _target(gpus, device, here)
-    source = open_source(config.data, config.seed)
+    source = open_pairs(config)
     parts = config.optim.accumulate
     sampler = PairSampler(source, config.data.batch_size, config.seed, rank=0, world_size=here, parts=parts)
     torch.manual_seed(config.seed)
@@ -112,7 +112,7 @@ def dry_run(
         "run",
         *_told(_model_facts(config, objective, start)),
         "data",
-        *_told(_data_facts(source, quarantine, no_files, rate)),
+        *_told(_data_facts(config, source, quarantine, no_files, rate)),
         *_columns(config, source, {f"here: {here}": here, str(target): target.count}),
         f"batch of one GPU ({cost.pictures:,} pictures{f', {parts} of them a step' if parts > 1 else ''})",
         *_told(_cost_facts(cost, rate)),
@@ -165,7 +165,9 @@ def _model_facts(config: TrainConfig, objective: Objective, start: str) -> dict[
     }
 
 
-def _data_facts(source: PairSource, quarantine: Quarantine, no_files: int, rate: LoaderRate) -> dict[str, str]:
+def _data_facts(
+    config: TrainConfig, source: PairSource, quarantine: Quarantine, no_files: int, rate: LoaderRate
+) -> dict[str, str]:
     def listed() -> Iterator[str]:
         for manifest in source.manifests:
             left_out = f", {manifest.ignored:,} other files left out" if manifest.ignored else ""
@@ -176,7 +178,7 @@ def _data_facts(source: PairSource, quarantine: Quarantine, no_files: int, rate:
     first = next(iter(quarantine.entries()[no_files:]), None)
     return {
         "pictures": "; ".join(listed()) + (f"; {no_files} are no files, and skipped" if no_files else ""),
-        "neighbours": _coverage(_neighbours(source)),
+        "neighbours": "mined before the first step" if config.mining.at_start else _coverage(_neighbours(source)),
         "read": read + (f" (the first: {first[0]}, {first[1]})" if first else ""),
     }
 

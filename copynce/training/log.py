@@ -93,12 +93,17 @@ class RunLog:
                 f"step {step}/{self._last}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
                 f"{values['pictures_per_second']:.1f} pictures/s  {left}"
             )
-        if self._board is not None:
-            try:
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
-            except OSError as error:
-                raise _unwritable(self._path.parent / "tensorboard", error) from error
+        self.draw(step, values)
+
+    def draw(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of TensorBoard's curves."""
+        if not self.enabled or self._board is None:
+            return
+        try:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise _unwritable(self._path.parent / "tensorboard", error) from error
 
     def event(self, step: int, kind: str, text: str, **values: Any) -> None:
         """Something that happened to the run after ``step`` steps: a line ``{"step", "event": kind, "text", ...}`` of

@@ -29,7 +29,7 @@ from copynce.training.checkpoints import (
     set_aside,
     step_of,
 )
-from copynce.training.config import TrainConfig
+from copynce.training.config import EvaluateConfig, TrainConfig
 from copynce.training.distributed import World
 from copynce.training.signals import tell
 
@@ -43,6 +43,7 @@ FIXED = {
     "loss": "it is what the run minimises",
     "ema": "its mean began with the run",
     "optim": "the optimiser's state and the learning rate's curve follow from it",
+    "mining": "it makes the batches",
 }
 #: Settings that may change when a run continues, and why; these go before FIXED. A change is printed and logged, but
 #: for that of a setting that speaks of the call rather than of the run ("").
@@ -64,11 +65,13 @@ FREE = {
     "keep_checkpoints": "it says for how long, not what",
     "log_every": "it says when, not what",
     "tensorboard": "it says where, not what",
+    "mining.batch_size": "the same numbers but for rounding",
+    **{f"evaluate.{known.name}": "it says what is measured, not what is trained" for known in fields(EvaluateConfig)},
 }
 #: Settings that name a file or folder: one place may be written in several ways.
 _PATHS = {
     f"data.{name}" for name in ("train", "root", "neighbours", "queries", "references", "ground_truth", "labelled_root")
-} | {"weights"}
+} | {"weights", "mining.model"}
 
 
 @dataclass(frozen=True)

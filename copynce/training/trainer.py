@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from copynce.data import Quarantine
-from copynce.data.pairs import PairSampler, PairSource
-from copynce.data.sources import open_source
+from copynce.data.pairs import PairSampler
 from copynce.errors import DataError, RunError, Stopped, TrainingError
 from copynce.models import param_groups, weights_file
 from copynce.models.memory import keep_heap
@@ -28,13 +28,16 @@ from copynce.training.checkpoints import MODEL, STATE, checkpoints, damage, find
 from copynce.training.compiling import compile_blocks
 from copynce.training.config import TrainConfig
 from copynce.training.distributed import World, world
-from copynce.training.log import RunLog
+from copynce.training.evaluations import LOGGED, Evaluations
+from copynce.training.log import RunLog, read_events
 from copynce.training.meters import Outcome, Pace
+from copynce.training.mined import MinedNeighbours, open_pairs
 from copynce.training.objectives import make_objective
 from copynce.training.run import Event, RunFolder, Start
 from copynce.training.schedule import run_schedule
-from copynce.training.signals import StopRequest
+from copynce.training.signals import StopRequest, tell
 from dali_pipelines import BrokenPicture, LoaderOptions, PairBatch, PairLoader
+from dali_pipelines.workers import require_guard
 
 #: What autocast would make of the views at the model's first product.
 DTYPES: dict[str, Literal["float32", "bfloat16", "float16"]] = {
@@ -69,7 +72,7 @@ class Trainer:
         self._config, self._here, self._stop = config, here, stop
         self._run = Path(config.out)
         with here.together():
-            self._source: PairSource = open_source(config.data, config.seed)
+            self._source = open_pairs(config)
             self._sampler = PairSampler(
                 self._source,
                 config.data.batch_size,
@@ -78,11 +81,13 @@ class Trainer:
                 world_size=here.size,
                 parts=config.optim.accumulate,
             )
+            self._items = config.data.batch_size * config.optim.accumulate * here.size
+            schedule = run_schedule(config.optim, self._items, self._sampler.steps_per_epoch)
+            self._total, self._rate = schedule.total, schedule.rate
+            self._mined = MinedNeighbours(config, self._source, self._sampler.steps_per_epoch, here)
+            self._evaluations = Evaluations(config, self._sampler.steps_per_epoch, self._total, here)
             torch.manual_seed(config.seed)  # the same initial weights on every rank
             self._objective = make_objective(config)
-        self._items = config.data.batch_size * config.optim.accumulate * here.size
-        schedule = run_schedule(config.optim, self._items, self._sampler.steps_per_epoch)
-        self._total, self._rate = schedule.total, schedule.rate
         self._precision = config.precision
         if self._precision == "auto":
             self._precision = "bf16" if bf16_in_hardware(here.device) else "fp32"
@@ -122,8 +127,9 @@ class Trainer:
                 if here.is_main:
                     for manifest in self._source.manifests:
                         manifest.report(_print, self._quarantine.add)
-                loader = opened.enter_context(self._loader(start.step))
-            if start.checkpoint is not None and start.step == self._total and not start.damaged:
+                self._options = self._loader_options()
+            finished = start.step == self._total and not self._evaluations.due(start.step)
+            if start.checkpoint is not None and finished and not start.damaged:
                 return start.checkpoint
             events += folder.begin(config, start, self._place["commit"])
             self._log = opened.enter_context(
@@ -139,14 +145,18 @@ class Trainer:
                 self._log.event(start.step, event.kind, event.text, **event.values)
             if start.checkpoint is None:
                 self._save(0)
+            self._stop.defer()
+            self._between(start.step)
             if start.step < self._total:
-                self._steps(loader, start.step, on_step)
+                with closing(self._stream(start.step)) as batches:
+                    self._steps(batches, start.step, on_step)
             return checkpoints(run)[-1]
 
     def _begin(self, start: Start) -> list[Event]:
         """Bring objective and optimiser to where the run starts; returns what is to be told."""
         config, objective, events = self._config, self._objective, list[Event]()
         state = None if start.checkpoint is None else read_state(start.checkpoint)
+        self._mined.expect(None if state is None else state.get("mined"), start.step)
         if start.checkpoint is not None and state is not None:
             objective.restore(start.checkpoint / MODEL)
             objective.load_state(state["objective"])
@@ -172,9 +182,11 @@ class Trainer:
                 self._skipped = state["skipped"]
         return events
 
-    def _loader(self, first_step: int) -> PairLoader:
+    def _loader_options(self) -> LoaderOptions:
         config = self._config
-        options = LoaderOptions(
+        if config.data.processes:
+            require_guard()
+        return LoaderOptions(
             size=config.model.img_size,
             batch_size=config.data.batch_size * self._source.pairs_per_item,
             device="gpu" if self._here.device.type == "cuda" else "cpu",
@@ -182,16 +194,55 @@ class Trainer:
             max_pixels=int(config.data.max_megapixels * 1e6),
             dtype=DTYPES[self._precision],
         )
-        return PairLoader(
-            self._sampler.batches(first_step, self._total),
-            self._source.pictures.paths,
-            options,
-            substitute=self._source.substitute,
-            on_broken=self._quarantine.add,
-            processes=config.data.processes,
-        )
 
-    def _steps(self, loader: PairLoader, first_step: int, on_step: Callable[[int], None] | None) -> None:
+    def _stream(self, first_step: int) -> Generator[PairBatch, None, None]:
+        """The batches of all steps from ``first_step`` on; a loader for each table of neighbours."""
+        for steps in self._mined.spans(first_step, self._total):
+            source = self._mined.source  # that of the first of these steps, for which _between has prepared it
+            loader = PairLoader(
+                dataclasses.replace(self._sampler, source=source).batches(steps.start, steps.stop),
+                source.pictures.paths,
+                self._options,
+                substitute=source.substitute,
+                on_broken=self._quarantine.add,
+                processes=self._config.data.processes,
+            )
+            with loader:
+                yield from loader
+
+    def _between(self, done: int) -> None:
+        """What is due once ``done`` steps are saved: their checkpoint is evaluated, and new neighbours are mined. If a
+        signal ends it, the same command takes it up."""
+        checkpoint = checkpoints(self._run)[-1]
+
+        def go_on() -> None:
+            if self._stop.name is not None:
+                raise Stopped(
+                    f"stopped by {self._stop.name} between the steps, after step {done} of {self._total}, saved as "
+                    f"{checkpoint}; the same command continues the run"
+                )
+
+        try:
+            if self._evaluations.due(done):
+                event = self._evaluations.evaluate(checkpoint, progress=go_on, say=tell)
+                if event is not None:
+                    self._log_evaluation(done, event)
+            if done < self._total:
+                event = self._mined.prepare(done, checkpoint, progress=go_on, say=tell)
+                if event is not None:
+                    self._log.event(done, event.kind, event.text, **event.values)
+        except Stopped as stopped:
+            self._log.event(done, "stopped", str(stopped))
+            raise
+
+    def _log_evaluation(self, done: int, event: Event) -> None:
+        """Once, though a kill may have come between the evaluation and its line."""
+        same = {"step": done, "event": event.kind, "model_sha256": event.values["model_sha256"]}
+        if not any(same.items() <= line.items() for line in read_events(self._run / "log.jsonl")):
+            self._log.event(done, event.kind, event.text, **event.values)
+            self._log.draw(done, {f"evaluation/{name}": event.values[name] for name in LOGGED})
+
+    def _steps(self, batches: Iterator[PairBatch], first_step: int, on_step: Callable[[int], None] | None) -> None:
         """All steps of this run; raises Stopped after the one at which the processes agree to stop."""
         config, here, stop = self._config, self._here, self._stop
         wrapped: nn.Module = self._objective if here.size == 1 else DistributedDataParallel(self._objective)
@@ -201,9 +252,7 @@ class Trainer:
         if config.checkpoint_activations:
             checkpoint_activations(self._objective.model)
         pace = Pace(2 * self._items * self._source.pairs_per_item)
-        stop.defer()
         outcome: Outcome | None = None
-        batches = iter(loader)
         for step in range(first_step, self._total):
             previous, outcome = outcome, self._step(step, batches, wrapped, pace)
             # Read a step late, so that the device has work while the next step is launched; nothing is saved before.
@@ -213,7 +262,8 @@ class Trainer:
             pace.step_done()
             self._log.step(done, pace.pictures_per_second)
             logs = done % config.log_every == 0 or done == self._total
-            saves = done % config.checkpoint_every == 0 or done == self._total
+            pauses = self._evaluations.due(done) or self._mined.due(done)
+            saves = done % config.checkpoint_every == 0 or done == self._total or pauses
             if logs or saves:
                 self._check(outcome)
             if logs:
@@ -232,6 +282,9 @@ class Trainer:
                 what = f"stopped by {stop.name or 'a signal to another process'} after step {done} of {self._total}"
                 self._log.event(done, "stopped", what)
                 raise Stopped(f"{what}, saved as {saved}; the same command continues the run")
+            if pauses:
+                self._between(done)
+                pace.skip()
 
     def _step(self, step: int, batches: Iterator[PairBatch], wrapped: nn.Module, pace: Pace) -> Outcome:
         """One optimiser step, on the next of the batches, or the next few of them."""
@@ -310,6 +363,7 @@ class Trainer:
                     "optimizer": self._optimizer.state_dict(),
                     "objective": self._objective.state(),
                     "start": self._start.card,
+                    "mined": self._mined.state(),
                     "place": self._place,
                     **self._batches,
                 }

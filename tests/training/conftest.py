@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +19,24 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     make_pictures(folder, 24, seed=5, side_px=(64, 96))
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_worker() -> Callable[..., str]:
+    """Runs a script of this folder, which may start processes of its own; gives what it prints."""
+
+    def run(name: str, *arguments: str) -> str:
+        found = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name(name)), *arguments],
+            check=True,
+            timeout=300,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parents[2],
+        )
+        return found.stdout.decode()
+
+    return run
 
 
 @pytest.fixture

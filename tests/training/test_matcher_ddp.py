@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,21 +17,10 @@ from copynce.training import TrainConfig, checkpoints, read_log, train
 pytestmark = pytest.mark.numeric
 
 
-def run_worker(name: str, *arguments: str) -> str:
-    """What a script beside this file prints."""
-    found = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(name)), *arguments],
-        check=True,
-        timeout=600,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-    )
-    return found.stdout.decode()
-
-
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[float, list[dict[str, Tensor]]]]:
+def ranks(
+    tmp_path_factory: pytest.TempPathFactory, run_worker: Callable[..., str]
+) -> list[dict[float, list[dict[str, Tensor]]]]:
     folder = tmp_path_factory.mktemp("ranks")
     run_worker("matcher_ddp_worker.py", str(folder))
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
@@ -57,7 +43,7 @@ def test_two_processes_have_the_weights_of_one(
 
 
 def test_two_processes_train_on_a_mixture_as_one_does(
-    tiny: Callable[..., TrainConfig], pictures: Path, tmp_path: Path
+    tiny: Callable[..., TrainConfig], pictures: Path, tmp_path: Path, run_worker: Callable[..., str]
 ) -> None:
     """Through the command: 2 x 5 pairs are 1 x 10 pairs, in four steps of two epochs."""
     names = sorted(path.stem for path in pictures.iterdir())

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 #: What the paper has where a training did not converge.
 FAILS = "fails"
-_MINED = ("data.neighbours", "data.neighbour_columns")
+_MINED = (
+    "data.neighbours",
+    "data.neighbour_columns",
+    *(f"mining.{name}" for name in ("at_start", "every", "model", "k", "batch_size")),
+)
 
 
 @dataclass(frozen=True)

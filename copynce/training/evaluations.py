@@ -18,14 +18,11 @@ from typing import Any, cast
 
 from copynce.data import EvaluationSplit, open_dataset, open_pictures
 from copynce.errors import ConfigError
-from copynce.evaluation.predictions import Candidates, read_candidates
-from copynce.evaluation.protocols import Loaded, evaluate, settle
+from copynce.evaluation.predictions import read_candidates
+from copynce.evaluation.protocols import Loaded, evaluate
 from copynce.evaluation.settings import EvalConfig
 from copynce.files import atomic_text, file_sha256
-from copynce.models import Matcher, load_checkpoint
-from copynce.retrieval.describe import describe_lists
-from copynce.retrieval.matching import score_pairs
-from copynce.retrieval.pair_scores import ScoreStore
+from copynce.models import load_checkpoint
 from copynce.training.checkpoints import MODEL, best_checkpoint, mark_best, prune, step_of
 from copynce.training.config import TrainConfig
 from copynce.training.distributed import World
@@ -67,10 +64,9 @@ class Evaluations:
             repetitions=0,
         )
         self._split = _open(self._settings)
-        self._candidates: Candidates | None = None
-        if wanted.candidates is not None:
+        if wanted.candidates is not None and here.is_main:
             ids = {"queries": self._split.queries.uuids, "references": self._split.references.uuids}
-            self._candidates = read_candidates(wanted.candidates, **{side: set(names) for side, names in ids.items()})
+            read_candidates(wanted.candidates, **{side: set(names) for side, names in ids.items()})
         #: What is measured: uAPs of other pictures do not compare.
         self._measures = [wanted.dataset, wanted.split, wanted.lists, wanted.queries, wanted.references]
         self._measures += [wanted.ground_truth, wanted.candidates]
@@ -117,42 +113,31 @@ class Evaluations:
         progress: Callable[[], None] | None,
         say: Callable[[str], None] | None,
     ) -> None:
-        """Leave the results of a checkpoint in ``out``: all processes make what takes long, the main one the rest."""
-        here, settings, split, begin = self._here, self._settings, self._split, time.monotonic()
-        file, report = checkpoint / MODEL, None if progress is None else lambda *_: progress()
+        """Leave the results of a checkpoint in ``out``."""
+        here, file, begin = self._here, checkpoint / MODEL, time.monotonic()
         with here.together():
-            model = load_checkpoint(file)
-            is_matcher = isinstance(model, Matcher)
-            _, settled = settle(settings, split, descriptor=not is_matcher, matcher=is_matcher)
+            loaded = Loaded(load_checkpoint(file), file, digest)
             if here.is_main:
-                out.mkdir(parents=True, exist_ok=True)
                 (out / DONE).unlink(missing_ok=True)
-        shared: dict[str, Any] = {
-            "batch_size": settings.batch_size,
-            "device": here.device,
-            "precision": settled.precision,
-            "threads": settings.threads,
-            "processes": here,
-            "progress": report,
-            "say": say,
-        }
-        if isinstance(model, Matcher):
-            assert self._candidates is not None, "checked with the settings"
-            keep = ScoreStore(out / "scores", digest)
-            score_pairs(model, self._candidates, split.queries, split.references, keep=keep, **shared)
-        else:
-            describe_lists(file, {"query": split.queries, "reference": split.references}, out / "features", **shared)
+        result = evaluate(
+            self._settings,
+            self._split,
+            loaded,
+            None,
+            out,
+            device=here.device,
+            processes=here,
+            progress=None if progress is None else lambda *_: progress(),
+            say=say,
+        )
         with here.together():
             if here.is_main:
-                loaded = Loaded(model, file, digest)
-                result = evaluate(settings, split, loaded, None, out, device=here.device, progress=report, say=say)
-                numbers = {name: result.metrics[name] for name in LOGGED}
                 done = {
                     "step": step_of(checkpoint),
                     "model_sha256": digest,
                     "measures": self._measures,
                     "seconds": time.monotonic() - begin,
-                    **numbers,
+                    **{name: result.metrics[name] for name in LOGGED},
                 }
                 with atomic_text(out / DONE) as text:
                     json.dump(done, text, indent=1)

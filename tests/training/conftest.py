@@ -29,7 +29,7 @@ def run_worker() -> Callable[..., str]:
         found = subprocess.run(
             [sys.executable, str(Path(__file__).with_name(name)), *arguments],
             check=True,
-            timeout=300,
+            timeout=600,
             stdout=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=Path(__file__).parents[2],

@@ -17,8 +17,8 @@ from copynce.config import save_config
 from copynce.data import open_pictures
 from copynce.errors import ConfigError, Stopped
 from copynce.evaluation.descriptor import evaluate_descriptor
+from copynce.evaluation.protocols import Evaluation, evaluate
 from copynce.models import load_checkpoint
-from copynce.retrieval.describe import describe_lists
 from copynce.training import TrainConfig, checkpoints, evaluations, find_model, read_events, read_log, train
 from copynce.training.checkpoints import best_checkpoint, mark_best
 from copynce.training.log import RunLog
@@ -52,29 +52,33 @@ def test_training_is_the_same_and_the_best_checkpoint_stays(
         for name in values:
             drawn.setdefault(name, []).append(step)
 
-    def stop(*arguments: Any, **settings: Any) -> None:
-        describe_lists(*arguments, **settings)
-        if arguments[2].parent.name == "step-00000006":
-            os.kill(os.getpid(), signal.SIGTERM)
+    def stop(*arguments: Any, progress: Callable[[str, int, int], None], **settings: Any) -> Evaluation:
+        def tell(role: str, done: int, total: int) -> None:
+            if role == "reference" and arguments[-1].name == "step-00000006":
+                os.kill(os.getpid(), signal.SIGTERM)
+            progress(role, done, total)
+
+        return evaluate(*arguments, progress=tell, **settings)
 
     config = tiny(*options, *split, "evaluate.every=2", "keep_checkpoints=1", out="run")
     run = Path(config.out)
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "draw", draw)
-        patch.setattr(evaluations, "describe_lists", stop)
+        patch.setattr(evaluations, "evaluate", stop)
         with pytest.raises(Stopped, match=r"between the steps, after step 6 of 8, saved as .*step-00000006"):
             train(config)
     # What was described before the signal is not described again.
     kept = {path: path.stat().st_mtime_ns for path in run.glob("evaluations/step-00000006/features/*.safetensors")}
-    assert len(kept) == 2
+    assert len(kept) == 1
     times: dict[Path, int] = {}
 
-    def look(*arguments: Any, **settings: Any) -> None:
-        describe_lists(*arguments, **settings)
-        times.update((path, path.stat().st_mtime_ns) for path in kept if path.exists())
+    def look(*arguments: Any, **settings: Any) -> Evaluation:
+        found = evaluate(*arguments, **settings)
+        times.update((path, path.stat().st_mtime_ns) for path in kept if path.parents[1] == arguments[-1])
+        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluations, "describe_lists", look)
+        patch.setattr(evaluations, "evaluate", look)
         last = train(config)
     assert times == kept
     for name, value in load_file(alone / "model.safetensors").items():
@@ -160,7 +164,7 @@ def test_two_processes_mine_and_evaluate_together(
     tiny: Tiny, split: tuple[str, ...], tmp_path: Path, run_worker: Callable[..., str]
 ) -> None:
     """2 x 5 items are 1 x 10: the same table from the same first weights, and each event once."""
-    options = ("mining.at_start=true", "mining.every=1", "evaluate.every=3", "device=cpu", "optim.steps=4", *split)
+    options = ("mining.at_start=true", "evaluate.every=2", "device=cpu", "optim.steps=2", *split)
     one = Path(train(tiny(*options, "data.batch_size=10", out="one")).parents[1])
     config = tiny(*options, "data.batch_size=5", out="two")
     save_config(config, tmp_path / "two.yaml")
@@ -171,8 +175,7 @@ def test_two_processes_mine_and_evaluate_together(
     assert tables[0] == tables[1]
     for run in (one, Path(config.out)):
         events = [(event["event"], event["step"]) for event in read_events(run / "log.jsonl")]
-        mined, measured = ("neighbours mined", 0), ("evaluation", 3)
-        assert events == [mined, ("neighbours mined", 2), measured, ("evaluation", 4)]
+        assert events == [("neighbours mined", 0), ("evaluation", 2)]
         assert best_checkpoint(run) is not None
     first, second = evaluated(one), evaluated(Path(config.out))
     for step, event in first.items():

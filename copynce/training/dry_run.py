@@ -24,10 +24,11 @@ from copynce.models import weights_file
 from copynce.models.precision import bf16_in_hardware
 from copynce.training.checkpoints import checkpoints, find_model, step_of
 from copynce.training.config import TrainConfig
-from copynce.training.distributed import choose_device, launch
+from copynce.training.distributed import World, choose_device, launch
+from copynce.training.evaluations import Evaluations
 from copynce.training.gpus import UTILISATION, Gpus, find_gpus
 from copynce.training.loader_rate import LoaderRate, measure_loader
-from copynce.training.mined import open_pairs
+from copynce.training.mined import MinedNeighbours, open_pairs
 from copynce.training.objectives import make_objective
 from copynce.training.objectives.base import Objective
 from copynce.training.schedule import run_schedule
@@ -70,6 +71,9 @@ def dry_run(
     source = open_pairs(config)
     parts = config.optim.accumulate
     sampler = PairSampler(source, config.data.batch_size, config.seed, rank=0, world_size=here, parts=parts)
+    alone = World(0, 1, device)
+    MinedNeighbours(config, source, sampler.steps_per_epoch, alone)
+    Evaluations(config, sampler.steps_per_epoch, 0, alone)
     torch.manual_seed(config.seed)
     objective = make_objective(config)
     start = _start(config, objective)

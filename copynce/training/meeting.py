@@ -7,6 +7,7 @@ else it does; who has come to a meeting waits as long as those that are missing 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from types import TracebackType
@@ -19,6 +20,7 @@ from copynce.errors import RunError
 #: by a debugger, or whose machine hangs, comes to that.
 BEAT, SILENCE = 5.0, 60.0
 _LOOK = 0.2  # seconds between looks at those that are missing, at most
+_FAREWELL = 2.0  # seconds that the last word may take
 
 
 class Meetings:
@@ -40,11 +42,11 @@ class Meetings:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
-        try:
+        self._thread.join(_FAREWELL)
+        if self._thread.is_alive():
+            return  # the store does not answer
+        with contextlib.suppress(RuntimeError):  # the store has ended with its process
             self._tell()
-        except RuntimeError:
-            return  # the store has ended with its process
 
     def meet(self) -> None:
         """Wait until all have called this as often. Raises RunError if one of them has ended before or is silent."""

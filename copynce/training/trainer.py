@@ -198,9 +198,9 @@ class Trainer:
     def _stream(self, first_step: int) -> Generator[PairBatch, None, None]:
         """The batches of all steps from ``first_step`` on; a loader for each table of neighbours."""
         for steps in self._mined.spans(first_step, self._total):
-            source = self._mined.source  # that of the first of these steps, for which _between has prepared it
+            source = self._sampler.source  # with the neighbours of these steps, which _between has prepared
             loader = PairLoader(
-                dataclasses.replace(self._sampler, source=source).batches(steps.start, steps.stop),
+                self._sampler.batches(steps.start, steps.stop),
                 source.pictures.paths,
                 self._options,
                 substitute=source.substitute,
@@ -229,6 +229,7 @@ class Trainer:
                     self._log_evaluation(done, event)
             if done < self._total:
                 event = self._mined.prepare(done, checkpoint, progress=go_on, say=tell)
+                self._sampler = dataclasses.replace(self._sampler, source=self._mined.source)
                 if event is not None:
                     self._log.event(done, event.kind, event.text, **event.values)
         except Stopped as stopped:

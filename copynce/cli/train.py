@@ -38,6 +38,12 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         metavar="NAME:COUNT",
         help="with --dry-run: the GPUs that it is about, as A100:8 (the default where none is here)",
     )
+    parser.add_argument(
+        "--replay",
+        metavar="FILE",
+        help="repeat a step whose loss or gradient was no number, by RUN/failed-step-NUMBER/step.json, and say where "
+        "that begins; of the settings device, precision, threads and the like may be given",
+    )
     parser.add_argument("--seconds", type=_seconds, help="with --dry-run: how long the loader is measured (10)")
     parser.settings = _settings
     parser.more_help = _named_runs
@@ -71,6 +77,9 @@ def run(options: argparse.Namespace) -> None:
     if options.list:
         print(_named_runs())
         return
+    if options.replay is not None:
+        _replay(options)
+        return
     from copynce.config import config_text, load_config
     from copynce.recipes import named_run
     from copynce.recipes.base import Run
@@ -103,6 +112,22 @@ def run(options: argparse.Namespace) -> None:
         checkpoint = train(config)
     if launch().rank == 0:
         print(f"checkpoint: {checkpoint}")
+
+
+def _replay(options: argparse.Namespace) -> None:
+    """Repeat a failed step, and print what is found."""
+    from copynce.errors import ConfigError
+    from copynce.training.distributed import announced, launch
+    from copynce.training.replay import replay
+
+    overrides = [options.start, *options.overrides] if options.start is not None else []
+    with announced():
+        if options.dry_run or options.print_config or any("=" not in text for text in overrides):
+            raise ConfigError("--replay takes its settings from the file; give nothing beside it but key=value")
+        _check_dry_run(options)
+    found = replay(options.replay, overrides)
+    if launch().rank == 0:
+        print("\n".join(found.lines))
 
 
 def _check_dry_run(options: argparse.Namespace) -> None:

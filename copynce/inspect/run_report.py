@@ -14,12 +14,22 @@ from copynce.inspect.curves import LOSS_PARTS, draw_curves
 from copynce.inspect.report import Figure, Report, Section, Table
 from copynce.training.log import read_events, read_log
 
+_PATCHES = {
+    "patch_retrieval": "patch retrieval accuracy",
+    "affinity_entropy": "entropy, copied patches",
+    "affinity_entropy_uncopied": "entropy, other patches",
+    "traced_patches": "share of traced patches",
+    "prior_mass": "mass of the prior",
+}
 _TITLES = {
     **LOSS_PARTS,
+    **_PATCHES,
     "lr": "learning rate",
     "gradient_norm": "gradient norm",
     "pictures_per_second": "pictures/s",
     "data_wait_share": "share of time waiting for data",
+    "mfu": "MFU",
+    "peak_memory_gib": "peak memory, GiB",
 }
 _NO_CURVES = ("step", "epoch", "eta_seconds")
 _MOST_EVENTS = 20  # of a run, the last ones
@@ -31,12 +41,14 @@ def run_report(runs: Sequence[str | os.PathLike[str]]) -> Report:
     names = _names(folders)
     logs = {name: _log(folder) for name, folder in zip(names, folders, strict=True)}
     keys = list(dict.fromkeys(key for lines in logs.values() for line in lines for key in line))
-    others = [key for key in keys if key not in LOSS_PARTS and key not in _NO_CURVES]
-    titles = {key: _TITLES.get(key, key.replace("_", " ")) for key in keys}
-    losses = {key: title for key, title in titles.items() if key not in others and key not in _NO_CURVES}
+    titles = {key: _TITLES.get(key, key.replace("_", " ")) for key in keys if key not in _NO_CURVES}
     sections = [
         Section(title, "", [Figure(draw_curves(logs, parts))])
-        for title, parts in (("Losses", losses), ("Beside them", {key: titles[key] for key in others}))
+        for title, parts in (
+            ("Losses", {key: name for key, name in titles.items() if key in LOSS_PARTS}),
+            ("Patches", {key: name for key, name in titles.items() if key in _PATCHES}),
+            ("Beside them", {key: name for key, name in titles.items() if key not in LOSS_PARTS | _PATCHES}),
+        )
         if parts
     ]
     sections.append(Section("Last values", "", [_last_values(logs, titles)]))
@@ -79,8 +91,6 @@ def _last_values(logs: Mapping[str, Sequence[Mapping[str, float]]], titles: Mapp
     """Each number's mean over the last tenth of the run's lines."""
     rows = []
     for key, title in titles.items():
-        if key in _NO_CURVES:
-            continue
         cells = []
         for lines in logs.values():
             values = [line[key] for line in lines[-max(1, len(lines) // 10) :] if key in line]

@@ -196,6 +196,8 @@ class TrainConfig:
     """Steps between lines of log.jsonl."""
     tensorboard: bool = True
     """Whether curves are written for TensorBoard too, into ``out``."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the numbers too; needs the package wandb (extra ``[wandb]``)."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from copynce.errors import ConfigError, RunError, UserError
 from copynce.training.meeting import Meetings
+
+Value = TypeVar("Value")
 
 #: How long processes wait for each other to appear, and one that has failed for the others to hear of it.
 _MEETING, _FAREWELL = timedelta(minutes=10), timedelta(seconds=60)
@@ -140,12 +143,24 @@ class World:
         dist.all_reduce(total)
         return total / self.size
 
-    def any(self, flag: bool) -> torch.Tensor:
-        """1 where ``flag`` is true on at least one process, else 0, as a float on the device: nobody waits for it."""
-        found = torch.full((), float(flag), device=self.device)
+    def gather_objects(self, value: Value) -> list[Value]:
+        """The ``value`` of every process, in the order of their ranks, on all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def largest(self, value: float) -> torch.Tensor:
+        """The largest ``value`` of a process, as a float32 on the device: nobody waits for it."""
+        found = torch.full((), float(value), device=self.device)
         if self.size > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return found
+
+    def any(self, flag: bool) -> torch.Tensor:
+        """1 where ``flag`` is true on at least one process, else 0; as :meth:`largest`."""
+        return self.largest(float(flag))
 
     @contextmanager
     def together(self) -> Iterator[None]:

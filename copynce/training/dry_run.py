@@ -28,13 +28,13 @@ from copynce.training.distributed import World, choose_device, launch
 from copynce.training.evaluations import Evaluations
 from copynce.training.gpus import UTILISATION, Gpus, find_gpus
 from copynce.training.loader_rate import LoaderRate, measure_loader
+from copynce.training.loading import loader_options
 from copynce.training.mined import MinedNeighbours, open_pairs
 from copynce.training.objectives import make_objective
 from copynce.training.objectives.base import Objective
 from copynce.training.schedule import run_schedule
 from copynce.training.step_cost import StepCost, step_cost
-from copynce.training.trainer import DTYPES
-from dali_pipelines import BrokenPicture, LoaderOptions
+from dali_pipelines import BrokenPicture
 
 #: The GPUs that are asked about where none is named and none is here: those of the released trainings.
 DEFAULT_GPUS = "A100:8"
@@ -91,14 +91,7 @@ def dry_run(
     for manifest in source.manifests:
         manifest.report(lambda line: None, quarantine.add)
     no_files = len(quarantine)
-    options = LoaderOptions(
-        size=config.model.img_size,
-        batch_size=pairs,
-        device="gpu" if device.type == "cuda" else "cpu",
-        threads=config.data.threads,
-        max_pixels=int(config.data.max_megapixels * 1e6),
-        dtype=DTYPES[on_device],
-    )
+    options = loader_options(config, pairs, device, on_device)
     say(f"the loader, for about {seconds:g} s after its first batches ...")
     try:
         rate = measure_loader(

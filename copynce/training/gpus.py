@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from copynce.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 #: Share of the peak that a training is taken to reach.
 UTILISATION = 0.4
@@ -45,6 +49,18 @@ _PEAKS: dict[str, tuple[float, float]] = {
     "V100": (125, 15.7),
 }
 _WITHOUT_BF16 = ("T4", "V100")
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """What the ``device`` multiplies at most, in FLOP/s; None for a CPU, and a GPU that is not known here."""
+    import torch  # here: the names of GPUs are told without it
+
+    if device.type != "cuda":
+        return None
+    try:
+        return find_gpus(f"{torch.cuda.get_device_name(device).replace(':', ' ')}:1").peaks.get(precision)
+    except ConfigError:
+        return None
 
 
 def find_gpus(text: str) -> Gpus:

@@ -1,4 +1,4 @@
-"""What a run tells: log.jsonl, TensorBoard curves, and a progress line."""
+"""What a run tells: log.jsonl, the same to boards that draw curves, and a progress line."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from copynce.errors import WriteError
 from copynce.files import atomic_text
+from copynce.training.boards import Board
 from copynce.training.signals import drop_lost_outputs, tell
 
 
@@ -24,19 +24,25 @@ class RunLog:
     """The log of one run, on the main process only (``enabled=False`` elsewhere: every call does nothing).
 
     ``first_step``: where the run continues; lines of later steps, written before a kill, are taken back, events stay.
-    Lines that are none (a power cut leaves zeros) are left out, with a sentence. On a terminal a live bar with pictures
+    Lines that are none (a power cut leaves zeros) are left out, with a sentence. ``boards`` makes those that get the
+    numbers too, once the log stands. On a terminal a live bar with pictures
     per second and time left; elsewhere a line whenever something is logged.
     """
 
     def __init__(
-        self, run: Path, *, first_step: int, total_steps: int, tensorboard: bool = True, enabled: bool = True
+        self,
+        run: Path,
+        *,
+        first_step: int,
+        total_steps: int,
+        boards: Callable[[], Sequence[Board]] = tuple,
+        enabled: bool = True,
     ) -> None:
         self.enabled = enabled
         self._last = total_steps
         if not enabled:
             return
         self._path = run / "log.jsonl"
-        self._board: SummaryWriter | None = None
         content = self._path.read_bytes() if self._path.exists() else b""
         lines, spoiled = _parse(content)
         kept = [line for line in lines if "event" in line or line["step"] <= first_step]
@@ -47,8 +53,7 @@ class RunLog:
         if spoiled:
             listed = ", ".join(map(str, spoiled[:5])) + (", ..." if len(spoiled) > 5 else "")
             self.event(first_step, "log repaired", f"{self._path}: line {listed} could not be read and was left out")
-        if tensorboard:
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._boards = boards()
         self._live = sys.stderr.isatty()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -73,9 +78,9 @@ class RunLog:
             drop_lost_outputs()
             self._bar.stop()
             self._file.close()
-            if self._board is not None:
+            for board in self._boards:
                 with contextlib.suppress(OSError):  # curves; the numbers stand in log.jsonl
-                    self._board.close()
+                    board.close()
 
     def step(self, step: int, pictures_per_second: float) -> None:
         """Move the bar."""
@@ -83,7 +88,7 @@ class RunLog:
             self._bar.update(self._task, completed=step, status=f"{pictures_per_second:.1f} pictures/s")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of log.jsonl, the same to TensorBoard."""
+        """One line of log.jsonl, the same to the boards."""
         if not self.enabled:
             return
         self._append({"step": step, **values})
@@ -96,14 +101,14 @@ class RunLog:
         self.draw(step, values)
 
     def draw(self, step: int, values: Mapping[str, float]) -> None:
-        """Points of TensorBoard's curves."""
-        if not self.enabled or self._board is None:
+        """Points of the boards' curves."""
+        if not self.enabled:
             return
-        try:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-        except OSError as error:
-            raise _unwritable(self._path.parent / "tensorboard", error) from error
+        for board in self._boards:
+            try:
+                board.write(step, values)
+            except OSError as error:
+                raise _unwritable(self._path.parent / "tensorboard", error) from error
 
     def event(self, step: int, kind: str, text: str, **values: Any) -> None:
         """Something that happened to the run after ``step`` steps: a line ``{"step", "event": kind, "text", ...}`` of

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from copynce.training.distributed import World
 
 
 class Outcome:
     """Numbers of a step, on their way to the host.
 
-    ``losses``: on the device, for a mean over the processes. ``read`` gives them, and the ``others``.
+    ``measures``: on the device, scalars and sums with what they are sums over, for a mean over the processes. ``read``
+    gives the scalars of them, and the ``others``. ``uuids``: of the pairs shown, a list a batch.
     """
 
-    def __init__(self, step: int, losses: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    def __init__(
+        self, step: int, measures: dict[str, Tensor], others: dict[str, Tensor], uuids: Sequence[Sequence[str]] = ()
+    ) -> None:
         self.step = step
-        self.losses = {name: value.detach() for name, value in losses.items()}
-        values = {**others, **self.losses}
+        self.uuids = uuids
+        self.measures = {name: value.detach() for name, value in measures.items()}
+        values = {**others, **{name: value for name, value in self.measures.items() if value.ndim == 0}}
         self._names = list(values)
         numbers = torch.stack([value.detach().float() for value in values.values()])
         self._event: torch.cuda.Event | None = None
@@ -34,6 +43,27 @@ class Outcome:
         if self._event is not None:
             self._event.synchronize()
         return dict(zip(self._names, self._numbers.tolist(), strict=True))
+
+
+def means_over_ranks(measures: Mapping[str, Tensor], here: World) -> dict[str, float]:
+    """The mean of each scalar over the processes, and of each sum with what it is a sum over, [2], the quotient of all
+    processes together; without those that are sums over nothing."""
+    widths = [value.numel() for value in measures.values()]
+    means = here.mean(torch.cat([value.detach().float().flatten() for value in measures.values()]))
+    found = {}
+    for name, part in zip(measures, means.cpu().split(widths), strict=True):
+        total, *count = part.tolist()
+        if not count or count[0] > 0:
+            found[name] = total / count[0] if count else total
+    return found
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process had taken at once so far: of the GPU where it is on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Pace:

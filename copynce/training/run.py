@@ -65,6 +65,7 @@ FREE = {
     "keep_checkpoints": "it says for how long, not what",
     "log_every": "it says when, not what",
     "tensorboard": "it says where, not what",
+    "wandb": "it says where, not what",
     "mining.batch_size": "the same numbers but for rounding",
     **{f"evaluate.{known.name}": "it says what is measured, not what is trained" for known in fields(EvaluateConfig)},
 }

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from copynce.data import Quarantine
 from copynce.data.pairs import PairSampler
@@ -24,27 +22,26 @@ from copynce.models.precision import bf16_in_hardware
 from copynce.provenance import running_commit
 from copynce.training.activations import checkpoint_activations
 from copynce.training.average import WeightMean
+from copynce.training.boards import Board, TensorBoard, WeightsAndBiases, import_wandb
 from copynce.training.checkpoints import MODEL, STATE, checkpoints, damage, find_model, read_state, write_checkpoint
 from copynce.training.compiling import compile_blocks
 from copynce.training.config import TrainConfig
 from copynce.training.distributed import World, world
 from copynce.training.evaluations import LOGGED, Evaluations
+from copynce.training.failed_step import FailedStep, told, write_failed_step
+from copynce.training.gpus import peak_flops
+from copynce.training.gradients import distributed, make_gradients, step_seed
+from copynce.training.loading import loader_options
 from copynce.training.log import RunLog, read_events
-from copynce.training.meters import Outcome, Pace
+from copynce.training.meters import Outcome, Pace, means_over_ranks, peak_memory
 from copynce.training.mined import MinedNeighbours, open_pairs
 from copynce.training.objectives import make_objective
 from copynce.training.run import Event, RunFolder, Start
 from copynce.training.schedule import run_schedule
 from copynce.training.signals import StopRequest, tell
+from copynce.training.step_cost import step_cost
 from dali_pipelines import BrokenPicture, LoaderOptions, PairBatch, PairLoader
 from dali_pipelines.workers import require_guard
-
-#: What autocast would make of the views at the model's first product.
-DTYPES: dict[str, Literal["float32", "bfloat16", "float16"]] = {
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-}
 
 
 def train(config: TrainConfig, *, on_step: Callable[[int], None] | None = None) -> Path:
@@ -72,6 +69,8 @@ class Trainer:
         self._config, self._here, self._stop = config, here, stop
         self._run = Path(config.out)
         with here.together():
+            if config.wandb is not None and here.is_main:
+                import_wandb()  # before anything is made
             self._source = open_pairs(config)
             self._sampler = PairSampler(
                 self._source,
@@ -94,6 +93,12 @@ class Trainer:
         # Without fp16 it scales by nothing and leaves out no step.
         self._scaler = torch.amp.GradScaler(here.device.type, enabled=self._precision == "fp16")
         self._skipped = 0
+        #: Pictures/s at which the GPUs would do nothing but multiply; None where their peak is not known.
+        self._full_speed: float | None = None
+        peak = peak_flops(here.device, self._precision)
+        if peak is not None and here.is_main:
+            cost = step_cost(self._objective.model, 4, half=True)  # before it is on the GPU
+            self._full_speed = here.size * peak * cost.pictures / cost.flop
         #: What makes the batches beyond the settings: a run continues only as it began.
         self._batches: dict[str, int | str] = {
             "items": self._items,
@@ -137,7 +142,7 @@ class Trainer:
                     run,
                     first_step=start.step,
                     total_steps=self._total,
-                    tensorboard=config.tensorboard,
+                    boards=self._boards,
                     enabled=here.is_main,
                 )
             )
@@ -151,6 +156,12 @@ class Trainer:
                 with closing(self._stream(start.step)) as batches:
                     self._steps(batches, start.step, on_step)
             return checkpoints(run)[-1]
+
+    def _boards(self) -> list[Board]:
+        boards: list[Board] = [TensorBoard(self._run, self._start.step)] if self._config.tensorboard else []
+        if self._config.wandb is not None:
+            boards.append(WeightsAndBiases(self._run, self._config.wandb, dataclasses.asdict(self._config)))
+        return boards
 
     def _begin(self, start: Start) -> list[Event]:
         """Bring objective and optimiser to where the run starts; returns what is to be told."""
@@ -173,9 +184,13 @@ class Trainer:
         if self._mean is not None and state is not None:
             self._mean.load_state(state["ema"])
         self._optimizer = torch.optim.AdamW(
-            param_groups(objective, config.optim.weight_decay), lr=self._rate(0), betas=config.optim.betas
+            param_groups(objective, config.optim.weight_decay), lr=self._rate(0), betas=config.optim.betas, fused=True
         )
+        #: 1 from the first step on whose gradient is no number: nobody waits for it, and no weight moves any more.
+        self._spoiled = torch.zeros((), device=self._here.device)
         if state is not None:
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = True  # older checkpoints say otherwise
             self._optimizer.load_state_dict(state["optimizer"])
             if self._scaler.is_enabled() and "scaler" in state:  # else the run had another precision
                 self._scaler.load_state_dict(state["scaler"])
@@ -186,14 +201,8 @@ class Trainer:
         config = self._config
         if config.data.processes:
             require_guard()
-        return LoaderOptions(
-            size=config.model.img_size,
-            batch_size=config.data.batch_size * self._source.pairs_per_item,
-            device="gpu" if self._here.device.type == "cuda" else "cpu",
-            threads=config.data.threads,
-            max_pixels=int(config.data.max_megapixels * 1e6),
-            dtype=DTYPES[self._precision],
-        )
+        pairs = config.data.batch_size * self._source.pairs_per_item
+        return loader_options(config, pairs, self._here.device, self._precision)
 
     def _stream(self, first_step: int) -> Generator[PairBatch, None, None]:
         """The batches of all steps from ``first_step`` on; a loader for each table of neighbours."""
@@ -246,7 +255,7 @@ class Trainer:
     def _steps(self, batches: Iterator[PairBatch], first_step: int, on_step: Callable[[int], None] | None) -> None:
         """All steps of this run; raises Stopped after the one at which the processes agree to stop."""
         config, here, stop = self._config, self._here, self._stop
-        wrapped: nn.Module = self._objective if here.size == 1 else DistributedDataParallel(self._objective)
+        wrapped = distributed(self._objective, here)
         self._objective.train()
         if config.compile_blocks:
             compile_blocks(self._objective.model, here.device)
@@ -255,14 +264,14 @@ class Trainer:
         pace = Pace(2 * self._items * self._source.pairs_per_item)
         outcome: Outcome | None = None
         for step in range(first_step, self._total):
-            previous, outcome = outcome, self._step(step, batches, wrapped, pace)
+            done = step + 1
+            logs = done % config.log_every == 0 or done == self._total
+            previous, outcome = outcome, self._step(step, batches, wrapped, pace, watch=logs)
             # Read a step late, so that the device has work while the next step is launched; nothing is saved before.
             if previous is not None:
                 self._check(previous)
-            done = step + 1
             pace.step_done()
             self._log.step(done, pace.pictures_per_second)
-            logs = done % config.log_every == 0 or done == self._total
             pauses = self._evaluations.due(done) or self._mined.due(done)
             saves = done % config.checkpoint_every == 0 or done == self._total or pauses
             if logs or saves:
@@ -287,41 +296,51 @@ class Trainer:
                 self._between(done)
                 pace.skip()
 
-    def _step(self, step: int, batches: Iterator[PairBatch], wrapped: nn.Module, pace: Pace) -> Outcome:
+    def _step(self, step: int, batches: Iterator[PairBatch], wrapped: nn.Module, pace: Pace, *, watch: bool) -> Outcome:
         """One optimiser step, on the next of the batches, or the next few of them."""
-        # Seeded by step: whatever draws (stochastic depth) does so equally in a run that was resumed.
-        torch.manual_seed(step_seed(self._config.seed, step, self._here.rank))
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(step)
         self._optimizer.zero_grad(set_to_none=True)
-        count, dtype = self._config.optim.accumulate, getattr(torch, DTYPES[self._precision])
-        measured: list[dict[str, Tensor]] = []
-        for part in range(count):
-            batch = next(batches)
-            pace.data_ready()
-            # The ranks' gradients meet once a step, in the last backward.
-            with _apart(wrapped) if part < count - 1 else nullcontext():
-                with torch.autocast(self._here.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                    loss, losses = wrapped(batch.to(self._here.device))
-                self._scaler.scale(loss / count).backward()
-            measured.append({"loss": loss.detach(), **losses})
-            pace.work_done()
-        means = {name: torch.stack([losses[name] for losses in measured]).mean() for name in measured[0]}
+        shown: list[list[str]] = []
+        means = make_gradients(
+            wrapped,
+            self._parts(batches, pace, shown),
+            self._config.optim.accumulate,
+            seed=step_seed(self._config.seed, step, self._here.rank),
+            device=self._here.device,
+            precision=self._precision,
+            scale=self._scaler.scale,
+            watch=watch,
+        )
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.optim.clip_norm)
-        others = {"norm": norm}
+        others = {"norm": norm, "stop": self._here.any(self._stop.name is not None)}
         if self._scaler.is_enabled():
             scale = self._scaler.get_scale()
             others["loss_scale"] = torch.full_like(norm, scale)
             others["mean_loss"] = self._here.mean(means["loss"])
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        outcome = Outcome(step, means, others, shown)
         if self._scaler.is_enabled():
+            self._check(outcome)  # its scale has made the device wait anyway
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
             self._skipped += self._scaler.get_scale() < scale
+        else:
+            torch.maximum(self._spoiled, (~norm.isfinite()).float(), out=self._spoiled)
+            self._optimizer.found_inf = self._spoiled  # type: ignore[attr-defined] # which the fused kernels know
+            self._optimizer.step()
         if self._mean is not None:
             self._mean.update()
-        others["stop"] = self._here.any(self._stop.name is not None)
-        return Outcome(step, means, others)
+        return outcome
+
+    def _parts(self, batches: Iterator[PairBatch], pace: Pace, shown: list[list[str]]) -> Iterator[PairBatch]:
+        """The batches of a step, the waiting for them measured, the uuids of their pairs noted."""
+        for _ in range(self._config.optim.accumulate):
+            batch = next(batches)
+            pace.data_ready()
+            shown.append(batch.uuids)
+            yield batch
+            pace.work_done()
 
     def _check(self, outcome: Outcome) -> None:
         """Raise TrainingError if a step's loss or gradients are no numbers, by the gradient's norm: it covers those of
@@ -330,31 +349,62 @@ class Trainer:
         if numbers.get("loss_scale", 0) > 1 and math.isfinite(numbers["mean_loss"]):
             return  # the step was left out, and the next scale is smaller
         if not math.isfinite(numbers["norm"]):
-            listed = ", ".join(f"{name} {value:g}" for name, value in numbers.items() if name != "stop")
-            last = checkpoints(self._run)[-1]
-            raise TrainingError(
-                f"step {outcome.step}: the gradient is not finite ({listed}); the last checkpoint is {last}. A "
-                f"lower optim.lr or optim.clip_norm may help, in a new run (another out, weights={last})"
-            )
+            self._fail(outcome, numbers)
+
+    def _fail(self, outcome: Outcome, numbers: dict[str, float]) -> None:
+        """Keep the step so that it can be repeated, and raise TrainingError; on all processes together."""
+        step = outcome.step
+        del numbers["stop"]
+        batches = list(self._sampler.batches(step, step + 1))
+        processes = self._here.gather_objects(told(numbers, batches, outcome.uuids))
+        with self._here.together():
+            if self._here.is_main:
+                failed = FailedStep(
+                    step=step,
+                    precision=self._precision,
+                    loss_scale=numbers.get("loss_scale", 1.0),
+                    learning_rate=self._rate(step),
+                    commit=str(self._place["commit"]),
+                    pictures=str(self._batches["pictures"]),
+                    processes=processes,
+                )
+                try:
+                    path = write_failed_step(self._run, failed, self._config, self._objective)
+                    kept = f"copynce train --replay {path} repeats the step and tells where that begins"
+                    self._log.event(step, "not finite", f"step {step} is kept in {path.parent}")
+                except OSError as error:
+                    kept = f"the step could not be kept ({error})"
+                listed = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+                last = checkpoints(self._run)[-1]
+                raise TrainingError(
+                    f"step {step}: the gradient is not finite ({listed}), and no weight has moved. {kept}; the last "
+                    f"checkpoint is {last}. A lower optim.lr or optim.clip_norm may help, in a new run (another out, "
+                    f"weights={last})"
+                )
 
     def _write_log(self, done: int, outcome: Outcome, pace: Pace) -> None:
-        scales = self._scaler.is_enabled()
-        means = self._here.mean(torch.stack([value.detach() for value in outcome.losses.values()]).float())
-        self._log.write(
-            done,
-            {
-                **dict(zip(outcome.losses, means.tolist(), strict=True)),
-                "lr": self._rate(outcome.step),
-                "gradient_norm": outcome.read()["norm"],
-                **self._objective.facts(),
-                **({"loss_scale": self._scaler.get_scale(), "skipped_steps": self._skipped} if scales else {}),
-                "epoch": done / self._sampler.steps_per_epoch,
-                "pictures_per_second": pace.pictures_per_second,
-                "data_wait_share": pace.wait_share,
-                "eta_seconds": pace.seconds_per_step * (self._total - done),
-                "broken_pictures": len(self._quarantine),
-            },
-        )
+        memory = self._here.largest(peak_memory(self._here.device)).item()
+        numbers = {
+            **means_over_ranks(outcome.measures, self._here),
+            "lr": self._rate(outcome.step),
+            "gradient_norm": outcome.read()["norm"],
+            **self._objective.facts(),
+        }
+        if self._scaler.is_enabled():
+            numbers |= {"loss_scale": self._scaler.get_scale(), "skipped_steps": self._skipped}
+        numbers |= {
+            "epoch": done / self._sampler.steps_per_epoch,
+            "pictures_per_second": pace.pictures_per_second,
+            "data_wait_share": pace.wait_share,
+        }
+        if self._full_speed is not None:
+            numbers["mfu"] = pace.pictures_per_second / self._full_speed
+        numbers |= {
+            "peak_memory_gib": memory / 2**30,
+            "eta_seconds": pace.seconds_per_step * (self._total - done),
+            "broken_pictures": len(self._quarantine),
+        }
+        self._log.write(done, numbers)
 
     def _save(self, step: int) -> Path:
         with self._here.together():
@@ -390,17 +440,6 @@ class Trainer:
                     keep=self._config.keep_checkpoints,
                 )
         return checkpoints(self._run)[-1]
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """What torch draws a step from: the same in every process and version, another for every step and rank."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def _apart(wrapped: nn.Module) -> AbstractContextManager[None]:
-    """A block whose backward leaves the ranks' gradients as they are."""
-    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
 
 def _print(line: str) -> None:

@@ -17,6 +17,8 @@ def a_run(folder: Path, lr: float, lines: int = 4) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"seed: 1\noptim:\n  lr: {lr}\n")
     log = [{"step": 10 * i, "loss": 5 / i, "gradient_norm": 1.0, "eta_seconds": 3.0} for i in range(1, lines + 1)]
+    for line in log[::2]:  # the others had no copied patch
+        line |= {"affinity_entropy": 0.5}
     events = [{"step": 20, "event": "stopped", "text": "stopped by <SIGTERM>"}]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log + events))
     return folder
@@ -44,7 +46,8 @@ def test_a_report_is_no_other_file_of_a_run(tmp_path: Path, capsys: pytest.Captu
 def test_one_run_shows_all_settings(tmp_path: Path) -> None:
     report = run_report([a_run(tmp_path / "run", 0.1, lines=1)])
     shown = {section.title: section.blocks[0] for section in report.sections}
-    assert next(iter(shown)) == "Losses"
+    assert list(shown)[:3] == ["Losses", "Patches", "Beside them"]
+    assert ["entropy, copied patches", "0.5"] in shown["Last values"].rows
     assert {row[0] for row in shown["Settings"].rows} == {"seed", "optim.lr"}
 
 

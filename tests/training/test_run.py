@@ -503,7 +503,7 @@ def test_a_spoiled_line_of_the_log_is_left_out_with_a_sentence(
     log = run / "log.jsonl"
     log.write_bytes(change(log.read_bytes()))
     assert len(read_log(log)) in (3, 4)
-    RunLog(run, first_step=3, total_steps=6, tensorboard=False)
+    RunLog(run, first_step=3, total_steps=6)
     text = f"{log}: line {line} could not be read and was left out"
     assert text in capsys.readouterr().err
     assert read_events(log) == [{"step": 3, "event": "log repaired", "text": text}]
@@ -514,7 +514,7 @@ def test_a_spoiled_line_of_the_log_is_left_out_with_a_sentence(
 def test_a_last_line_that_a_kill_cut_short_is_no_damage(run: Path) -> None:
     log = run / "log.jsonl"
     log.write_bytes(log.read_bytes()[:-20])
-    RunLog(run, first_step=4, total_steps=6, tensorboard=False)
+    RunLog(run, first_step=4, total_steps=6)
     assert read_events(log) == []
     assert [line["step"] for line in read_log(log)] == [1, 2, 3]
 
@@ -540,7 +540,7 @@ def test_success_bad_input_and_no_number_have_three_statuses(
 
 
 def test_the_seed_of_a_step_is_the_same_everywhere() -> None:
-    from copynce.training.trainer import step_seed
+    from copynce.training.gradients import step_seed
 
     assert step_seed(123, 7, 1) == 408692188110908570
     assert len({step_seed(seed, step, rank) for seed in range(5) for step in range(50) for rank in range(5)}) == 1250

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from copynce.config import save_config
-from copynce.errors import ConfigError, DataError, RunError, TrainingError
+from copynce.errors import ConfigError, DataError, RunError
 from copynce.models import Descriptor, DescriptorConfig, load_checkpoint
 from copynce.training import (
     DescriptorLossConfig,
@@ -45,7 +45,8 @@ def test_a_run_leaves_config_log_and_checkpoints(tiny: Tiny) -> None:
     assert find_model(run) == last / "model.safetensors"
     log = read_log(run / "log.jsonl")
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
-    expected = "loss copynce info_nce koleo lr pictures_per_second data_wait_share epoch broken_pictures"
+    expected = "loss copynce info_nce koleo lr pictures_per_second data_wait_share epoch broken_pictures temperature"
+    expected += " traced_patches prior_mass affinity_entropy affinity_entropy_uncopied patch_retrieval peak_memory_gib"
     assert set(expected.split()) <= log[-1].keys()
     assert list((run / "tensorboard").iterdir())
     assert load_checkpoint(last / "model.safetensors").img_size == 32
@@ -224,16 +225,6 @@ def test_without_copynce_its_value_is_still_measured(tiny: Tiny) -> None:
     log = read_log(Path(config.out) / "log.jsonl")
     assert log[0]["copynce"] > 0
     assert log[0]["loss"] == pytest.approx(log[0]["info_nce"] + 5 * log[0]["koleo"], rel=1e-5)
-
-
-def test_a_gradient_that_is_no_number_ends_the_run(tiny: Tiny, tmp_path: Path) -> None:
-    start = train(tiny("optim.steps=0", out="start"))
-    broken = weights(start)
-    broken["encoder.blocks.1.mlp.fc2.bias"][0] = 3e38  # a number still; what follows from it is none
-    backbone = {n.removeprefix("encoder."): v for n, v in broken.items() if n.startswith("encoder.")}
-    save_file(backbone, tmp_path / "broken.safetensors")
-    with pytest.raises(TrainingError, match=r"step 0: the gradient is not finite .*step-00000000"):
-        train(tiny(f"weights={tmp_path / 'broken.safetensors'}", out="nan"))
 
 
 def test_too_few_pictures_are_named(tiny: Tiny) -> None:

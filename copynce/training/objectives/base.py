@@ -20,9 +20,10 @@ class Objective(nn.Module, ABC):
     model: AnyModel
 
     @abstractmethod
-    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the losses, float32, and the unweighted parts by name, detached; among these may be
-        other numbers of the batch. The log has their means over the ranks."""
+    def forward(self, batch: PairBatch, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the losses, float32, and measures by name, detached: the unweighted parts, and maybe
+        other numbers of the batch. Of a scalar the log has the mean over the ranks; of one [2], a sum and what it is a
+        sum over, the quotient over all of them. ``watch``: whether to measure what costs something too."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from copynce.losses import CopyNCELoss, info_nce, koleo
 from copynce.models import Descriptor
 from copynce.training.objectives.base import Objective
+from copynce.training.objectives.patches import watch_patches
 from copynce.training.objectives.settings import DescriptorLossConfig
 from dali_pipelines import PairBatch
 
@@ -19,7 +20,8 @@ class DescriptorObjective(Objective):
 
     The parts are ``copynce``, ``info_nce`` and ``koleo``. Only ``positive`` pairs are matches of InfoNCE and KoLeo.
     CopyNCE's mean is over the ``traced`` pairs; as released, those that are not positive are among them and give 0. A
-    part of weight 0 is still measured, without gradient, so that runs with and without it can be compared.
+    part of weight 0 is still measured, without gradient, so that runs with and without it can be compared. Its patches
+    are watched (``objectives.patches``).
 
     One call sees one batch of every rank: where a step has several (``optim.accumulate``), the columns of InfoNCE and
     the neighbours of KoLeo are those of each batch, and the step's loss is the mean of the batches'.
@@ -34,7 +36,7 @@ class DescriptorObjective(Objective):
         self.copynce = CopyNCELoss(config.copynce(model.patch_size))
         self.log_scale = nn.Parameter(torch.tensor(config.log_scale))
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: PairBatch, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         descriptors, tokens = self.model(torch.cat([batch.query, batch.reference]), sides=2)
         query_descriptor, reference_descriptor = descriptors.chunk(2)
@@ -57,7 +59,10 @@ class DescriptorObjective(Objective):
         }
         # Parts of weight 0 stay in the sum: DDP wants a gradient, if only of zero, for every parameter.
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        return total, {name: part.detach() for name, part in parts.items()}
+        measures = {name: part.detach() for name, part in parts.items()}
+        if watch:
+            measures |= watch_patches(query_tokens, reference_tokens, batch, self.copynce.settings)
+        return total, measures
 
     def state(self) -> dict[str, Any]:
         return {"log_scale": self.log_scale.detach().cpu()}
@@ -68,4 +73,4 @@ class DescriptorObjective(Objective):
                 self.log_scale.copy_(state["log_scale"])
 
     def facts(self) -> dict[str, float]:
-        return {"inverse_temperature": float(self.log_scale.detach().exp())}
+        return {"temperature": float(self.log_scale.detach().neg().exp())}

@@ -12,6 +12,7 @@ from torch import Tensor
 from copynce.losses import CopyNCELoss
 from copynce.models import Matcher
 from copynce.training.objectives.base import Objective
+from copynce.training.objectives.patches import watch_patches
 from copynce.training.objectives.settings import MatcherLossConfig
 from dali_pipelines import PairBatch
 
@@ -22,7 +23,8 @@ class MatcherObjective(Objective):
     The parts are ``bce``, the mean over all pairs, and ``copynce``, of the fusion head's tokens, whose mean is over the
     ``traced`` pairs; as released, negative ones are among them and give 0. With them the log has the share of pairs
     that are ``positives``, and that of pairs on the right side of logit 0, ``accuracy``. A part of weight 0 is still
-    measured, without gradient. Without CopyNCE's weight the fusion head, which nothing else asks, keeps its own.
+    measured, without gradient. Without CopyNCE's weight the fusion head, which nothing else asks, keeps its own. The
+    fusion head's patches are watched (``objectives.patches``).
 
     Where a step has several batches (``optim.accumulate``), its loss is the mean of theirs: that of all its pairs, but
     for CopyNCE where the batches hold different numbers of traced pairs, whose mean is then that of each batch.
@@ -38,7 +40,7 @@ class MatcherObjective(Objective):
         if config.copynce_weight == 0:
             model.heads["fusion_head"].requires_grad_(False)  # DDP waits for the gradient of every other parameter
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: PairBatch, watch: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         others = min(config.batch_negatives, len(batch.uuids) - 1)
         unlike: list[Tensor] = []
@@ -71,6 +73,8 @@ class MatcherObjective(Objective):
             "accuracy": ((every > 0) == (copied > 0)).float().mean(),
             "positives": copied.mean(),
         }
+        if watch:
+            measures |= watch_patches(query_tokens, reference_tokens, batch, self.copynce.settings)
         return total, {name: value.detach() for name, value in measures.items()}
 
     def state(self) -> dict[str, Any]:

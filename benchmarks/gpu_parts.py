@@ -38,9 +38,9 @@ from copynce.training.compiling import compile_blocks
 from copynce.training.distributed import choose_device
 from copynce.training.gpus import find_gpus
 from copynce.training.loader_rate import measure_loader
+from copynce.training.loading import DTYPES
 from copynce.training.objectives import make_objective
 from copynce.training.step_cost import step_cost
-from copynce.training.trainer import DTYPES
 from dali_pipelines import LoaderOptions, PairBatch
 
 Emit = Callable[[Mapping[str, Any]], None]

@@ -127,6 +127,7 @@ def _repeat(failed: FailedStep, config: TrainConfig, here: World, objective: Obj
     now = {"norm": float(norm), **{name: float(value) for name, value in means.items() if value.ndim == 0}}
     spoiled = faulty((name, one.grad) for name, one in objective.named_parameters())
     losses = [name for name, value in now.items() if name not in ("norm", "loss") and not math.isfinite(value)]
+    sums = "all are numbers" + ("" if math.isfinite(now["loss"]) else ", their weighted sum is none")
     trained = sum(one.grad is not None for one in objective.parameters())
     if not math.isfinite(now["loss"]):
         backward = "none is a number, as the loss is none"
@@ -140,7 +141,7 @@ def _repeat(failed: FailedStep, config: TrainConfig, here: World, objective: Obj
         "weights": listed(poisoned) or "all are numbers",
         "pictures": listed(search.pictures) or "all hold numbers",
         "outputs": "all hold numbers" if search.output is None else f"{_FIRST} {search.output}",
-        "losses": f"no number: {', '.join(losses)}" if losses else "all are numbers",
+        "losses": f"no number: {', '.join(losses)}" if losses else sums,
         "outputs' gradients": backward,
         "weights' gradients": f"{len(spoiled)} of {trained}: {listed(spoiled)}" if spoiled else "all hold numbers",
         **({"broken pictures": listed(broken)} if broken else {}),

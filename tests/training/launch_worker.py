@@ -79,5 +79,5 @@ def run(case: list[list[str]], folder: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     if sys.argv[3:] == ["sgd"]:
-        torch.optim.AdamW = lambda groups, lr, betas: torch.optim.SGD(groups, lr=lr)
+        torch.optim.AdamW = lambda groups, lr, betas, fused: torch.optim.SGD(groups, lr=lr, fused=fused)
     print(json.dumps([run(case, Path(sys.argv[1]) / str(i)) for i, case in enumerate(json.loads(sys.argv[2]))]))

@@ -56,9 +56,13 @@ def test_two_processes_equal_one_with_the_whole_batch(kind: str, tiny: Tiny, out
     """
     outcome, run = outcomes[kind]
     assert outcome["statuses"] == [0, 0], outcome["errors"]
-    with mock.patch("torch.optim.AdamW", lambda groups, lr, betas: torch.optim.SGD(groups, lr=lr)):
+    with mock.patch("torch.optim.AdamW", lambda groups, lr, betas, fused: torch.optim.SGD(groups, lr=lr, fused=fused)):
         one = train(tiny(*KINDS[kind], *STEPS, "data.batch_size=6"))
     two = checkpoints(run)[-1]
+    (first, *_), (of_both, *_) = (read_log(checkpoint.parents[1] / "log.jsonl") for checkpoint in (one, two))
+    for key in ("traced_patches", "prior_mass", "affinity_entropy", "patch_retrieval"):
+        # Of the same pairs, of which one process has more copied patches than the other.
+        assert of_both[key] == pytest.approx(first[key], rel=1e-4), key
     start = load_file(checkpoints(run)[0] / "model.safetensors")
     for expected, found in (
         (load_file(one / "model.safetensors"), load_file(two / "model.safetensors")),
@@ -77,7 +81,7 @@ def test_two_processes_equal_one_with_the_whole_batch(kind: str, tiny: Tiny, out
 
 def test_another_number_of_processes_continues_and_says_so(tiny: Tiny, outcomes: Any) -> None:
     _, run = outcomes["matcher"]
-    with mock.patch("torch.optim.AdamW", lambda groups, lr, betas: torch.optim.SGD(groups, lr=lr)):
+    with mock.patch("torch.optim.AdamW", lambda groups, lr, betas, fused: torch.optim.SGD(groups, lr=lr, fused=fused)):
         train(tiny(*KINDS["matcher"], *STEPS, "optim.steps=21", "data.batch_size=6", f"out={run}"))
     (event,) = read_events(run / "log.jsonl")
     assert "continues after step 20 with other settings" in event["text"]

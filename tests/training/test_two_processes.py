@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from copynce.config import save_config
 from copynce.training import TrainConfig, checkpoints, read_events, read_log, train
 from copynce.training.checkpoints import read_state
-from tests.training.test_matcher_ddp import run_worker
 
 pytestmark = pytest.mark.numeric
 
@@ -31,7 +30,9 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(make_tiny: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def outcomes(
+    make_tiny: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory, run_worker: Callable[..., str]
+) -> Any:
     """What became of two processes each, and where: {case: (outcome, run)}; the matcher's find Slurm's variables."""
     folder = tmp_path_factory.mktemp("two")
     cases: dict[str, list[list[str]]] = {}

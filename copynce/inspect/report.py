@@ -35,11 +35,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with a caption. `photo`: stored as JPEG instead of PNG."""
+    """A picture with a caption. `photo`: stored as JPEG instead of PNG. `wide`: never beside another."""
 
     image: Image.Image
     caption: str = ""
     photo: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def _block(block: Table | Figure | Search) -> str:
         return _table(block)
     if isinstance(block, Figure):
         caption = f"<figcaption>{escape(block.caption)}</figcaption>" if block.caption else ""
-        half = " class='half'" if block.image.width < 2.4 * block.image.height else ""  # two of them side by side
+        narrow = not block.wide and block.image.width < 2.4 * block.image.height
+        half = " class='half'" if narrow else ""  # two of them side by side
         return f"<figure{half}>{_img(block.image, block.photo, block.caption or 'figure')}{caption}</figure>"
     return _search(block)
 

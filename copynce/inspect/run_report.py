@@ -43,7 +43,7 @@ def run_report(runs: Sequence[str | os.PathLike[str]]) -> Report:
     keys = list(dict.fromkeys(key for lines in logs.values() for line in lines for key in line))
     titles = {key: _TITLES.get(key, key.replace("_", " ")) for key in keys if key not in _NO_CURVES}
     sections = [
-        Section(title, "", [Figure(draw_curves(logs, parts))])
+        Section(title, "", [Figure(draw_curves(logs, parts), wide=True)])
         for title, parts in (
             ("Losses", {key: name for key, name in titles.items() if key in LOSS_PARTS}),
             ("Patches", {key: name for key, name in titles.items() if key in _PATCHES}),

@@ -31,6 +31,7 @@ _TITLES = {
     "mfu": "MFU",
     "peak_memory_gib": "peak memory, GiB",
 }
+_EVALUATED = {"uap": "uAP", "rp90": "RP90", "map": "mAP", "recall_at_1": "recall@1", "recall_at_10": "recall@10"}
 _NO_CURVES = ("step", "epoch", "eta_seconds")
 _MOST_EVENTS = 20  # of a run, the last ones
 
@@ -51,6 +52,12 @@ def run_report(runs: Sequence[str | os.PathLike[str]]) -> Report:
         )
         if parts
     ]
+    evaluated = {
+        name: [event for event in read_events(folder / "log.jsonl") if event["event"] == "evaluation"]
+        for name, folder in zip(names, folders, strict=True)
+    }
+    if any(evaluated.values()):
+        sections.insert(0, Section("Evaluations", "", [Figure(draw_curves(evaluated, _EVALUATED), wide=True)]))
     sections.append(Section("Last values", "", [_last_values(logs, titles)]))
     settings = _settings_table({name: _settings(folder) for name, folder in zip(names, folders, strict=True)})
     if settings.rows:

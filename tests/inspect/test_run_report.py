@@ -51,6 +51,15 @@ def test_one_run_shows_all_settings(tmp_path: Path) -> None:
     assert {row[0] for row in shown["Settings"].rows} == {"seed", "optim.lr"}
 
 
+def test_evaluations_while_training_are_curves(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / name, 0.1) for name in ("a", "b")]
+    assert "Evaluations" not in [section.title for section in run_report(runs).sections]
+    with (runs[0] / "log.jsonl").open("a") as log:
+        for step in (20, 40):
+            print(json.dumps({"step": step, "event": "evaluation", "text": "", "uap": step / 100}), file=log)
+    assert run_report(runs).sections[0].title == "Evaluations"
+
+
 def test_what_is_no_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no training's folder, it has no log\.jsonl"):
         run_report([tmp_path])

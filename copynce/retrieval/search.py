@@ -187,15 +187,23 @@ def pair_cosines(
     found = np.empty(len(query_rows), np.float32)
     for start in range(0, len(found), _ROWS):
         part = slice(start, start + _ROWS)
-        of_query, of_reference = (
-            np.ascontiguousarray(rows, np.float64 if rows.dtype == np.float64 else np.float32)
-            for rows in (np.asarray(query[query_rows[part]]), np.asarray(reference[reference_rows[part]]))
-        )
-        found[part] = cosines(of_query, of_reference)
+        found[part] = cosines(*_rows_for(query, query_rows[part]), *_rows_for(reference, reference_rows[part]))
     if not np.all(np.isfinite(found)):
         _unit64(query, query_rows, "query")
         _unit64(reference, reference_rows, "reference")
     return found
+
+
+def _rows_for(features: Rows, rows: NDArray[np.integer]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """Features in memory or mapped, or a copy of these `rows` of others, and where the rows are in them."""
+    whole = isinstance(features, np.ndarray) and features.flags.c_contiguous
+    if whole and features.dtype in (np.float32, np.float64):
+        found, at = np.asarray(features).view(), rows.astype(np.int64)
+    else:
+        found, at = np.asarray(features[rows]), np.arange(len(rows))
+        found = np.ascontiguousarray(found, np.float64 if found.dtype == np.float64 else np.float32).view()
+    found.flags.writeable = False  # one compiled form for all
+    return found, at
 
 
 def _unit64(features: Rows, rows: slice | NDArray[np.integer], name: str) -> NDArray[np.float64]:

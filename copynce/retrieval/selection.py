@@ -74,13 +74,14 @@ def as_float32(found: NDArray[np.int16]) -> NDArray[np.float32]:
 
 # The sums may be taken in any order, but it is that of the number of columns and the processor: equal rows, equal sums.
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def cosines(query, reference):  # type: ignore[no-untyped-def]
-    """float64 cosines [P] of rows [P, D] and [P, D]; no number where a row is zero or not finite."""
-    found = np.empty(len(query))
-    for i in range(len(query)):
+def cosines(query, query_rows, reference, reference_rows):  # type: ignore[no-untyped-def]
+    """float64 cosines [P] of P pairs of rows of [Nq, D] and [Nr, D]; no number where one is zero or not finite."""
+    found = np.empty(len(query_rows))
+    for i in range(len(query_rows)):
+        first, second = query[query_rows[i]], reference[reference_rows[i]]
         product = own = other = 0.0
         for j in range(query.shape[1]):
-            a, b = np.float64(query[i, j]), np.float64(reference[i, j])
+            a, b = np.float64(first[j]), np.float64(second[j])
             product += a * b
             own += a * a
             other += b * b

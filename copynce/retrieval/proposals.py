@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from copynce.processor import multiplies_bfloat16
-from copynce.retrieval.selection import LEAST, as_float32, cut, keep_best
+from copynce.retrieval.selection import LEAST, as_float32, cut, keep_best, round_rows
 
 #: (first row, stop) -> chunks of those references, one after the other: number of the first, unit float32 rows.
 Chunks = Callable[[int, int], Iterator[tuple[int, NDArray[np.float32]]]]
@@ -120,20 +120,21 @@ class _ByBfloat16:
         self._chunks = chunks
         self._count = count
         self._references, columns = shape
-        # Rounding a unit row moves it by 2^-9 at most, and each product to 2^-9 of itself; the sums are float32.
-        self._error = 2.0**-8 + 2.0**-18 + _float32_error(columns)
+        self._error = _float32_error(columns)
 
     def __call__(self, query: NDArray[np.float32]) -> Proposals:
         room = 2 * self._count
         found, at = np.empty((len(query), room), np.int16), np.empty((len(query), room), np.int64)
         filled, least = np.zeros(len(query), np.int64), np.full(len(query), LEAST, np.int16)
-        rounded = torch.tensor(query, dtype=torch.bfloat16)
+        rounded, of_query = _rounded(query)
+        of_reference = 0.0
         bounds = np.linspace(0, len(query), torch.get_num_threads() + 1).astype(int).tolist()
         parts = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
         with ThreadPoolExecutor(len(parts)) as threads:
             for first, rows in self._chunks(0, self._references):
                 for start in range(0, len(rows), _BLOCK):
-                    block = torch.tensor(rows[start : start + _BLOCK], dtype=torch.bfloat16)
+                    block, moved = _rounded(rows[start : start + _BLOCK])
+                    of_reference = max(of_reference, moved)
                     bits = (rounded @ block.T).view(torch.int16).numpy()
 
                     def keep(part: slice, bits: NDArray[np.int16] = bits, first: int = first + start) -> None:
@@ -143,7 +144,19 @@ class _ByBfloat16:
         for row in range(len(query)):
             cut(found[row, : filled[row]], at[row, : filled[row]], self._count)
         kept = slice(0, self._count)
-        return Proposals(as_float32(found[:, kept]), at[:, kept], self._error, relative=2.0**-8)
+        # q.r - q'.r' = (q - q').r + q'.(r - r'), whose rows have length 1 but for rounding (Cauchy-Schwarz); the sums
+        # are float32, and each is rounded by half a unit of its 8 bits.
+        error = 1.001 * (of_query + (1 + of_query) * of_reference + self._error)
+        return Proposals(as_float32(found[:, kept]), at[:, kept], error, relative=2.0**-8)
+
+
+def _rounded(rows: NDArray[np.float32]) -> tuple[torch.Tensor, float]:
+    """float32 rows in bfloat16, and the longest way that one of them was moved."""
+    view = rows.view()
+    view.flags.writeable = False  # one compiled form for all
+    bits = np.empty(rows.shape, np.uint16)
+    moved = float(round_rows(view, view.view(np.uint32), bits))
+    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16), moved
 
 
 def _best_of(

@@ -1,4 +1,4 @@
-"""Numba functions of exact search: the best of a block of products, and cosines of pairs.
+"""Numba functions of exact search: rows in bfloat16, the best of a block of products, and cosines of pairs.
 
 Products are bfloat16, and come as the whole numbers of their bits [N, M], int16, which `_in_order` maps to numbers of
 the same order.
@@ -19,6 +19,28 @@ LEAST = -(2**15)  # below every number
 def _in_order(bits):  # type: ignore[no-untyped-def]
     """A bfloat16's bits as int16 -> int16 that grows with it; its own inverse."""
     return bits ^ ((bits >> np.int16(15)) & np.int16(0x7FFF))
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def round_rows(rows, bits, rounded):  # type: ignore[no-untyped-def]
+    """The longest way that rounding to bfloat16 moves one of `rows` [N, D], float32 whose `bits` are uint32.
+
+    rounded: [N, D] uint16, receives the bits of the bfloat16 numbers, to nearest, ties to even; all are finite.
+    """
+    kept = np.empty(rows.shape[1], np.uint32)
+    numbers = kept.view(np.float32)
+    longest = 0.0
+    for i in range(len(rows)):
+        for j in range(rows.shape[1]):
+            upper = (bits[i, j] + np.uint32(0x7FFF) + ((bits[i, j] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            rounded[i, j] = upper
+            kept[j] = upper << np.uint32(16)
+        square = 0.0
+        for j in range(rows.shape[1]):
+            moved = np.float64(rows[i, j]) - np.float64(numbers[j])
+            square += moved * moved
+        longest = max(longest, square)
+    return np.sqrt(longest)
 
 
 @njit(nogil=True, cache=True)

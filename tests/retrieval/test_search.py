@@ -138,6 +138,27 @@ def test_no_product_is_further_from_its_cosine_than_said(monkeypatch: pytest.Mon
         assert (cosines.max(axis=1) <= (found.scores + within).min(axis=1)).all()
 
 
+def test_the_bound_holds_where_all_rounding_goes_the_wrong_way() -> None:
+    """The products of the two halves cancel, but in bfloat16 one half is longer and the other shorter."""
+    up, down = (np.float32(2**-4 * (1 + 2**-8 + way * 2**-16)) for way in (1, -1))
+    half = 127
+    last = np.sqrt(1 - half * (float(up) ** 2 + float(down) ** 2))
+    query = np.tile(np.array([up] * half + [down] * half + [last, 0], np.float32), (64, 1))
+    reference = np.tile(np.array([up] * half + [-down] * half + [0, last], np.float32), (400, 1))
+    found = proposals_module._ByBfloat16(lambda a, b: iter([(a, reference[a:b])]), reference.shape, 70)(query)
+    wrong = np.abs(found.scores - query[0].astype(np.float64) @ reference[0].astype(np.float64))
+    assert wrong.min() > 2**-7 - 2**-10
+    assert (wrong <= found.error + found.relative * np.abs(found.scores)).all()
+
+
+def test_rows_are_rounded_as_torch_rounds_them() -> None:
+    rows = features(40, 33, 8) * np.float32(10) ** np.arange(-20, 20, dtype=np.float32)[:, None]
+    rounded, moved = proposals_module._rounded(rows)
+    assert torch.equal(rounded, torch.from_numpy(rows).bfloat16())
+    apart = (torch.from_numpy(rows).double() - rounded.double()).norm(dim=1).max().item()
+    assert moved == pytest.approx(apart, rel=1e-9)
+
+
 def test_a_shorter_result_is_the_beginning_of_a_longer_one() -> None:
     query, reference = normalised(features(50, 16, 1)), normalised(np.tile(features(500, 16, 2), (4, 1)))
     scores, indices = search(query, reference, 100)

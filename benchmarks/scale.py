@@ -1,7 +1,7 @@
 """Search of 25,000 queries among a million references: seconds, memory and recall, exact and approximate.
 
-    python -m benchmarks.scale --folder /tmp/scale                    25,000 x 1,000,000 x 512, minutes of a core
-    python -m benchmarks.scale --folder /tmp/small --references 50000 --queries 500                          a look
+    python -m benchmarks.scale --folder scale                    25,000 x 1,000,000 x 512, minutes of a core
+    python -m benchmarks.scale --folder small --references 50000 --queries 500                          a look
 
 The rows are made up: 64 numbers drawn around one of 20,000 centres, spread over the columns, and some noise. They are
 written once as a series of memory-mapped files, as ``copynce extract`` leaves them. What is printed as memory is what

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models import VisionTransformer
 from timm.models.resnet import ResNet
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from copynce.models.resnet import build_resnet, is_resnet_name, pooled_of, stage_tokens_of, stages_of
 from copynce.models.settings import BackboneConfig
+from copynce.models.training_block import TrainingBlock
 
 Encoder = VisionTransformer | ResNet
 
@@ -26,7 +26,7 @@ RELEASED_NORM_EPS = 1e-4
 """LayerNorm epsilon that the released models were trained and evaluated with (DINO itself: 1e-6)."""
 
 _OWN_OPTIONS = ("img_size", "in_chans", "num_classes", "global_pool", "class_token", "final_norm", "norm_layer",
-                "drop_path_rate", "fc_norm", "device", "dtype")  # fmt: skip
+                "drop_path_rate", "fc_norm", "device", "dtype", "block_fn")  # fmt: skip
 
 
 def build_encoder(config: BackboneConfig, *, norm_eps: float | None, final_norm: bool) -> Encoder:
@@ -80,6 +80,7 @@ def build_transformer(
         num_classes=0,
         drop_path_rate=config.drop_path,
         final_norm=final_norm,
+        block_fn=TrainingBlock,
         **options,
     )
     if not isinstance(encoder, VisionTransformer) or not encoder.has_class_token:
@@ -148,7 +149,7 @@ def first_token_of(block: Any, tokens: Tensor) -> Tensor:
 
     Makes no other token where the block's form is known, and then leaves stochastic depth out.
     """
-    if type(block) is not Block or type(block.attn) is not Attention:
+    if not isinstance(block, TrainingBlock) or type(block.attn) is not Attention:
         made: Tensor = block(tokens)
         return made[:, 0]
     attn = block.attn

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from copynce.models.backbone import (
     RELEASED_NORM_EPS,
-    blocks_of,
     build_encoder,
     class_token_of,
     levels_of,
@@ -28,7 +27,6 @@ from copynce.models.backbone import (
     tokens_of,
 )
 from copynce.models.layers import LinearHead
-from copynce.models.precision import choose_attention
 from copynce.models.pretrained import Pretrained
 from copynce.models.settings import DescriptorConfig
 
@@ -83,7 +81,6 @@ class Descriptor(Pretrained, nn.Module):
             )
         if sides < 1 or images.shape[0] % sides:
             raise ValueError(f"sides must divide the batch of {images.shape[0]} pictures, got {sides}")
-        choose_attention(blocks_of(self.encoder), images.device)
         patch_tokens: Tensor | None = None
         if tokens:
             cls_token, patch_tokens = tokens_of(self.encoder, images, self.tokens_block)

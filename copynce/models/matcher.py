@@ -19,7 +19,6 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from copynce.models.backbone import RELEASED_NORM_EPS, build_transformer, first_token_of
-from copynce.models.precision import choose_attention
 from copynce.models.pretrained import Pretrained
 from copynce.models.settings import MatcherConfig
 
@@ -71,7 +70,6 @@ class Matcher(Pretrained, nn.Module):
             raise ValueError(
                 f"images must be [N, 3, {self.img_size}, {self.img_size}] for this model, got {list(images.shape)}"
             )
-        choose_attention(self.encoder.blocks, images.device)
         tokens: Tensor = self.encoder.forward_features(images)
         return tokens
 
@@ -114,7 +112,6 @@ class Matcher(Pretrained, nn.Module):
                     f"{name} must be encodings [B, {expected[0]}, {expected[1]}] of this model, as many as of "
                     f"the other side, got {list(tokens.shape)}"
                 )
-        choose_attention(self.fusion.blocks, query_tokens.device)
         first = self.fusion.cls_token.expand(query_tokens.shape[0], -1, -1).to(query_tokens.dtype)
         tokens = torch.cat([first, query_tokens, reference_tokens], dim=1)
         for block in self.fusion.blocks[:-1]:

@@ -224,6 +224,7 @@ def test_without_tokens_the_last_block_makes_the_class_token_alone() -> None:
     model = build_descriptor(img_size=32, dim=16, backbone_options={"depth": 2}).eval()
     rows: list[int] = []
     model.encoder.blocks[1].mlp.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
-    model(torch.zeros(1, 3, 32, 32), tokens=False)
-    model(torch.zeros(1, 3, 32, 32))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32), tokens=False)
+        model(torch.zeros(1, 3, 32, 32))
     assert rows == [1, 1 + 4]

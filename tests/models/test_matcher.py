@@ -61,8 +61,9 @@ def test_scores_and_tokens_equal_the_released_model(oracle: Path, size: int) -> 
         logits, query_tokens, reference_tokens = model.train().with_tokens(query, reference)
         swapped = model(reference, query)
     np.testing.assert_allclose(scores, arrays["eval_preds"][:, 0], atol=1e-6)
-    np.testing.assert_allclose(logits, arrays["train_preds"][:, 0], atol=1e-6)
-    np.testing.assert_allclose(swapped, arrays["swapped_train_preds"][:, 0], atol=1e-6)
+    # A score moves by at most a quarter of its logit: 1e-6 of a score.
+    np.testing.assert_allclose(logits, arrays["train_preds"][:, 0], atol=4e-6)
+    np.testing.assert_allclose(swapped, arrays["swapped_train_preds"][:, 0], atol=4e-6)
     # Normalised tokens of up to 4: float32 sums in another order.
     np.testing.assert_allclose(query_tokens, arrays["fusion_head_que_patch_tokens"], atol=5e-6)
     name = "fusion_head_ref_patch_tokens_first20"
@@ -209,15 +210,12 @@ def test_sizes_and_splits(backbone: str, channels: int, split: tuple[int, int]) 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("gradients", [False, True])
-def test_bfloat16_and_both_ways_of_attention(gradients: bool) -> None:
-    """On a CPU bfloat16 with gradients takes plain products, all else the fused attention."""
+def test_bfloat16(gradients: bool) -> None:
     model = tiny()
     query, reference = torch.randn(3, 3, 32, 32), torch.randn(3, 3, 32, 32)
     with torch.set_grad_enabled(gradients):
         single = model(query, reference)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = model(query, reference)
-    attention = {block.attn.fused_attn for block in (*model.encoder.blocks, *model.fusion.blocks)}
-    assert attention == {not gradients}
     assert half.dtype == single.dtype == torch.float32
     torch.testing.assert_close(half, single, atol=0.05, rtol=0)

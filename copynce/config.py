@@ -82,6 +82,31 @@ def load_config(kind: type[T], start: str | Path | Mapping[str, Any] | None, ove
     ``section.key=value`` sets one key of a section or mapping. Raises ConfigError naming the key for anything unknown
     (with the nearest known key), missing, of another type or out of range.
     """
+    return build_config(kind, _gathered(kind, start, overrides))
+
+
+def resolved_text(kind: type[Any], start: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> str:
+    """The settings of :func:`load_config` as YAML, where those that must be given may still be missing.
+
+    They are missing in the YAML too, and its first line, a comment, names them; given beside the file they make the
+    settings that they make beside ``start``. Errors as in :func:`load_config` but for what is missing.
+    """
+    missing: list[str] = []
+    values = _gathered(kind, start, overrides)
+    tree = dataclasses.asdict(_Builder(kind, values, missing).build(kind, values, ""))
+    for name in missing:
+        *sections, last = name.split(".")
+        place = tree
+        for section in sections:
+            place = place[section]
+        del place[last]
+    return (f"# still to be given: {', '.join(missing)}\n" if missing else "") + _yaml(tree)
+
+
+def _gathered(
+    kind: type[Any], start: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Nested values of ``start`` and the overrides, not checked yet."""
     values: dict[str, Any] = {}
     if isinstance(start, Mapping):
         for key, value in start.items():
@@ -94,7 +119,7 @@ def load_config(kind: type[T], start: str | Path | Mapping[str, Any] | None, ove
         if not (sign and key):
             raise ConfigError(f"settings are given as key=value, got {override!r}")
         _put(kind, values, key, text)
-    return build_config(kind, values)
+    return values
 
 
 def build_config(kind: type[T], values: Any) -> T:
@@ -112,8 +137,7 @@ def save_config(config: Any, path: Path) -> None:
 
 def config_text(config: Any) -> str:
     """All settings as YAML; a file of it, read by :func:`load_config`, gives equal ones."""
-    values = dataclasses.asdict(config)
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
+    return _yaml(dataclasses.asdict(config))
 
 
 def setting_types(kind: type) -> dict[str, Any]:
@@ -242,10 +266,14 @@ def _example(hint: Any) -> str:
 
 
 class _Builder:
-    """Makes the settings of class ``root`` of nested ``values``."""
+    """Makes the settings of class ``root`` of nested ``values``.
 
-    def __init__(self, root: Any, values: Any) -> None:
-        self._root, self._values = root, values
+    ``missing``: takes the names of settings that must be given and are not, in whose places stand words; None: they are
+    an error.
+    """
+
+    def __init__(self, root: Any, values: Any, missing: list[str] | None = None) -> None:
+        self._root, self._values, self._missing = root, values, missing
 
     def build(self, kind: Any, values: Any, prefix: str) -> Any:
         """The section of class ``kind`` whose names begin with ``prefix``."""
@@ -267,7 +295,10 @@ class _Builder:
             elif field.name in values:
                 found[field.name] = _value(hint, values[field.name], name)
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                raise ConfigError(f"{name} must be given, for example {name}=VALUE")
+                if self._missing is None or hint is not str:
+                    raise ConfigError(f"{name} must be given, for example {name}=VALUE")
+                self._missing.append(name)
+                found[field.name] = "VALUE"
         try:
             return kind(**found)
         except ConfigError:
@@ -411,6 +442,10 @@ def _shown(value: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ settings to text
+
+
+def _yaml(tree: Any) -> str:
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -25,7 +25,8 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print all settings as YAML, and stop; given back as a file they make the same run",
+        help="print all settings as YAML, and stop; given back as a file they make the same run. What must still be "
+        "given (out, data.train) is left out of it",
     )
     parser.add_argument(
         "--dry-run",
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     if options.replay is not None:
         _replay(options)
         return
-    from copynce.config import config_text, load_config
+    from copynce.config import load_config, resolved_text
     from copynce.recipes import named_run
     from copynce.recipes.base import Run
     from copynce.training import TrainConfig, train
@@ -96,11 +97,12 @@ def run(options: argparse.Namespace) -> None:
                 start = None
             elif not start.endswith((".yaml", ".yml")):
                 start = named_run(start)
+        if options.print_config:
+            text = resolved_text(TrainConfig, start, overrides)
+            if launch().rank == 0:
+                print(text, end="")
+            return
         config = load_config(TrainConfig, start, overrides)
-    if options.print_config:
-        if launch().rank == 0:
-            print(config_text(config), end="")
-        return
     if options.dry_run:
         if launch().rank == 0:
             from copynce.training.dry_run import dry_run

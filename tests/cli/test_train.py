@@ -8,7 +8,9 @@ import pytest
 
 from copynce.cli import main
 from copynce.cli.main import BAD_INPUT
-from copynce.recipes import RECIPES
+from copynce.config import load_config
+from copynce.recipes import RECIPES, named_run
+from copynce.training import TrainConfig
 
 
 def test_named_runs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,6 +28,27 @@ def test_printed_settings_make_the_same_run(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", str(tmp_path / "run.yaml"), "--print-config"]) == 0
     assert capsys.readouterr().out == first
     assert not list(Path().glob("#1*"))
+
+
+@pytest.mark.parametrize("name", ["descriptor-vits14-112", "matcher-finetune"])
+def test_what_is_missing_stays_missing_in_the_printed_settings(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["out=x", "data.train=list.csv"]
+    labelled = ["data.queries=q.csv", "data.references=r.csv", "data.ground_truth=gt.json"]
+    given += labelled if name == "matcher-finetune" else []
+    file = tmp_path / "run.yaml"
+    assert main(["train", name, "--print-config", "seed=7"]) == 0
+    file.write_text(capsys.readouterr().out)
+    first = file.read_text().splitlines()[0]
+    assert set(first.removeprefix("# still to be given: ").split(", ")) == {text.partition("=")[0] for text in given}
+    assert "VALUE" not in file.read_text()
+    assert load_config(TrainConfig, file, given) == load_config(TrainConfig, named_run(name), [*given, "seed=7"])
+
+    assert main(["train", str(file)]) == BAD_INPUT
+    assert "must be given, for example" in capsys.readouterr().err
+    assert main(["train", name, "--print-config", "optim.lr=-1"]) == BAD_INPUT
+    assert "optim.lr must be above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--gpus=A100:8", "--seconds=3.0"])

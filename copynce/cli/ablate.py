@@ -16,6 +16,10 @@ from copynce.cli.settings_help import Command, named_list
 
 if TYPE_CHECKING:
     from copynce.recipes.tables import Row, Table
+    from copynce.training import TrainConfig
+
+#: Settings with which a run may be continued, but which make another row of a table.
+_ANOTHER_ROW = ("optim.epochs", "optim.steps", "precision")
 
 
 def add(commands: argparse._SubParsersAction[Command]) -> None:
@@ -25,7 +29,7 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         help="the paper's ablations: trained, evaluated, and as a table beside the paper's figures",
         description="Train and evaluate the runs of one of the paper's tables, one after the other, and write table.md "
         "and table.json with the paper's figures beside. Settings go to every training (all of copynce train but out). "
-        "The same command goes on where it was stopped.",
+        "The same command goes on where it was stopped; a row that was trained with other settings is refused.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", metavar="TABLE", help="a table (below)")
@@ -127,9 +131,9 @@ def _check(table: Table, options: argparse.Namespace) -> None:
     from copynce.recipes import named_run
     from copynce.training import TrainConfig
 
-    configs = []
+    configs, trainings = [], []
     for row in table.rows:
-        load_config(TrainConfig, named_run(row.run), _training(row, options)[2:])
+        trainings.append((row, load_config(TrainConfig, named_run(row.run), _training(row, options)[2:])))
         configs.append(load_config(EvalConfig, None, _evaluation(row, table, options)[2:]))
     split = open_dataset(options.dataset, options.split, lists=options.lists)
     is_matcher = table.kind == "matcher"
@@ -139,6 +143,23 @@ def _check(table: Table, options: argparse.Namespace) -> None:
         raise DataError(f"{options.dataset}: split {options.split!r} has no ground truth, so there is no table to make")
     if options.candidates is not None and not Path(options.candidates).is_file():
         raise ConfigError(f"--candidates={options.candidates}: no such file")
+    for row, training in trainings:
+        _refuse_another(row, training)
+
+
+def _refuse_another(row: Row, config: TrainConfig) -> None:
+    """Raise RunError where the row's folder holds a training with other settings, which would be taken for its own."""
+    from copynce.errors import RunError
+    from copynce.training.run import FREE, changes_of
+
+    changes = changes_of(Path(config.out), config)
+    differ = {name: pair for name, pair in changes.items() if name not in FREE or name in _ANOTHER_ROW}
+    if differ:
+        listed = "; ".join(f"{name} was {old}, got {new}" for name, (old, new) in differ.items())
+        raise RunError(
+            f"{config.out} ({row.label}) was trained with other settings: {listed}. Give another --out, or the same "
+            "settings as then"
+        )
 
 
 def _carry_out(words: Sequence[str], processes: int) -> None:

@@ -178,6 +178,17 @@ def compare(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]
     }
 
 
+def changes_of(run: Path, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings in which ``config`` differs from what the folder ``run`` was trained with, as :func:`compare` tells
+    them; none where no checkpoint is whole. Reads only. Raises RunError for a folder whose settings cannot be read,
+    ConfigError for weights that are not there."""
+    whole, _ = newest_whole(run)
+    if whole is None:
+        return {}
+    weights = None if config.weights is None else _weights_file(config.weights, config.model.backbone)
+    return _changes(_settings(run), config, read_state(whole).get("start"), weights)
+
+
 def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], place: Mapping[str, str]) -> Start:
     weights = None if config.weights is None else _weights_file(config.weights, config.model.backbone)
     found = checkpoints(run)
@@ -192,14 +203,9 @@ def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], p
         raise RunError(f"{run} cannot continue, none of its checkpoints is whole ({reasons}); choose another out")
     state = read_state(whole)
     card = state.get("start")
-    changes = {} if before is None else compare(before, config)
+    changes = _changes(before, config, card, weights)
     if weights is None:
         changes.pop("weights", None)  # given once, when the run began
-    elif card is not None and Path(str(config.weights)).is_file():
-        changes.pop("weights", None)
-        if file_sha256(weights) != card["sha256"]:
-            old = "another file" if before is None else before.weights
-            changes["weights"] = (old, f"{config.weights}, which holds others")
     refused = {name: pair for name, pair in changes.items() if name not in FREE}
     if refused:
         raise RunError(_refusal(run, step_of(whole), refused))
@@ -213,6 +219,19 @@ def _examine(run: Path, config: TrainConfig, batches: Mapping[str, int | str], p
     recorded_place = state.get("place", {})
     changes.update((k, (recorded_place[k], v)) for k, v in place.items() if recorded_place.get(k, v) != v)
     return Start(whole, tuple(damaged), changes, card)
+
+
+def _changes(
+    before: TrainConfig | None, config: TrainConfig, card: Mapping[str, Any] | None, weights: Path | None
+) -> dict[str, tuple[Any, Any]]:
+    """As :func:`compare`, but weights are compared by what is in their file, the ``card`` being of those before."""
+    changes = {} if before is None else compare(before, config)
+    if weights is not None and card is not None and Path(str(config.weights)).is_file():
+        changes.pop("weights", None)
+        if file_sha256(weights) != card["sha256"]:
+            old = "another file" if before is None else before.weights
+            changes["weights"] = (old, f"{config.weights}, which holds others")
+    return changes
 
 
 def _named(weights: str | None) -> dict[str, str]:

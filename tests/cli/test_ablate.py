@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,14 @@ def test_a_table_is_trained_evaluated_and_goes_on(
     assert ablate("tiny", dataset, tmp_path, *words) == 0
     assert json.loads((tmp_path / "table.json").read_text())["rows"] == found["rows"]
     assert {path: path.read_bytes() for path in logs} == logs  # nothing was trained again
+
+    # A row that is there is none of another table's; one that is not there yet is not begun either.
+    shutil.move(tmp_path / kind, tmp_path / "away")
+    capsys.readouterr()
+    assert ablate("tiny", dataset, tmp_path, *words, "optim.steps=2", "log_every=5") == BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{weightless} (w = 0) was trained with other settings: optim.steps was 1, got 2. Give another --out" in said
+    assert not (tmp_path / kind).exists()
 
 
 def test_commands_for_a_scheduler(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,10 @@ _RECORDS = re.compile(
 #: What a file of torch.save needs for tensors alone; torch's own list of what is safe decides.
 _TENSORS = re.compile(r"torch\.(?!(nn\.modules|optim|fx|jit|package)\.).*")
 
+#: A run's file ``checkpoints/best``: JSON whose `checkpoint` names the folder beside it that was judged best.
+BEST = "best"
+_LONGEST_MARK = 1 << 16  # bytes
+
 _WEIGHTS_NAME = re.compile(r"\.(safetensors|pth|pt|ckpt|bin|tar)$")
 _EXPECTED = "expected safetensors or a file of torch.save"
 
@@ -85,11 +89,13 @@ class WeightFile:
 
 
 def file_of(path: str | Path) -> Path:
-    """The weights file that `path` means: a file itself, a checkpoint folder, or a run (its newest checkpoint).
+    """The weights file that `path` means: a file itself, a checkpoint folder, a run (its newest checkpoint), or its
+    ``checkpoints/best``.
 
     Raises DataError if nothing is there, RunError if a folder holds no checkpoint.
     """
     path = Path(path)
+    path = best_named(path) or path
     try:
         if path.is_file():
             return path
@@ -102,6 +108,16 @@ def file_of(path: str | Path) -> Path:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     near = difflib.get_close_matches(path.name, names, n=3)
     raise DataError(f"{path}: there is no such file or folder" + (f"; near names: {', '.join(near)}" if near else ""))
+
+
+def best_named(mark: Path) -> Path | None:
+    """The checkpoint folder that a run's file ``checkpoints/best`` names, be it there or not; None for another path."""
+    try:
+        if mark.name != BEST or not mark.is_file() or mark.stat().st_size > _LONGEST_MARK:
+            return None
+        return mark.with_name(Path(json.loads(mark.read_bytes())["checkpoint"]).name)
+    except (OSError, ValueError, KeyError, TypeError):  # a file of that name that is something else
+        return None
 
 
 def _newest(folder: Path) -> Path:

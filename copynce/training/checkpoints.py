@@ -4,8 +4,9 @@
 the mean weights), ``state.pt`` (optimiser, the loss's own parameters, counters; with ``ema`` the trained weights) and
 ``checksums.json``, the size and SHA-256 of both. It is written under a temporary name, flushed to the disk and renamed,
 so a killed run or a power cut leaves either the old newest one or the new one. What a disk spoils later is found by the
-checksums, and the one before is taken. ``RUN/checkpoints/best`` is a link to the one with the
-best evaluation, which stays.
+checksums, and the one before is taken. ``RUN/checkpoints/best`` is a JSON file that names the
+one with the best evaluation, which stays, and tells its figures; wherever a checkpoint can be given it stands for that
+one. (Runs of before have a link of that name.)
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from copynce.errors import RunError, WriteError
-from copynce.files import file_sha256, sync_folder, whole_file
+from copynce.files import atomic_text, file_sha256, sync_folder, whole_file
 from copynce.models import load_checkpoint
+from copynce.models.weight_files import BEST, best_named
 from copynce.training.signals import tell
 
 MODEL, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
-BEST = "best"
 
 _NAME = re.compile(r"step-(\d{8,})$")
 
@@ -40,24 +41,19 @@ def checkpoints(run: Path) -> list[Path]:
 
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint folder that ``RUN/checkpoints/best`` names; None if there is none."""
-    link = run / "checkpoints" / BEST
-    folder = link.with_name(os.readlink(link)) if link.is_symlink() else None
+    mark = run / "checkpoints" / BEST
+    folder = mark.with_name(os.readlink(mark)) if mark.is_symlink() else best_named(mark)
     return folder if folder is not None and folder.is_dir() else None
 
 
-def mark_best(checkpoint: Path) -> None:
-    """Make ``best`` name ``checkpoint``, which stays until another one is it. Raises WriteError if it cannot."""
-    link = checkpoint.with_name(BEST)
-    temporary = link.with_name(f".{BEST}.part")
-    try:
-        if link.is_dir() and not link.is_symlink():  # the run was copied, and what links name with it
-            _remove(link)
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(checkpoint.name)
-        temporary.replace(link)
-        sync_folder(link.parent)
-    except OSError as error:
-        raise WriteError(f"{link} cannot be made a link to {checkpoint.name} ({error.strerror or error})") from error
+def mark_best(checkpoint: Path, figures: Mapping[str, Any]) -> None:
+    """Make ``best`` name ``checkpoint``, which stays until another one is it, and tell its ``figures``, anything that
+    JSON holds. Raises WriteError if it cannot."""
+    mark = checkpoint.with_name(BEST)
+    if mark.is_dir() and not mark.is_symlink():  # the run was copied, and with it what a link of before named
+        _remove(mark)
+    with atomic_text(mark) as file:  # in the place of a link of before, too
+        json.dump({"checkpoint": checkpoint.name, **figures}, file, indent=1)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -110,12 +106,14 @@ def newest_whole(run: Path, names: Sequence[str] = (MODEL, STATE)) -> tuple[Path
 
 
 def find_model(path: str | Path, *, say: Callable[[str], None] = tell) -> Path:
-    """The weights file that ``path`` means: a file itself, a checkpoint folder, or a run (its newest checkpoint).
+    """The weights file that ``path`` means: a file itself, a checkpoint folder, a run (its newest checkpoint), or its
+    ``checkpoints/best``.
 
     A damaged newest checkpoint of a run is told to ``say``, and the one before is taken. Raises RunError if a
     checkpoint that was named is damaged, or if there is none.
     """
     path = Path(path)
+    path = best_named(path) or path
     if path.is_file():
         if path.name == MODEL and (path.parent / CHECKSUMS).exists():
             _require_whole(path.parent)

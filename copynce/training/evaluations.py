@@ -149,10 +149,10 @@ class Evaluations:
         before = best_checkpoint(self._run)
         best = None if before is None else self._read(before.name)
         is_best = before == checkpoint or best is None or done["uap"] > best["uap"]
-        if is_best:
-            mark_best(checkpoint)
-            prune(self._run, self._keep)  # the best before is one of many now
         numbers = {name: done[name] for name in LOGGED}
+        if is_best:
+            mark_best(checkpoint, {**numbers, "split": self._split.name})
+            prune(self._run, self._keep)  # the best before is one of many now
         listed = f"uAP {done['uap']:.4f}, RP90 {done['rp90']:.4f}, recall@1 {done['recall_at_1']:.4f}"
         text = f"step {done['step']}: {listed} on {self._split.name}, in {done['seconds']:.1f} s"
         if is_best:

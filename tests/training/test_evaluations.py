@@ -19,8 +19,9 @@ from copynce.errors import ConfigError, Stopped
 from copynce.evaluation.descriptor import evaluate_descriptor
 from copynce.evaluation.protocols import Evaluation, evaluate
 from copynce.models import load_checkpoint
+from copynce.models.weight_files import file_of
 from copynce.training import TrainConfig, checkpoints, evaluations, find_model, read_events, read_log, train
-from copynce.training.checkpoints import best_checkpoint, mark_best
+from copynce.training.checkpoints import best_checkpoint
 from copynce.training.log import RunLog
 
 Tiny = Callable[..., TrainConfig]
@@ -96,18 +97,27 @@ def test_training_is_the_same_and_the_best_checkpoint_stays(
     assert folder.name == f"step-{best:08d}"
     assert {folder, last} <= set(checkpoints(run)) <= {run / "checkpoints/step-00000000", folder, last}
     assert not list(run.glob("evaluations/*/features"))
+    mark = run / "checkpoints/best"
+    assert mark.is_file()
+    told = json.loads(mark.read_text())
+    assert (told["checkpoint"], told["uap"]) == (folder.name, found[best]["uap"])
     # The documented name, and the number that copynce eval gives: of the mean weights, which the file holds.
-    file = find_model(run / "checkpoints/best")
+    file = find_model(mark)
+    assert file == folder / "model.safetensors"
+    assert file_of(mark) == file
     model_split = open_pictures(pictures, pictures, ground_truth=tmp_path / "gt.json")
     metrics = evaluate_descriptor(load_checkpoint(file), model_split, tmp_path / "eval")
     assert metrics["uap"] == found[best]["uap"]
 
-    # One that counts as none, having no evaluation, gives way at once; the link goes on to the best after it.
-    mark_best(checkpoints(run)[0])
+    # One that counts as none, having no evaluation, gives way at once; a link, as runs of before have it, too.
+    mark.unlink()
+    mark.symlink_to(checkpoints(run)[0].name)
+    assert best_checkpoint(run) == checkpoints(run)[0]
     last = train(tiny(*options, *split, "evaluate.every=2", "keep_checkpoints=1", "optim.steps=10", out="run"))
     found = evaluated(run)
     better = max((8, 10), key=lambda step: found[step]["uap"])
     assert best_checkpoint(run) == run / f"checkpoints/step-{better:08d}"
+    assert not mark.is_symlink()
     assert last == run / "checkpoints/step-00000010"
 
 

@@ -71,12 +71,12 @@ class Passes:
         self.matcher, self.views, self.manifests, self.device = matcher, views, manifests, device
         self.precision: Computed = "fp32"
         self.encodings = self.fusions = 0
-        self._batch_size, self._threads = batch_size, threads
+        self.batch_size, self._threads = batch_size, threads
         self._forwards = torch.tensor(views.forwards, device=device)
 
     def pictures_a_batch(self, role: Role) -> int:
         """Of an encoder pass."""
-        return max(1, self._batch_size // self.views.count[role])
+        return max(1, self.batch_size // self.views.count[role])
 
     def encoded(
         self, role: Role, places: NDArray[np.int64], reasons: dict[str, str]
@@ -179,7 +179,7 @@ class Passes:
         rows = [each[:, side] * tokens[role].shape[1] + views[:, side] for side, role in enumerate(ROLES)]
         found = []
         with self._computing(precision):
-            for query, reference in zip(*(at.split(self._batch_size) for at in rows), strict=True):
+            for query, reference in zip(*(at.split(self.batch_size) for at in rows), strict=True):
                 found.append(self.matcher.fuse(flat[0][query], flat[1][reference]).float())
         self.fusions += len(each)
         logits = torch.cat(found).view(len(pairs), number)

@@ -30,9 +30,15 @@ from copynce.retrieval.pair_scores import ROLES, PairPlan, PairScores, Role, Sco
 #: other numbers are made anew; a test holds scores that belong to this number.
 WAY = 1
 
-#: Bytes of encodings that are held, and fusion passes of a part, what a killed matching loses at most; by default.
+#: Bytes of encodings that are held, and fusion passes of a part, what processes share; by default.
 MEMORY = 4 * 10**9
 PART = 16_384
+
+#: Seconds after which a part that is not finished leaves what it has, and fusion passes, in batches, between two looks
+#: at the time (half a minute to a minute of one core with local crops of ViT-S). A killed matching loses both, and the
+#: encodings.
+LEAVE_SECONDS = 60.0
+_BATCHES = 8
 
 _LOOK = 2.0  # seconds between looks at the files of other processes
 _PLURAL = {"query": "queries", "reference": "references"}
@@ -72,7 +78,8 @@ def score_pairs(
         have 25 times as much on the query's side, 10 times on the other. Where neither all queries nor all references
         fit, the pictures of the other side are encoded again for each block that does. Beside what is held there are
         the encodings of one batch and what a fusion pass needs.
-    part: fusion passes whose scores become one file of `keep`; files that are there already are taken from there.
+    part: fusion passes whose scores become one file of `keep`; files that are there already are taken from there, and
+        a part that was begun goes on where it last left its scores (every `LEAVE_SECONDS`).
     processes: those that share the work, part by part, through the files of `keep`; all get the whole result. Scores
         are the same to the last bit for any number of them, and after a kill.
     progress: called with the number of pairs done, by all processes as far as their files tell.
@@ -215,29 +222,52 @@ class _Work:
     def _scored(self, part: int, report: Callable[[int], None]) -> ScoredPart:
         plan, passes = self._plan, self._passes
         passing: Role = "reference" if plan.hold == "query" else "query"
-        before = passes.encodings, passes.fusions
         rows = plan.parts[part]
+        scores = np.full(len(rows), np.nan, np.float32)
+        begun = self._begun(part)
+        first, reasons = len(begun.scores), dict(begun.broken)
+        scores[:first] = begun.scores
+        before = passes.encodings - begun.encodings, passes.fusions - begun.fusions
+
+        def until(row: int) -> ScoredPart:
+            made = passes.encodings - before[0], passes.fusions - before[1]
+            return ScoredPart(scores[:row], list(reasons.items()), *made)
+
         held = self._block(int(plan.blocks[part]))
-        held_row, reasons = held.require(self._places[plan.hold][rows])
+        held_row = np.full(len(rows), -1)
+        held_row[first:], broken = held.require(self._places[plan.hold][rows[first:]])
+        reasons |= broken
         # The rows stand in the order of their passing pictures.
         pictures, starts, number = np.unique(self._places[passing][rows], return_index=True, return_inverse=True)
         ends = np.append(starts[1:], len(rows))
-        scores = np.full(len(rows), np.nan, np.float32)
         row_of = np.full(len(pictures), -1)  # of a picture in its batch
-        for at, tokens in passes.encoded(passing, pictures, reasons):
+        # The batch in which a part was left is encoded again, and fused in the same pieces: the same to the last bit.
+        batch = passes.pictures_a_batch(passing)
+        skipped = int(number[first]) // batch * batch
+        at_once = max(1, _BATCHES * passes.batch_size // len(passes.views.forwards))
+        left = time.monotonic()
+        for at, tokens in passes.encoded(passing, pictures[skipped:], reasons):
+            at = at + skipped
             row_of[at] = np.arange(len(at))
             here = np.concatenate([np.arange(starts[i], ends[i]) for i in at])
-            here = here[held_row[here] >= 0]
-            if len(here):
-                assert held.tokens is not None, "one of them is whole"
-                pair = {plan.hold: held_row[here], passing: row_of[number[here]]}
-                logits = passes.logits(
-                    {plan.hold: held.tokens, passing: tokens}, np.stack([pair[role] for role in ROLES], 1)
-                )
-                scores[here] = torch.from_numpy(logits).sigmoid().amax(1).numpy()
-            report(int(ends[at[-1]]))
+            for piece in np.split(here, list(range(at_once, len(here), at_once))):
+                if piece[-1] < first:
+                    continue
+                end = int(piece[-1]) + 1
+                whole = piece[held_row[piece] >= 0]
+                if len(whole):
+                    assert held.tokens is not None, "one of them is whole"
+                    pair = {plan.hold: held_row[whole], passing: row_of[number[whole]]}
+                    logits = passes.logits(
+                        {plan.hold: held.tokens, passing: tokens}, np.stack([pair[role] for role in ROLES], 1)
+                    )
+                    scores[whole] = torch.from_numpy(logits).sigmoid().amax(1).numpy()
+                if self._keep is not None and end < len(rows) and time.monotonic() - left >= LEAVE_SECONDS:
+                    self._keep.write(part, until(end), self._facts(part), begun=True)
+                    left = time.monotonic()
+                report(end)
         report(len(rows))
-        return ScoredPart(scores, list(reasons.items()), passes.encodings - before[0], passes.fusions - before[1])
+        return until(len(rows))
 
     def _block(self, number: int) -> Held:
         """The held pictures of a block; those of the block before are gone."""
@@ -251,6 +281,13 @@ class _Work:
             return None
         found = self._keep.find(part, self._facts(part))
         return found if found is not None and len(found.scores) == len(self._plan.parts[part]) else None
+
+    def _begun(self, part: int) -> ScoredPart:
+        """What there is of a part that was begun, maybe nothing."""
+        found = None if self._keep is None else self._keep.find(part, self._facts(part), begun=True)
+        if found is None or len(found.scores) >= len(self._plan.parts[part]):
+            return ScoredPart(np.empty(0, np.float32), [], 0, 0)
+        return found
 
     def _changed(self, part: int) -> int:
         """When the file of a part was written, 0 if it is not there."""

@@ -62,7 +62,8 @@ class MatchConfig(TwoSides):
     """Gigabytes of encodings that are held: of ViT-S/16 at 224 px 0.3 MB a picture, with local crops 7.6 MB a query or
     3 MB a reference. Where neither side fits, the pictures of the other are encoded once for each block that does."""
     part: int = 16_384
-    """Fusion passes whose scores are one file: what a killed matching loses at most."""
+    """Fusion passes whose scores are one file, which one process makes. One that takes longer than a minute leaves what
+    it has, so a killed matching loses about that, and the encodings that were held."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

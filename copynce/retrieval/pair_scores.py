@@ -6,6 +6,8 @@ encoded once. A part is a file: safetensors with ``scores`` float32 [n], NaN whe
 ``copynce.scores`` is a JSON object::
 
     {"made_from": {...}, "passes": [encoder, fusion], "broken": [[path, reason], ...]}
+
+A part that takes long leaves the scores of its first pairs meanwhile, in the same form, as ``...begun.safetensors``.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ class PairScores:
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """scores: float32 [n], NaN where a picture is broken. broken: (path, reason) of those pictures. encodings,
-    fusions: passes that it took."""
+    """scores: float32 [n] of all its pairs or, of a part that is begun, of the first n; NaN where a picture is broken.
+    broken: (path, reason) of those pictures. encodings, fusions: passes that it took."""
 
     scores: NDArray[np.float32]
     broken: list[tuple[str, str]]
@@ -62,7 +64,8 @@ class ScoredPart:
 
 @dataclass(frozen=True)
 class ScoreStore:
-    """Where finished parts of a matching are kept, and found again: ``FOLDER/scores-000000.safetensors``, ...
+    """Where parts of a matching are kept, and found again: ``FOLDER/scores-000000.safetensors``, ...; those that are
+    ``begun`` and hold their first pairs only beside them.
 
     A part serves again while model, settings, its pairs and their pictures (names, sizes, times of change) are the
     same. model: the hash of the model's weights file.
@@ -71,14 +74,14 @@ class ScoreStore:
     folder: Path
     model: str
 
-    def path(self, part: int) -> Path:
+    def path(self, part: int, begun: bool = False) -> Path:
         """The file of the `part`-th part."""
-        return self.folder / f"scores-{part:06d}.safetensors"
+        return self.folder / f"scores-{part:06d}.{'begun.' if begun else ''}safetensors"
 
-    def find(self, part: int, made_from: Mapping[str, Any]) -> ScoredPart | None:
+    def find(self, part: int, made_from: Mapping[str, Any], begun: bool = False) -> ScoredPart | None:
         """The `part`-th part if it is there, whole, and made from the same."""
         try:
-            with safe_open(self.path(part), framework="numpy") as file:
+            with safe_open(self.path(part, begun), framework="numpy") as file:
                 facts = json.loads((file.metadata() or {})[_METADATA])
                 scores = file.get_tensor("scores")
             if facts["made_from"] != dict(made_from) or scores.dtype != np.float32 or scores.ndim != 1:
@@ -89,19 +92,22 @@ class ScoreStore:
         except (SafetensorError, OSError, KeyError, ValueError, TypeError):
             return None  # absent, damaged or of another program: made anew
 
-    def write(self, part: int, scored: ScoredPart, made_from: Mapping[str, Any]) -> None:
+    def write(self, part: int, scored: ScoredPart, made_from: Mapping[str, Any], begun: bool = False) -> None:
         """Write the `part`-th part, whole or not at all. Raises WriteError if the disk takes no file."""
         passes = [scored.encodings, scored.fusions]
         facts = json.dumps({"made_from": dict(made_from), "passes": passes, "broken": scored.broken})
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.path(part)) as file:
+        with whole_file(self.path(part, begun)) as file:
             file.write(save({"scores": scored.scores}, metadata={_METADATA: facts}))
+        if not begun:
+            self.path(part, begun=True).unlink(missing_ok=True)
 
     def remove_after(self, parts: int) -> None:
-        """Remove the files of an earlier, longer list of candidates: all but the first `parts`."""
+        """Remove what is of no use once the first `parts` are there: what was begun, and the files of an earlier,
+        longer list of candidates."""
         for path in self.folder.glob("scores-*.safetensors"):
             number = path.stem.removeprefix("scores-")
-            if number.isdigit() and int(number) >= parts:
+            if number.endswith(".begun") or (number.isdigit() and int(number) >= parts):
                 path.unlink(missing_ok=True)
 
 

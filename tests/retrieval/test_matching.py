@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import copynce.retrieval.matcher_passes as passes_module
+import copynce.retrieval.matching as matching_module
 from copynce.data import Manifest, Quarantine
 from copynce.errors import DataError
 from copynce.models import Matcher, build_matcher
@@ -241,6 +242,35 @@ def test_a_killed_matching_goes_on(model: Matcher, folder: Path, tmp_path: Path,
     score(model, folder, part=100, keep=ScoreStore(tmp_path / "parts", "model"))
     assert sum(counted) == 15
     assert len(list((tmp_path / "parts").iterdir())) == 1
+
+
+@pytest.mark.parametrize("local_crops", [False, True])
+def test_a_part_goes_on_where_it_left_its_scores(
+    model: Matcher,
+    folder: Path,
+    tmp_path: Path,
+    counted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    local_crops: bool,
+) -> None:
+    lists = manifest(folder, "q", broken=1), manifest(folder, "r", broken=2)
+    whole = score(model, folder, lists=lists, local_crops=local_crops)
+    assert whole.fusions == 8 * (34 if local_crops else 1)
+    counted.clear()
+    monkeypatch.setattr(matching_module, "LEAVE_SECONDS", 0.0)
+    store = ScoreStore(tmp_path / "parts", "model")
+
+    def kill(done: int) -> None:
+        if done >= 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        score(model, folder, lists=lists, local_crops=local_crops, keep=store, progress=kill)
+    assert 0 < sum(counted) < whole.fusions
+    found = score(model, folder, lists=lists, local_crops=local_crops, keep=store)
+    np.testing.assert_array_equal(found.scores, whole.scores)
+    assert (found.unscored, found.fusions, sum(counted)) == (whole.unscored, whole.fusions, whole.fusions)
+    assert [path.name for path in store.folder.iterdir()] == ["scores-000000.safetensors"]
 
 
 class Group:

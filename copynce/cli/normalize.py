@@ -181,6 +181,12 @@ def _features(out: Path, found: dict[str, FeatureFile], roles: dict[str, str], c
     change_features(change, found, roles, folder, work)
     with work.group.together():
         if packed and work.group.rank == 0:
-            query, reference = (read_features(folder, side=side).features for side in ("query", "reference"))
-            write_hdf5(out, query, reference, say=lambda text: print(text, file=sys.stderr, flush=True))
+            query, reference = (read_features(folder, side=side) for side in ("query", "reference"))
+            write_hdf5(
+                out,
+                query.features,
+                reference.features,
+                made_from=(query.made_from, reference.made_from),
+                say=lambda text: print(text, file=sys.stderr, flush=True),
+            )
             shutil.rmtree(folder)

@@ -1,10 +1,14 @@
-"""Features of other programs: the descriptor track's HDF5, files of torch.save, NumPy arrays with a list of names."""
+"""Features of other programs: the descriptor track's HDF5, files of torch.save, NumPy arrays with a list of names.
+
+HDF5 of ours also says what its rows were made from, as JSON in the attribute ``copynce.made_from`` of each set: others
+pass over it, and here features that hold a bias are not taken for plain ones.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from copynce.retrieval.features import FeatureFile, Features
 from copynce.retrieval.rows import Rows
 
 _SIDES = ("query", "reference")
+_MADE_FROM = "copynce.made_from"
 _MOST_COLUMNS = 256  # of the challenge's descriptor track
 _EXPECTED = "expected a folder of features, a file of it, HDF5 of the descriptor track, .pth with a tensor, or .npy"
 
@@ -138,6 +143,7 @@ def _read_hdf5(path: Path, side: str | None) -> FeatureFile:
             uuids = [
                 name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name) for name in names
             ]
+            made_from = dict(json.loads(values.attrs.get(_MADE_FROM, "{}")))
             offset = values.id.get_offset()
             if offset is None or not values.dtype.isnative:  # chunked, compressed or empty
                 rows: Rows = values[...].astype(np.float32)
@@ -147,7 +153,7 @@ def _read_hdf5(path: Path, side: str | None) -> FeatureFile:
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path}: not a readable HDF5 file of features ({error})") from error
-    return FeatureFile(Features(uuids, rows), source=f"{path}, {side}")
+    return FeatureFile(Features(uuids, rows), made_from=made_from, source=f"{path}, {side}")
 
 
 def write_hdf5(
@@ -155,12 +161,14 @@ def write_hdf5(
     query: Features,
     reference: Features,
     *,
+    made_from: Sequence[Mapping[str, Any]] = ({}, {}),
     say: Callable[[str], None] | None = None,
 ) -> None:
     """Write the descriptor track's file: query, reference float32 [N, D], query_ids, reference_ids, sorted by id.
 
-    say: receives a sentence if the challenge would refuse the file. The file appears only when it is complete. Raises
-    ValueError for features of several views or of unequal columns.
+    made_from: of queries and references, what a `FeatureFile` says of them. say: receives a sentence if the challenge
+    would refuse the file. The file appears only when it is complete. Raises ValueError for features of several views or
+    of unequal columns.
     """
     import h5py
 
@@ -170,11 +178,13 @@ def write_hdf5(
     if max(columns) > _MOST_COLUMNS and say is not None:
         say(f"{path}: {max(columns)} columns; the challenge's descriptor track takes at most {_MOST_COLUMNS}")
     with whole_path(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, features in zip(_SIDES, (query, reference), strict=True):
+        for name, features, facts in zip(_SIDES, (query, reference), made_from, strict=True):
             ids = [uuid.encode("utf-8", "surrogateescape") for uuid in features.uuids]
             order = np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)
             file.create_dataset(f"{name}_ids", data=np.array(ids, f"S{max(map(len, ids), default=1)}")[order])
             rows = file.create_dataset(name, features.values.shape, np.float32)
+            if facts:
+                rows.attrs[_MADE_FROM] = json.dumps(dict(facts))
             _copy(rows, features.values, order)
 
 

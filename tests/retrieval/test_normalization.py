@@ -20,6 +20,7 @@ from copynce.retrieval import parts as parts_module
 from copynce.retrieval import reference as twins
 from copynce.retrieval.feature_formats import write_hdf5
 from copynce.retrieval.features import Features, read_features, write_features
+from copynce.retrieval.mining import check_pair
 from copynce.retrieval.normalization import (
     BIASES,
     Whitening,
@@ -149,6 +150,13 @@ def test_the_command_on_features(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(
         values(tmp_path / "sn.h5", "query") @ np.asarray(found.values)[order].T, expected, atol=1e-6
     )
+    # The file tells of the column; so its rows are not taken for plain ones.
+    for query, reference in [(folder, tmp_path / "sn.h5"), (tmp_path / "sn.h5", folder)]:
+        pair = read_features(query, side="query"), read_features(reference, side="reference")
+        with pytest.raises(DataError, match=r"sn\.h5, .*: these features are compared by inner product, not by cos"):
+            check_pair(*pair)
+    training = f"training={folder}", "training_side=training"
+    assert normalise(tmp_path / "sn.h5", tmp_path / "twice", *training) == BAD_INPUT
     assert normalise(folder, tmp_path / "vsc", "recipe=vsc") == 0
     assert values(tmp_path / "vsc", "query").shape == QUERY.shape
     assert normalise(folder, tmp_path / "stretch", "recipe=stretch") == 0

@@ -6,7 +6,8 @@ Each part is a process group that is killed when its box has ended; what it meas
 part's share of the time that is left, so that a part that ends early gives its rest to those after it. Pictures are
 made and Numba's code is compiled beside the kernels' parts, which need neither. As each part ends, ``OUT/report.json``
 and ``OUT/report.md`` are written anew, with a table of its rows, or how it failed; ``OUT/NAME.log`` is what it printed.
-No part ends another. The exit status is the number of parts that failed or were cut off.
+No part ends another. The exit status is the number of parts that failed or were cut off. It needs the extra ``[dev]``,
+no data and nothing compiled before; a second run on the machine finds its code compiled.
 
 ``--device cpu`` runs what needs no GPU: a step of ViT-S/16 and its profile, the loader, trainings with workers, two
 processes on gloo.
@@ -61,7 +62,10 @@ def _measured(name: str) -> tuple[str, ...]:
 
 
 def _tests(*arguments: str) -> tuple[str, ...]:
-    return "-m", "pytest", "-vv", "--tb=short", "-p", "no:cacheprovider", "-n", "4", *arguments
+    # Most of their time Triton and Numba compile, a case on one core.
+    workers = str(max(2, min(12, (os.cpu_count() or 1) - 2)))
+    options = "-vv", "--tb=short", "-p", "no:cacheprovider", "-n", workers, "--maxprocesses", workers
+    return "-m", "pytest", *options, *arguments
 
 
 #: Made beside the others, from the beginning on.

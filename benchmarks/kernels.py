@@ -525,6 +525,17 @@ def stages_of(shape: Shape, batch: list[Tensor]) -> dict[str, Callable[[], objec
     }
 
 
+def compile_step(name: str) -> None:
+    """Compile the kernels of a step of the size ``name``, on few pairs, into Triton's cache."""
+    from benchmarks.bench_copynce_loss import make_batch
+    from copynce.losses import copynce_loss
+
+    shape = GPU_SHAPES[name]
+    batch = [tensor.detach().cuda() for tensor in make_batch(2, shape.side, PATCH, shape.channels)]
+    _loss_and_gradients([batch[0].bfloat16(), batch[1].bfloat16(), *batch[2:]], copynce_loss, "triton")
+    torch.cuda.synchronize()
+
+
 def on_gpu(path: Path | None, tune: bool, providers: list[str], shapes: list[str]) -> int:
     """Check and time providers and kernels on this machine's GPU; the number of failed checks."""
     from benchmarks.bench_copynce_loss import make_batch

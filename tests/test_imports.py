@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,9 @@ ROOMS = [
     "copynce",
 ]
 
+#: Of a model's methods, what reads and writes every kind of model.
+UPWARDS = {("copynce.models.pretrained", "copynce.models.checkpoints")}
+
 
 def loaded(code: str) -> set[str]:
     """The top-level packages beyond Python's own that are loaded once ``code`` has run."""
@@ -71,23 +75,32 @@ def test_predictions_and_data_need_no_torch() -> None:
     assert not loaded(code) & {"torch", "numba", "nvidia", "faiss", "timm"}
 
 
-def imports() -> Iterator[tuple[str, str, int]]:
-    """(module, what it imports of ours, line) of every import in the packages, those inside of functions too."""
+def imports(*, typing: bool = True) -> Iterator[tuple[str, str, int]]:
+    """(module, what it imports of ours, line) of every import in the packages, those inside of functions too; and,
+    if ``typing``, those that only names of types need."""
     for package in ("copynce", "dali_pipelines", "kernels"):
         for path in sorted((ROOT / package).rglob("*.py")):
             if (ROOT / "copynce" / "kernels") in path.parents:
                 continue  # a link to kernels/
             parts = path.relative_to(ROOT).with_suffix("").parts
             module = ".".join(("copynce", *parts) if package == "kernels" else parts).removesuffix(".__init__")
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            package_parts = module.split(".")[: None if path.stem == "__init__" else -1]
+            for node in nodes(ast.parse(path.read_text()), typing):
+                if isinstance(node, ast.ImportFrom):
+                    base = package_parts[: len(package_parts) - node.level + 1] if node.level else []
                     for name in node.names:
-                        yield module, f"{node.module}.{name.name}", node.lineno
-                elif isinstance(node, ast.ImportFrom) and node.level:
-                    yield module, f"{module.rpartition('.')[0]}.{node.module}", node.lineno
+                        yield module, ".".join([*base, *filter(None, [node.module]), name.name]), node.lineno
                 elif isinstance(node, ast.Import):
                     for name in node.names:
                         yield module, name.name, node.lineno
+
+
+def nodes(tree: ast.AST, typing: bool) -> Iterator[ast.AST]:
+    """All nodes below ``tree``, but for those of ``if TYPE_CHECKING`` where ``typing`` is false."""
+    for node in ast.iter_child_nodes(tree):
+        if typing or not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from nodes(node, typing)
 
 
 def room(name: str) -> int | None:
@@ -103,3 +116,14 @@ def test_rooms_look_downwards_only() -> None:
         if there is not None and here is not None and there < here:
             upwards.append(f"{module}, line {line}: {imported}")
     assert not upwards, "\n".join(upwards)
+
+
+def test_no_module_needs_itself() -> None:
+    """An import inside of a function that only dodges a cycle is one all the same."""
+    modules = {module for module, *_ in imports()}
+    needed: dict[str, set[str]] = {}
+    for module, imported, _ in imports(typing=False):
+        target = imported if imported in modules else imported.rpartition(".")[0]
+        if target in modules and (module, target) not in UPWARDS:
+            needed.setdefault(module, set()).add(target)
+    graphlib.TopologicalSorter(needed).prepare()  # raises CycleError, which tells the cycle

@@ -107,15 +107,16 @@ def load_checkpoint(
 
 def load_descriptor(path: str | Path, *, num_heads: int | None = None) -> Descriptor:
     """As `load_checkpoint`; DataError for a file that holds another kind of model."""
-    return _of_kind(Descriptor, load_checkpoint(path, num_heads=num_heads), path)
+    return of_kind(Descriptor, load_checkpoint(path, num_heads=num_heads), path)
 
 
 def load_matcher(path: str | Path, *, num_heads: int | None = None) -> Matcher:
     """As `load_checkpoint`; DataError for a file that holds another kind of model."""
-    return _of_kind(Matcher, load_checkpoint(path, num_heads=num_heads), path)
+    return of_kind(Matcher, load_checkpoint(path, num_heads=num_heads), path)
 
 
-def _of_kind(kind: type[_M], model: AnyModel, path: str | Path) -> _M:
+def of_kind(kind: type[_M], model: AnyModel, path: str | Path) -> _M:
+    """`model`, which came out of `path`; DataError if it is of another kind."""
     if not isinstance(model, kind):
         raise DataError(f"{path} holds a {kind_of(model).name}, expected a {kind.__name__.lower()}")
     return model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from copynce.errors import ConfigError, DataError
 from copynce.files import atomic_text
+from copynce.models.settings import MatcherConfig
 
 if TYPE_CHECKING:
     from copynce.models.kinds import AnyModel
@@ -27,7 +28,10 @@ _FIGURES = {
 
 
 class Pretrained:
-    """What gives a model the two methods that are usual for such folders."""
+    """What gives a model the two methods that are usual for such folders.
+
+    They alone look up, from a model to what reads and writes every kind of it, and import that when they are called.
+    """
 
     def save_pretrained(self, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the model as a folder; each file appears whole or not at all, the weights last.
@@ -41,12 +45,13 @@ class Pretrained:
         from copynce.models.checkpoints import save_checkpoint, stored_config
 
         model, folder = cast("AnyModel", self), Path(folder)
+        config = stored_config(model)
         require_place(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_text(folder / CONFIG) as file:  # the first: it says whose folder this is
-            file.write(json.dumps({"library_name": "copynce", **stored_config(model)}, indent=2) + "\n")
+            file.write(json.dumps({"library_name": "copynce", **config}, indent=2) + "\n")
         with atomic_text(folder / CARD) as file:
-            file.write(model_card(model, dict(metadata or {})))
+            file.write(model_card(config["model"], model, dict(metadata or {})))
         save_checkpoint(folder / WEIGHTS, model, metadata)
 
     @classmethod
@@ -55,13 +60,9 @@ class Pretrained:
 
         Raises DataError if it is of another kind; else as `load_checkpoint`.
         """
-        from copynce.models.checkpoints import load_checkpoint
-        from copynce.models.kinds import kind_of
+        from copynce.models.checkpoints import load_checkpoint, of_kind
 
-        model = load_checkpoint(folder)
-        if not isinstance(model, cls):
-            raise DataError(f"{folder} holds a {kind_of(model).name}, expected a {cls.__name__.lower()}")
-        return model
+        return cast("Self", of_kind(cast("Any", cls), load_checkpoint(folder), folder))
 
 
 def require_place(folder: Path) -> None:
@@ -93,11 +94,9 @@ def _is_config(path: Path) -> bool:
     return isinstance(found, dict) and found.get("library_name") == "copynce"
 
 
-def model_card(model: AnyModel, metadata: Mapping[str, Any]) -> str:
+def model_card(kind: str, model: AnyModel, metadata: Mapping[str, Any]) -> str:
     """The card of a model, Markdown: what it is, what it was trained on, its figures as far as they are known."""
-    from copynce.models.kinds import kind_of
-
-    kind, config = kind_of(model).name, model.config
+    config = model.config
     facts = {
         "backbone": f"{config.backbone} (timm)",
         "input": f"RGB, {config.img_size} x {config.img_size} px, ImageNet's mean and deviation",
@@ -138,11 +137,9 @@ _USE = {
 
 
 def _made(model: AnyModel) -> dict[str, str]:
-    from copynce.models.descriptor import Descriptor
-
-    if isinstance(model, Descriptor):
-        return {"descriptor": f"{model.dim} numbers"}
-    return {"blocks": f"{model.config.encoder_blocks} for one picture, then {model.config.fusion_blocks} for both"}
+    if isinstance(model.config, MatcherConfig):
+        return {"blocks": f"{model.config.encoder_blocks} for one picture, then {model.config.fusion_blocks} for both"}
+    return {"descriptor": f"{model.dim} numbers"}
 
 
 def _line_of_starts(start: Any) -> str | None:

@@ -20,7 +20,7 @@ from copynce.data.rows import read_rows
 from copynce.data.torch_files import only_tensor, read_torch_file
 from copynce.errors import DataError
 from copynce.files import whole_path
-from copynce.retrieval.features import FeatureFile, Features
+from copynce.retrieval.feature_sets import FeatureFile, Features
 from copynce.retrieval.rows import Rows
 
 _SIDES = ("query", "reference")

@@ -15,14 +15,13 @@ without it was not finished. Features of other programs are read by :mod:`copync
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,61 +30,16 @@ from safetensors.numpy import save
 
 from copynce.errors import ConfigError, DataError
 from copynce.files import whole_file
-from copynce.retrieval.rows import FileRows, Rows, joined
+from copynce.retrieval.feature_formats import hdf5_sides, read_other
+from copynce.retrieval.feature_sets import ROWS_AT_ONCE
+from copynce.retrieval.feature_sets import Computed as Computed  # this module gives them too
+from copynce.retrieval.feature_sets import FeatureFile as FeatureFile
+from copynce.retrieval.feature_sets import Features as Features
+from copynce.retrieval.rows import FileRows, joined
 
 _METADATA = "copynce.features"
 _FILE = re.compile(r"(.+)-(\d{4,})\.safetensors")
 _BESIDE = ("skipped.jsonl", "whitening.safetensors")  # what may be there before the first features are
-_ROWS = 65_536  # rows that are looked at together
-
-Computed = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Features:
-    """Descriptors with the pictures they belong to, in manifest order; broken pictures are left out.
-
-    uuids: N names. values: float32 [N * views, D], rows of length 1, maybe memory-mapped. precision: "fp32" or "bf16",
-    what they were computed in. views: how many rows a picture has, one after the other.
-    """
-
-    uuids: Sequence[str]
-    values: Rows
-    precision: Computed = "fp32"
-    views: int = 1
-
-    def digest(self) -> str:
-        """A hash of names and rows, 64 hexadecimal digits."""
-        digest = hashlib.sha256(json.dumps([list(self.uuids), list(self.values.shape), self.views]).encode())
-        for start in range(0, len(self.values), _ROWS):
-            digest.update(np.ascontiguousarray(self.values[start : start + _ROWS]).data)
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class FeatureFile:
-    """What a file or a series of files holds.
-
-    features: rows memory-mapped where the format allows it. broken: pictures without features (uuid, reason).
-    made_from: plain values that name model, pictures and settings, by which a reader tells whether the features are
-    those it wants; empty for other programs' files. positions: int64 [N], each picture's place in the list of
-    ``pictures`` pictures that they were made from; none: that list is not known, and taken to be `features.uuids`.
-    last: whether a file is the last of its series. source: the file's or series' name, for messages.
-    """
-
-    features: Features
-    broken: list[tuple[str, str]] = field(default_factory=list)
-    made_from: dict[str, Any] = field(default_factory=dict)
-    positions: NDArray[np.int64] | None = None
-    pictures: int = -1
-    last: bool = True
-    source: str = "features"
-
-    def __post_init__(self) -> None:
-        if self.positions is None:
-            object.__setattr__(self, "positions", np.arange(len(self.features.uuids)))
-        if self.pictures < 0:
-            object.__setattr__(self, "pictures", len(self.features.uuids))
 
 
 @dataclass(frozen=True)
@@ -213,8 +167,6 @@ def read_features(
     Raises DataError, naming the file, if it is of another form, damaged or unfinished, or if names are missing or given
     twice, or rows zero or not finite; FileNotFoundError if it is absent.
     """
-    from copynce.retrieval.feature_formats import read_other  # its libraries are not needed for ours
-
     path = Path(path)
     if path.is_dir():
         return _checked(_read_series(path, side))
@@ -229,8 +181,6 @@ def read_features(
 
 def sides_of(path: str | os.PathLike[str]) -> list[str]:
     """The names that `side` may have for `path`: the series of a folder, the sides of an HDF5 file; none for others."""
-    from copynce.retrieval.feature_formats import hdf5_sides
-
     return list(_parts_of(Path(path))) if os.path.isdir(path) else hdf5_sides(Path(path))
 
 
@@ -255,8 +205,8 @@ def _checked(found: FeatureFile) -> FeatureFile:
         seen: set[str] = set()
         twice = next(uuid for uuid in uuids if uuid in seen or seen.add(uuid))  # type: ignore[func-returns-value]
         raise DataError(f"{found.source}: the id {twice!r} is given to more than one row; ids must be distinct")
-    for start in range(0, len(found.features.values), _ROWS):
-        rows = found.features.values[start : start + _ROWS]
+    for start in range(0, len(found.features.values), ROWS_AT_ONCE):
+        rows = found.features.values[start : start + ROWS_AT_ONCE]
         finite = np.isfinite(rows).all(axis=1)
         usable = finite & rows.any(axis=1)
         if not usable.all():

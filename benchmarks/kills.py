@@ -15,6 +15,7 @@ one, or a start failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -116,6 +117,9 @@ class Processes:
             if process == 0:
                 _child(file, rank, count, port, self.running[0] if self.running else 0)
             self.running.append(process)
+            # As the child does: the first of the two may come late, and a kill of the group early.
+            with contextlib.suppress(OSError):
+                os.setpgid(process, self.running[0])
         self._group = self.running[0]
 
     def wait(self, seconds: float) -> bool:
@@ -201,6 +205,8 @@ def moment(run: Path, before: int) -> str:
     """Where a kill fell, by what it left; ``before``: checkpoints that were there when the processes started."""
     if list((run / "checkpoints").glob(".step-*.part")):
         return "while a checkpoint was written or removed"
+    if list((run / "mined").glob("epoch-*/features")):
+        return "while neighbours were mined"
     if not checkpoints(run):
         return "before the first checkpoint"
     return "after another step was saved" if _newest(run) > before else "before another step was saved"

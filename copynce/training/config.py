@@ -102,7 +102,7 @@ class MiningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Evaluations of the run's checkpoints on a split; the best by uAP stays as ``out``/checkpoints/best."""
+    """Evaluations of the run's checkpoints on a split; the best by uAP stays, and ``out``/checkpoints/best names it."""
 
     every: int | None = None
     """Steps between two evaluations, each of a checkpoint written for it; the last step has one too. None: none."""

@@ -110,9 +110,21 @@ class ShardMember:
         return content[before:]
 
 
+class Content:
+    """What stands in a list of paths where no plain file does: ``os.fspath`` names it, and it gives its own bytes."""
+
+    def __fspath__(self) -> str:
+        raise NotImplementedError
+
+    def read_bytes(self) -> bytes:
+        """An encoded picture; OSError if there is none. Called by the threads of a loader."""
+        raise NotImplementedError
+
+
 def read_bytes(path: AnyPath) -> bytes:
-    """The content of a file or of a :class:`ShardMember`; raises OSError, also for what is no regular file."""
-    if isinstance(path, ShardMember):
+    """The content of a file, a :class:`ShardMember` or a :class:`Content`; raises OSError, also for what is no regular
+    file."""
+    if isinstance(path, ShardMember | Content):
         return path.read_bytes()
     _require_file(path)
     return Path(path).read_bytes()
@@ -253,7 +265,7 @@ def read_picture(path: AnyPath, *, max_pixels: int = MAX_PIXELS) -> EncodedPictu
                 raise BrokenPicture(path, f"{width}x{height} pixels, more than {len(content)} bytes can hold")
             if _decodes_as_is(image, content):
                 return EncodedPicture(np.frombuffer(content, np.uint8), (height, width))
-            return _as_pnm(_to_rgb(image))
+            return _as_pnm(to_rgb(image))
     except BrokenPicture:
         raise
     except UnidentifiedImageError:
@@ -316,7 +328,8 @@ def _is_ordinary_png(content: bytes) -> bool:
     return kind == b"IEND" and b"IDAT" in kinds
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture as all models see it: 8-bit RGB, alpha laid over white. ValueError for 32-bit floats."""
     if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
         wide = np.asarray(image).astype(np.int64)
         # 65,535 = 257 * 255; half of 257 rounds to the nearest level.
@@ -329,6 +342,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def pnm_bytes(image: Image.Image) -> bytes:
+    """An RGB picture as the bytes of a PNM file, which loses nothing."""
+    return f"P6\n{image.width} {image.height}\n255\n".encode() + image.tobytes()
+
+
 def _as_pnm(image: Image.Image) -> EncodedPicture:
-    header = f"P6\n{image.width} {image.height}\n255\n".encode()
-    return EncodedPicture(np.frombuffer(header + image.tobytes(), np.uint8), (image.height, image.width))
+    return EncodedPicture(np.frombuffer(pnm_bytes(image), np.uint8), (image.height, image.width))

@@ -24,6 +24,8 @@ ROOMS = [
     "copynce.recipes",
     "copynce.training",
     "copynce.evaluation",
+    "copynce.index",
+    "copynce.model",
     "copynce.retrieval",
     "copynce.models",
     "copynce.evaluation.predictions",
@@ -63,6 +65,11 @@ def test_help_needs_no_heavy_library(arguments: list[str]) -> None:
     code = f"from copynce.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass"
     heavy = {"torch", "numba", "nvidia", "faiss", "timm", "triton", "matplotlib", "numpy", "PIL"}
     assert not loaded(code) & heavy
+
+
+def test_the_package_itself_needs_no_library_before_its_names_are_used() -> None:
+    assert loaded("import copynce; copynce.__version__") <= {"copynce", "lazy_loader"}
+    assert not loaded("from copynce.index import IndexConfig") & {"torch", "lancedb", "pyarrow", "numba", "faiss"}
 
 
 def test_metrics_need_numpy_alone() -> None:

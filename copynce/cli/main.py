@@ -26,6 +26,7 @@ COMMANDS = (
     "match",
     "measure",
     "convert",
+    "index",
     "report",
 )
 

@@ -51,6 +51,7 @@ _ARCHIVES = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".ra
 # Folders that programs put beside pictures: resource forks, headers of archives, thumbnails.
 _EXTRAS = re.compile(r"__MACOSX|PaxHeaders?(\.\d+)?|@eaDir")
 _ADDRESS = re.compile(r"[a-z0-9+.-]+://|pipe:")
+_Skip = Callable[[str, str], None] | None  # told of what is left out; None: it is an error
 _SHOWN = 5  # how many of the missing files an error message lists
 _SUFFIXES_SHOWN = 8  # how many kinds of files the line about those left out names
 _THREADS, _AT_ONCE = 16, 256  # files of unknown suffixes are opened so: on a network file system most is waiting
@@ -104,7 +105,12 @@ class Manifest:
             on_broken(path, reason)
 
 
-def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
+def read_manifest(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    skip: Callable[[str, str], None] | None = None,
+) -> Manifest:
     """The pictures of a list, of a folder or of tar shards.
 
     path: a CSV with the columns `uuid` and `path` (any order, more columns are ignored), in file order, where a path
@@ -114,6 +120,8 @@ def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
         with shards and no pictures, a shard, or a pattern of shards such as `train-{000..127}.tar` or `train-*.tar`,
         where the uuid is WebDataset's key, the name up to the first dot (clashing ones are SHARD.tar/NAME).
     root: folder that a list's paths are relative to, for lists only; the list's own folder by default.
+    skip: told as skip(path, reason) of each file of a list that is not there and each folder below `path` that cannot
+        be read, which are then left out; without it they are errors.
     Raises DataError for anything wrong with the list: no such file, a missing column, a malformed line, a duplicate
     uuid, a path outside the root, files that do not exist (the first five are named), a damaged shard, no picture at
     all.
@@ -126,11 +134,11 @@ def read_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
         )
     if path.is_file() and not is_shard(path):
         read = _read_json if path.suffix.lower() == ".json" else _read_csv
-        return read(path, path.parent if root is None else Path(root))
+        return read(path, path.parent if root is None else Path(root), skip)
     if root is not None:
         raise DataError(f"root is for lists of pictures, but {path} is {'a folder' if folder else 'not one'}")
     if folder:
-        return _read_folder(path)
+        return _read_folder(path, skip)
     shards = [path] if path.is_file() else expand_shards(text)
     parents = [shard.parent for shard in shards]
     if len({parent.is_absolute() for parent in parents}) > 1:
@@ -149,7 +157,7 @@ def _what_it_is(path: str) -> str:
         return "a link to nothing" if os.path.islink(path) else "no such file or folder"
 
 
-def _read_csv(path: Path, root: Path) -> Manifest:
+def _read_csv(path: Path, root: Path, skip: _Skip) -> Manifest:
     with path.open("rb") as file:
         head = file.read(HEAD)
     if (program := compression(head)) is not None:
@@ -183,10 +191,10 @@ def _read_csv(path: Path, root: Path) -> Manifest:
         relative_paths.append(_inside_root(relative, f"{path}, line {line}"))
     if not relative_paths:
         raise DataError(f"{path}: the file lists no picture, only the header")
-    return _listed(path, root, first_line, relative_paths, "line")
+    return _listed(path, root, first_line, relative_paths, "line", skip)
 
 
-def _read_json(path: Path, root: Path) -> Manifest:
+def _read_json(path: Path, root: Path, skip: _Skip) -> Manifest:
     try:
         names = json.loads(path.read_bytes())
     except ValueError as error:
@@ -205,13 +213,20 @@ def _read_json(path: Path, root: Path) -> Manifest:
             raise DataError(f"{path}, entry {entry}: {name!r} has the uuid {uuid!r} of entry {first_entry[uuid]}")
         first_entry[uuid] = entry
         relative_paths.append(relative)
-    return _listed(path, root, first_entry, relative_paths, "entry")
+    return _listed(path, root, first_entry, relative_paths, "entry", skip)
 
 
-def _listed(path: Path, root: Path, places: Mapping[str, int], relative_paths: Sequence[str], called: str) -> Manifest:
+def _listed(
+    path: Path, root: Path, places: Mapping[str, int], relative_paths: Sequence[str], called: str, skip: _Skip
+) -> Manifest:
     """The manifest of a list: {uuid: its place in the list, which is `called` so}, and the path of each."""
     found = _find(root, relative_paths)
     missing = [i for i, file in enumerate(found) if file is None]
+    if missing and skip is not None and len(missing) < len(found):
+        for i in missing:
+            skip(posixpath.join(root, relative_paths[i]), "no such file")
+        there = [uuid for uuid, file in zip(places, found, strict=True) if file is not None]
+        return Manifest(there, Paths(file for file in found if file is not None), root)
     if missing:
         numbers = list(places.values())
         shown = ", ".join(f"{_shown(root, relative_paths[i])} ({called} {numbers[i]})" for i in missing[:_SHOWN])
@@ -278,13 +293,13 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _read_folder(root: Path) -> Manifest:
+def _read_folder(root: Path, skip: _Skip) -> Manifest:
     pictures: list[str] = []
     unknown: list[str] = []
     shards: list[Path] = []
     left_out: Counter[str] = Counter()
     no_files: dict[str, str] = {}
-    for inside, entry in _walk(root):
+    for inside, entry in _walk(root, skip):
         name = posixpath.join(inside, entry.name)
         suffix = posixpath.splitext(name)[1].lower()
         if _is_folder(entry):
@@ -326,7 +341,7 @@ def _read_folder(root: Path) -> Manifest:
     return Manifest(_distinct(names, pictures), paths, root, left_out, no_files)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk(root: Path, skip: _Skip) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """(path of its folder inside of the root, entry) of everything below; links are followed, but never in a circle.
 
     Hidden folders, and those that programs put beside pictures, are not entered.
@@ -344,7 +359,10 @@ def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name, reverse=True)
         except OSError as error:
-            raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+            if skip is None or not inside:
+                raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+            skip(folder, f"a folder that cannot be read: {error.strerror}")
+            continue
         for entry in entries:
             if not _is_folder(entry):
                 yield inside, entry

@@ -174,6 +174,12 @@ class Paths(_Column[Path | ShardMember]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def files(self) -> Iterator[str | ShardMember]:
+        """The elements in their order; of a plain file its name, no Path is made of it."""
+        if not len(self._shards):
+            return iter(self._names)
+        return (path if isinstance(path, ShardMember) else os.fspath(path) for path in self)
+
     def _at(self, index: int) -> Path | ShardMember:
         name = self._names[index]
         if not len(self._shards):

@@ -178,9 +178,7 @@ def extract(
     Raises TypeError if the model has no `img_size`, DataError if no picture can be decoded or if the model gives a
     descriptor that is zero or not finite.
     """
-    size = getattr(model, "img_size", None)
-    if not isinstance(size, int):
-        raise TypeError(f"model must have an integer attribute img_size, its input's side in pixels, got {size!r}")
+    size = _side_of(model)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if precision not in ("auto", "fp32", "bf16"):
@@ -223,6 +221,47 @@ def extract(
         keep.remove_after(len(work.parts))
     uuids = [uuid for features in full for uuid in features.uuids]
     return Features(uuids, values, full[0].precision, full[0].views)
+
+
+def stream_descriptors(
+    model: nn.Module,
+    pictures: Sequence[AnyPath],
+    on_broken: Callable[[AnyPath, str], None],
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    precision: Precision = "auto",
+    threads: int = 2,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], Precision]]:
+    """Yield (places in `pictures` int64 [b], unit descriptors float32 [b, D], fp32 or bf16) of each batch, in order.
+
+    As `extract`, for whoever keeps descriptors in another way. Broken pictures are told to `on_broken(path, reason)`
+    by the time that the batch behind them comes. Between batches the model is as it is while it works: in evaluation
+    mode on `device`.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        keep_heap()
+    making = _Making(model, _side_of(model), batch_size, device, threads, None)
+    was_training = model.training
+    model.to(device).eval()
+    try:
+        # Closed with this generator: the loader's threads must not outlive it.
+        with closing(iter(making.loader(pictures, on_broken))) as batches:  # type: ignore[type-var]
+            for indices, images in batches:
+                descriptors, precision = making.describe(images, precision, say)
+                yield np.asarray(indices, dtype=np.int64), descriptors[:, 0], precision
+    finally:
+        model.train(was_training)
+
+
+def _side_of(model: nn.Module) -> int:
+    """The side of a model's input in pixels."""
+    size = getattr(model, "img_size", None)
+    if not isinstance(size, int):
+        raise TypeError(f"model must have an integer attribute img_size, its input's side in pixels, got {size!r}")
+    return size
 
 
 class _Work:

@@ -11,7 +11,7 @@ from copynce.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Describing:
+class DescribingConfig:
     """How pictures are described."""
 
     batch_size: int = 64
@@ -30,7 +30,7 @@ class _Describing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(_Describing):
+class ExtractConfig(DescribingConfig):
     """Settings of ``copynce extract``."""
 
     root: str | None = None
@@ -57,7 +57,7 @@ class ExtractConfig(_Describing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig(_Describing):
+class KnnConfig(DescribingConfig):
     """Settings of ``copynce knn``."""
 
     k: int = 128

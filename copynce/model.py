@@ -1,0 +1,157 @@
+"""A trained model in the hand: pictures in, descriptors out.
+
+model = copynce.load_model("runs/descriptor")
+model.describe(["a.jpg", "b.jpg"]) @ model.describe([array]).T
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from copynce.errors import DataError
+from copynce.files import file_sha256
+from copynce.models import Descriptor
+from copynce.models.checkpoints import load_descriptor, stored_config
+from copynce.models.weight_files import file_of
+from copynce.retrieval.extract import WAY, Precision, stream_descriptors
+from dali_pipelines.sources import AnyPath, Content, pnm_bytes, to_rgb
+
+#: What can be described: a file, a picture of Pillow, or uint8 [H, W, 3] (RGB) or [H, W] (grey).
+Picture = AnyPath | Image.Image | NDArray[np.uint8]
+
+
+def load_model(name_or_path: str | os.PathLike[str], *, device: Literal["auto", "cpu", "gpu"] = "auto") -> Model:
+    """The descriptor that a run, a checkpoint folder, a weights file or a released file holds.
+
+    device: where it computes; auto: on the GPU where there is one. Raises DataError or RunError if there is no such
+    file or it holds no descriptor.
+    """
+    file = file_of(Path(name_or_path))
+    gpu = device == "gpu" or (device == "auto" and torch.cuda.is_available())
+    return Model(load_descriptor(file), file, file_sha256(file), torch.device("cuda" if gpu else "cpu"))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A descriptor, the file it is from with the SHA-256 of its content, and where it computes."""
+
+    module: Descriptor = field(repr=False)
+    file: Path
+    sha256: str
+    device: torch.device
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a descriptor, D."""
+        return self.module.dim
+
+    def card(self) -> dict[str, Any]:
+        """What tells whether descriptors can be compared: the model's `sha256`, `config` and the `way` that pictures
+        are prepared; and its `file` and `dim` for people. JSON can hold it."""
+        config = json.loads(json.dumps(stored_config(self.module)))
+        return {"sha256": self.sha256, "file": str(self.file.absolute()), "dim": self.dim, "way": WAY, "config": config}
+
+    def describe(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        batch_size: int = 64,
+        precision: Precision = "auto",
+        threads: int = 2,
+        on_broken: Callable[[str, str], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """The descriptors float32 [N, D] of N pictures, rows of length 1; their products are cosines.
+
+        pictures: files, pictures of Pillow, or arrays uint8 [H, W, 3] (RGB) or [H, W] (grey), in any mixture. They are
+        resized to the model's input as `copynce extract` does it; EXIF orientation is not applied. batch_size,
+        precision, threads: as its settings. on_broken: told as on_broken(name, reason) of a picture that cannot be
+        decoded, whose row is NaN; without it that is a DataError.
+        Raises TypeError or ValueError, with its place, for what is no picture.
+
+        >>> descriptors = model.describe(["a.jpg", Image.new("RGB", (640, 480))])  # doctest: +SKIP
+        """
+        if isinstance(pictures, str | bytes | os.PathLike | Image.Image):
+            raise TypeError(f"pictures must be a list, got one {type(pictures).__name__}: put it into brackets")
+        found = np.full((len(pictures), self.dim), np.nan, np.float32)
+        if not len(pictures):
+            return found
+        paths = [_as_path(picture, place) for place, picture in enumerate(pictures)]
+        broken: list[tuple[str, str]] = []
+        batches = self.stream(
+            paths,
+            lambda path, reason: broken.append((os.fspath(path), reason)),
+            batch_size=batch_size,
+            precision=precision,
+            threads=threads,
+        )
+        for places, descriptors, _ in batches:
+            found[places] = descriptors
+        for name, reason in broken:
+            if on_broken is None:
+                raise DataError(f"{name}: {reason}")
+            on_broken(name, reason)
+        return found
+
+    def stream(
+        self,
+        paths: Sequence[AnyPath],
+        on_broken: Callable[[AnyPath, str], None],
+        *,
+        batch_size: int = 64,
+        precision: Precision = "auto",
+        threads: int = 2,
+        say: Callable[[str], None] | None = None,
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], Precision]]:
+        """(places in `paths` int64 [b], descriptors float32 [b, D], fp32 or bf16) of one batch after the other; see
+        :func:`copynce.retrieval.extract.stream_descriptors`."""
+        return stream_descriptors(
+            self.module,
+            paths,
+            on_broken,
+            batch_size=batch_size,
+            device=self.device,
+            precision=precision,
+            threads=threads,
+            say=say,
+        )
+
+
+class _InMemory(Content):
+    """A picture that is no file, under the name of its place."""
+
+    def __init__(self, image: Image.Image, place: int) -> None:
+        self._image, self._place = image, place
+
+    def __fspath__(self) -> str:
+        return f"picture {self._place}"
+
+    def read_bytes(self) -> bytes:
+        try:
+            return pnm_bytes(to_rgb(self._image))
+        except ValueError as error:  # pixels without a defined white
+            raise OSError(str(error)) from error
+
+
+def _as_path(picture: Picture, place: int) -> AnyPath:
+    """A picture as the loader takes it."""
+    if isinstance(picture, Image.Image):
+        return _InMemory(picture, place)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8:
+            raise TypeError(f"picture {place} must be uint8, got {picture.dtype}")
+        if not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)) or 0 in picture.shape:
+            raise ValueError(f"picture {place} must be [H, W, 3] or [H, W], got {list(picture.shape)}")
+        return _InMemory(Image.fromarray(picture), place)
+    if isinstance(picture, str | os.PathLike):
+        return picture
+    raise TypeError(f"picture {place} must be a path, a picture of Pillow or an array, got {type(picture).__name__}")

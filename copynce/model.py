@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from copynce.errors import DataError
+from copynce.errors import ConfigError, DataError
 from copynce.files import file_sha256
 from copynce.models import Descriptor
 from copynce.models.checkpoints import load_descriptor, stored_config
@@ -34,8 +34,12 @@ def load_model(name_or_path: str | os.PathLike[str], *, device: Literal["auto", 
     """The descriptor that a run, a checkpoint folder, a weights file or a released file holds.
 
     device: where it computes; auto: on the GPU where there is one. Raises DataError or RunError if there is no such
-    file or it holds no descriptor.
+    file or it holds no descriptor, ConfigError for a device that is not there.
     """
+    if device not in ("auto", "cpu", "gpu"):
+        raise ConfigError(f"device must be auto, cpu or gpu, got {device!r}")
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("device is gpu, but torch sees none here; take cpu or auto")
     file = file_of(Path(name_or_path))
     gpu = device == "gpu" or (device == "auto" and torch.cuda.is_available())
     return Model(load_descriptor(file), file, file_sha256(file), torch.device("cuda" if gpu else "cpu"))

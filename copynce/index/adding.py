@@ -134,9 +134,10 @@ def _refuse_taken_ids(listing: Listing, comparison: _Comparison) -> None:
         twice = next(pair["values"] for pair in names.value_counts().to_pylist() if pair["counts"] > 1)
         raise DataError(f"two of the files given are called {twice!r}; ids must differ")
     owner = pc.index_in(listing.ids, value_set=comparison.known["id"]).fill_null(-1).to_numpy(zero_copy_only=False)
-    taken = (owner >= 0) & (owner != comparison.row) & listing.ids.is_valid().to_numpy(zero_copy_only=False)
-    # A list may also rename pictures in a circle; then the one that had the id gives it up in the same command.
-    given_up = np.isin(owner, comparison.row[comparison.row >= 0])
+    said = listing.ids.is_valid().to_numpy(zero_copy_only=False)
+    taken = (owner >= 0) & (owner != comparison.row) & said
+    # A list may also give ids to other pictures than before; then the one that had it gets another in the same command.
+    given_up = np.isin(owner, comparison.row[said & (comparison.row >= 0)])
     for place in np.flatnonzero(taken & ~given_up)[:1]:
         (path,) = restored(comparison.known["path"].slice(int(owner[place]), 1))
         raise DataError(

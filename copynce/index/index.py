@@ -56,7 +56,8 @@ class Index:
     def __init__(
         self, path: str | os.PathLike[str], model: Model | str | os.PathLike[str] | None = None, **settings: Any
     ) -> None:
-        self.path = os.fspath(path)
+        name = os.fspath(path)
+        self.path = name if "://" in name else os.path.abspath(name)
         self.config = IndexConfig(**settings)
         self._asked = model
         self._model: Model | None = model if isinstance(model, Model) else None
@@ -68,9 +69,12 @@ class Index:
     def __len__(self) -> int:
         """Pictures in the index."""
         if self._table is None:
+            self._table = PictureTable.open(self.path)
+        if self._table is None:
             return 0
-        self._table.refresh()
-        return len(self._table)
+        with self._table.working():
+            self._table.refresh()
+            return len(self._table)
 
     @property
     def model(self) -> Model:

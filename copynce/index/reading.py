@@ -60,6 +60,8 @@ def _facts(content: bytes) -> Facts:
 
 def _taken(image: Image.Image) -> datetime | None:
     """When a picture was taken, by the camera's clock, which knows no time zone."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return None  # Pillow would decode all pixels to look for it behind them
     try:
         exif = image.getexif()
         for text in (exif.get_ifd(_EXIF).get(_TAKEN), exif.get(_CHANGED)):

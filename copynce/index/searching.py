@@ -179,7 +179,7 @@ def approximate(table: PictureTable) -> dict[str, Any] | None:
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     """The table's descriptors as float32 of length 1: as they are, but for float16, whose lengths are rounded."""
-    return rows if rows.dtype == np.float32 else normalised(rows, "index")  # type: ignore[return-value]
+    return rows if rows.dtype == np.float32 else normalised(rows, "index")
 
 
 def _rows_of(flat: list[str], rows: int, columns: int) -> list[list[str]]:

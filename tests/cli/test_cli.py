@@ -18,7 +18,7 @@ from copynce.cli.main import BAD_INPUT
 from copynce.data.synthetic import make_pictures
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "extract", "knn", "normalize", "convert"])
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "extract", "knn", "normalize", "convert", "index"])
 def test_help_states_settings(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

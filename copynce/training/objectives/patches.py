@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from copynce.kernels.patch_overlap_reference import copied_patches, overlap_counts_reference, overlap_prior_reference
+from copynce.losses.affinity import affinity, affinity_entropy
 from copynce.losses.settings import CopyNCESettings
 from dali_pipelines import PairBatch
 
@@ -50,10 +50,9 @@ def _of_some(
         counts = overlap_counts_reference(table, settings.patch_size, batch.reference_to_query.shape[1:])
         every = copies[:, None].expand(counts.shape[:2])
         copied = copied_patches(counts) & every
-        unit = F.normalize(query.float(), dim=-1), F.normalize(reference.float(), dim=-1)
-        cosines = unit[0] @ unit[1].transpose(1, 2)
-        entropy = torch.special.entr((cosines / settings.temperature).softmax(-1)).sum(-1)
-        nearest = cosines.argmax(-1, keepdim=True)
+        affinities = affinity(query, reference, settings.temperature)
+        entropy = affinity_entropy(affinities)
+        nearest = affinities.argmax(-1, keepdim=True)
         yield {
             "traced_patches": _sum_over(copied, every),
             "prior_mass": _sum_over(overlap_prior_reference(counts, settings.gamma, settings.prior).sum(-1), every),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from copynce.inspect import affinity, affinity_entropy
+from copynce.losses.affinity import affinity, affinity_entropy
 
 
 @pytest.mark.parametrize("lead", [(), (3,)], ids=["one", "batch"])
@@ -47,4 +47,4 @@ def test_inputs_that_do_not_fit() -> None:
 
 
 def test_examples() -> None:
-    assert doctest.testmod(importlib.import_module("copynce.inspect.affinity")).failed == 0
+    assert doctest.testmod(importlib.import_module("copynce.losses.affinity")).failed == 0

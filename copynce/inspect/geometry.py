@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _COPIED = 0.9  # s: the share of patches within a copied region that show it; the rest is covered
-_PAIRS, _TRIPLES = 36, 12  # strongest matches of which all pairs, and all triples, give maps
-_KEPT = 12  # maps that are improved
+_PAIRS, _TRIPLES = 24, 9  # strongest matches of which all pairs, and all triples, give maps
+_KEPT = 6  # maps that are improved
 _SCALES = 0.12, 8.0  # how many times larger the map may draw a side
 _SHEAR = 4.0  # ratio of the longest to the shortest stretch
 
@@ -73,9 +73,9 @@ def centres(grid: int) -> Array:
 
 def transformed(maps: Array, points: Array) -> Array:
     """Points [n, 2] under maps [K, 3, 3], [K, n, 2]; those on or beyond the horizon are nan."""
-    out = np.einsum("kab,nb->kna", maps[:, :, :2], points) + maps[:, None, :, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        result: Array = np.where(out[..., 2:] > 1e-6, out[..., :2] / out[..., 2:], np.nan)
+    out = np.column_stack([points, np.ones(len(points))]) @ np.swapaxes(maps, 1, 2)
+    depth = np.where(out[..., 2:] > 1e-6, out[..., 2:], np.nan)
+    result: Array = out[..., :2] / depth
     return result
 
 
@@ -126,16 +126,16 @@ def _softmax(logits: Array) -> Array:
 def _looked_up(spoken: Array, places: Array) -> Array:
     """What each patch says about its place, between the centres of patches bilinearly: [K, n] of places [K, n, 2]."""
     grid = spoken.shape[1]
-    inside = ((places >= 0) & (places <= 1)).all(-1)
-    at = np.clip(np.where(inside[..., None], places, 0.5) * grid - 0.5, 0, grid - 1)
-    low = np.minimum(at.astype(np.int64), grid - 2) if grid > 1 else np.zeros(at.shape, np.int64)
-    part = at - low
-    high = np.minimum(low + 1, grid - 1)
-    patch = np.arange(spoken.shape[0])[None]
-    (x0, y0), (x1, y1) = (np.moveaxis(edge, -1, 0) for edge in (low, high))
-    px, py = part[..., 0], part[..., 1]
-    found = (1 - py) * ((1 - px) * spoken[patch, y0, x0] + px * spoken[patch, y0, x1])
-    found += py * ((1 - px) * spoken[patch, y1, x0] + px * spoken[patch, y1, x1])
+    x, y = places[..., 0], places[..., 1]
+    inside = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)  # not of nan
+    x, y = (np.clip(np.where(inside, edge, 0.5) * grid - 0.5, 0, grid - 1.000001) for edge in (x, y))
+    column, row = x.astype(np.int64), y.astype(np.int64)
+    px, py = x - column, y - row
+    corner = np.arange(len(spoken)) * grid * grid + row * grid + column
+    flat = spoken.ravel()
+    upper = (1 - px) * flat[corner] + px * flat[corner + 1]
+    lower = (1 - px) * flat[corner + grid] + px * flat[corner + grid + 1]
+    found = (1 - py) * upper + py * lower
     return np.where(inside, found, 0.0)
 
 
@@ -201,7 +201,7 @@ def _stretched(q0: Array, q1: Array, r0: Array, r1: Array) -> list[Array]:
 
 
 def _sane(maps: Array) -> NDArray[np.bool_]:
-    """Maps that an edit may make: no side drawn beyond all measure, none squeezed into a line, no corner at infinity."""
+    """Maps that an edit may make: no side drawn beyond measure, none squeezed into a line, no corner at infinity."""
     corners = transformed(maps, np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]]))
     finite = np.isfinite(corners).all((1, 2))
     sides = np.roll(corners, -1, 1) - corners
@@ -210,9 +210,12 @@ def _sane(maps: Array) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
         convex = (turns > 0).all(1) | (turns < 0).all(1)
         a, b = np.nan_to_num(sides[:, 0]), np.nan_to_num(sides[:, 1])
-        stretch = np.linalg.svd(np.stack([a, b], 1), compute_uv=False)
-    good: NDArray[np.bool_] = finite & convex & (stretch[:, 1] >= _SCALES[0]) & (stretch[:, 0] <= _SCALES[1])
-    return good & (stretch[:, 0] <= _SHEAR * stretch[:, 1])
+        # The singular values of the 2 x 2 matrix of two sides.
+        squares, product = (a**2 + b**2).sum(1), np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
+        plus, minus = np.sqrt(squares + 2 * product), np.sqrt(np.maximum(squares - 2 * product, 0))
+        largest, least = (plus + minus) / 2, (plus - minus) / 2
+    good: NDArray[np.bool_] = finite & convex & (least >= _SCALES[0]) & (largest <= _SCALES[1])
+    return good & (largest <= _SHEAR * least)
 
 
 def _distinct(maps: Array, score: Array) -> NDArray[np.int64]:

@@ -58,6 +58,40 @@ def clipped(polygon: ArrayLike, window: ArrayLike) -> Points:
     return points
 
 
+def simplified(polygon: ArrayLike, tolerance: float) -> Points:
+    """A convex polygon without the corners that lie within `tolerance` of the line between their neighbours.
+
+    >>> simplified([[0, 0], [1, 0.001], [2, 0], [2, 2]], 0.01).tolist()
+    [[0.0, 0.0], [2.0, 0.0], [2.0, 2.0]]
+    """
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    while len(points) > 3:
+        before, after = np.roll(points, 1, axis=0), np.roll(points, -1, axis=0)
+        line, away = after - before, points - before
+        length = np.maximum(np.linalg.norm(line, axis=1), _EPS)
+        off = np.abs(line[:, 0] * away[:, 1] - line[:, 1] * away[:, 0]) / length
+        least = int(off.argmin())
+        if off[least] > tolerance:
+            break
+        points = np.delete(points, least, axis=0)
+    return points
+
+
+def contains(polygon: ArrayLike, points: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each of the points [n, 2] lies in a convex polygon, [n]; in none of fewer than three corners.
+
+    >>> contains(rectangle(2, 2), [[1, 1], [3, 1]])
+    array([ True, False])
+    """
+    corners, xy = (np.asarray(given, np.float64).reshape(-1, 2) for given in (polygon, points))
+    if len(corners) < 3:
+        return np.zeros(len(xy), np.bool_)
+    edges, away = np.roll(corners, -1, axis=0) - corners, xy[:, None] - corners
+    side = edges[:, 0] * away[..., 1] - edges[:, 1] * away[..., 0]
+    within: NDArray[np.bool_] = (side >= -_EPS).all(1) | (side <= _EPS).all(1)
+    return within
+
+
 def overlap(one: ArrayLike, other: ArrayLike) -> float:
     """Intersection over union of two convex polygons, 0 where both are empty.
 

@@ -17,18 +17,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copynce.inspect.geometry import Evidence, centres, fit, matches, transformed
-from copynce.inspect.polygons import Points, area, clipped, mapped, rectangle
+from copynce.inspect.polygons import Points, area, clipped, contains, mapped, rectangle, simplified
 
 Verdict = Literal["found", "place unknown"]
 
 TEMPERATURE = 1 / 16
 ENOUGH = 60.0
-"""Nats of evidence from which a place is told; chosen on MiniDISC's part 1 (``python -m benchmarks.regions``)."""
+"""Nats of evidence from which a place is told."""
 FEWEST = 4
 """Mutual matches that must lie where the map says."""
+AGREEING = 0.6
+"""Share of the region's patches that must do so; chosen on MiniDISC's part 1 (``python -m benchmarks.regions``)."""
 
 _CELLS = 16  # a side, by which a region's sides are moved
 _SIDE = 3.0  # nats that must speak against what a side leaves out
+_STRAIGHT = 0.004  # of a side: a corner that bends less is none
 _UNIT = rectangle(1, 1)
 
 
@@ -40,7 +43,8 @@ class CopiedRegion:
     query, reference: polygons float64 [n, 2] of (x, y) in pixels of the files; the same region in both.
     geometry: float64 [3, 3], points of the query in pixels to those of the reference; below zero determinant: mirrored.
     query_share, reference_share: of each picture's area that is copied.
-    evidence: nats that speak for it. matches: mutual nearest patches; inliers: those that lie where the geometry says.
+    evidence: nats that speak for it. agreement: share of the region's query patches whose nearest of the reference lies
+    within a patch of where the geometry says. matches: mutual nearest patches; inliers: those of them that agree.
     """
 
     verdict: Verdict
@@ -50,6 +54,7 @@ class CopiedRegion:
     query_share: float
     reference_share: float
     evidence: float
+    agreement: float
     matches: int
     inliers: int
 
@@ -73,6 +78,7 @@ class CopiedRegion:
             "geometry": self.geometry.tolist() if self.found else None,
             "mirrored": self.mirrored if self.found else None,
             "evidence": round(self.evidence, 2),
+            "agreement": round(self.agreement, 4),
             "matches": self.matches,
             "inliers": self.inliers,
         }
@@ -107,7 +113,8 @@ def copied_region(
     region, nats = _reach(evidence, geometry)
     off = np.abs(transformed(geometry[None], ends[mutual])[0] - starts[mutual]).max(1, initial=0.0)
     inliers = int((off * evidence.grids[1] < 1).sum())
-    known = nats >= ENOUGH and inliers >= FEWEST and len(region) > 2
+    agreement = _agreement(cosines, evidence, geometry, region)
+    known = nats >= ENOUGH and inliers >= FEWEST and agreement >= AGREEING and len(region) > 2
     there = mapped(geometry, region) if len(region) else region
     to_query, to_reference = np.diag([*query_size, 1.0]), np.diag([*reference_size, 1.0])
     pixels = to_reference @ geometry @ np.linalg.inv(to_query)
@@ -119,6 +126,7 @@ def copied_region(
         query_share=area(region),
         reference_share=area(there),
         evidence=nats,
+        agreement=agreement,
         matches=int(mutual.sum()),
         inliers=inliers,
     )
@@ -131,12 +139,24 @@ def _unit_rows(name: str, tokens: ArrayLike) -> NDArray[np.float64]:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
+def _agreement(
+    cosines: NDArray[np.float64], evidence: Evidence, geometry: NDArray[np.float64], region: Points
+) -> float:
+    """Share of the region's query patches whose nearest of the reference lies within a patch of where the map says."""
+    gq, gr = evidence.grids
+    inside = contains(region, centres(gq))
+    if not inside.any():
+        return 0.0
+    off = centres(gr)[cosines.argmax(1)] - transformed(geometry[None], centres(gq))[0]
+    return float((np.abs(off).max(1) * gr < 1)[inside].mean())
+
+
 def _reach(evidence: Evidence, geometry: NDArray[np.float64]) -> tuple[Points, float]:
     """(the region as a polygon of the query's unit square, what is said within it).
 
     The map alone would let a copy reach to the border of one of the pictures. Where it was cut before it was laid on
-    another, the patches beyond the cut speak against it: the region ends where leaving them out gains most, at an upright
-    rectangle of the reference or of the query.
+    another, the patches beyond the cut speak against it: the region ends where leaving them out gains most, at an
+    upright rectangle of the reference or of the query.
     """
     back = np.linalg.inv(geometry)
     forth, query, origin, reference = (one[0] for one in evidence.heard(geometry[None]))
@@ -151,7 +171,7 @@ def _reach(evidence: Evidence, geometry: NDArray[np.float64]) -> tuple[Points, f
             best, heard = value, inside
             region = clipped(rooms[frame], box)
             chosen = region if frame == "query" or not len(region) else mapped(back, region)
-    return chosen, heard
+    return simplified(clipped(chosen, _UNIT), _STRAIGHT), heard
 
 
 def _best_box(places: NDArray[np.float64], said: NDArray[np.float64]) -> tuple[Points, float, float]:

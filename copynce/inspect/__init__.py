@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from copynce.losses.affinity import affinity, affinity_entropy
 from copynce.inspect.curves import draw_curves, draw_loss_curves
 from copynce.inspect.drawing import draw_affinity, draw_entropy, draw_traced_pixels
 from copynce.inspect.report import Figure, Found, Report, Search, Section, Table, metrics_table, write_report
+from copynce.losses.affinity import affinity, affinity_entropy
 
 __all__ = [
     "Figure",

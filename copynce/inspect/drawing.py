@@ -71,6 +71,46 @@ def draw_traced_pixels(
     return board.reduce(_SMOOTH)
 
 
+def draw_copied_region(picture: NDArray[np.uint8], region: ArrayLike | None, *, side: int = 640) -> Image.Image:
+    """A picture at most `side` pixels high and wide, its copied region tinted and outlined, the rest dimmed.
+
+    picture uint8 [H, W, 3]; region: polygon [n, 2] of (x, y) in its pixels; None: unknown, the picture stays as it is.
+    """
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    large = Image.fromarray(np.ascontiguousarray(picture)).resize(
+        (size[0] * _SMOOTH, size[1] * _SMOOTH), Image.Resampling.BICUBIC
+    )
+    if region is not None:
+        points = np.asarray(region, np.float64) * [large.width / width, large.height / height]
+        corners = [(float(x), float(y)) for x, y in points]
+        inside = Image.new("L", large.size, 0)
+        ImageDraw.Draw(inside).polygon(corners, fill=255)
+        dimmed = Image.fromarray(_dimmed(np.asarray(large), np.zeros((large.height, large.width), np.bool_)))
+        large = Image.composite(Image.blend(large, Image.new("RGB", large.size, _TARGET), 0.12), dimmed, inside)
+        pen = ImageDraw.Draw(large)
+        for thick, ink in ((4, (0, 0, 0)), (2, _TARGET)):
+            pen.line([*corners, *corners[:2]], fill=ink, width=thick * _SMOOTH, joint="curve")
+    return large.reduce(_SMOOTH)
+
+
+def stacked(boards: Sequence[Image.Image], *, gap: int = 16) -> Image.Image:
+    """Pictures below each other on white."""
+    board = Image.new("RGB", (max(b.width for b in boards), sum(b.height + gap for b in boards) - gap), _PAPER)
+    y = 0
+    for one in boards:
+        board.paste(one, (0, y))
+        y += one.height + gap
+    return board
+
+
+def titled(panels: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Pictures side by side on white, at panel height, each under its title."""
+    raised = [_panel(np.asarray(panel.convert("RGB"))) for panel in panels]
+    return _board(raised, titles)[0].reduce(_SMOOTH)
+
+
 def draw_affinity(
     query: NDArray[np.uint8],
     reference: NDArray[np.uint8],

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
@@ -65,13 +66,19 @@ class Search:
     note: str = ""
 
 
+class Block(Protocol):
+    """A part of a page that makes its own HTML, style and script; it escapes what it shows and fetches nothing."""
+
+    def html(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading, a paragraph, and blocks under it."""
 
     title: str
     text: str = ""
-    blocks: Sequence[Table | Figure | Search] = field(default_factory=tuple)
+    blocks: Sequence[Table | Figure | Search | Block] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def write_report(path: str | Path, report: Report) -> None:
         file.write("\n".join(parts))
 
 
-def _block(block: Table | Figure | Search) -> str:
+def _block(block: Table | Figure | Search | Block) -> str:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Figure):
@@ -140,7 +147,7 @@ def _block(block: Table | Figure | Search) -> str:
         narrow = not block.wide and block.image.width < 2.4 * block.image.height
         half = " class='half'" if narrow else ""  # two of them side by side
         return f"<figure{half}>{_img(block.image, block.photo, block.caption or 'figure')}{caption}</figure>"
-    return _search(block)
+    return _search(block) if isinstance(block, Search) else block.html()
 
 
 def _table(table: Table) -> str:
@@ -189,11 +196,15 @@ def _thumbnail(image: Image.Image, side: int = 280) -> Image.Image:
 
 
 def _img(image: Image.Image, photo: bool, alt: str) -> str:
+    return f"<img alt='{escape(alt, quote=True)}' src='{data_url(image, photo)}'>"
+
+
+def data_url(image: Image.Image, photo: bool) -> str:
+    """The picture as the source of an `img`: JPEG for a photo, else PNG."""
     buffer = io.BytesIO()
     kind = "jpeg" if photo else "png"
     image.convert("RGB").save(buffer, format=kind, **({"quality": 85} if photo else {"optimize": True}))
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"<img alt='{escape(alt, quote=True)}' src='data:image/{kind};base64,{data}'>"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 _STYLE = """

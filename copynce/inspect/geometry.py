@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ def centres(grid: int) -> Array:
     return np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
 
 
-def transformed(maps: Array, points: Array) -> Array:
+def transformed(maps: NDArray[Any], points: Array) -> Array:
     """Points [n, 2] under maps [K, 3, 3], [K, n, 2]; those on or beyond the horizon are nan."""
     out = np.column_stack([points, np.ones(len(points))]) @ np.swapaxes(maps, 1, 2)
     depth = np.where(out[..., 2:] > 1e-6, out[..., 2:], np.nan)
@@ -233,9 +234,8 @@ def _distinct(maps: Array, score: Array) -> NDArray[np.int64]:
 def _improved(evidence: Evidence, maps: Array, *, projective: bool) -> tuple[Array, Array]:
     """Each map moved uphill, (maps, their evidence): the images of four points of the query go by steps that shrink."""
     points = np.array([[0.2, 0.2], [0.8, 0.2], [0.8, 0.8], [0.2, 0.8]])
-    if projective:
-        moves = np.eye(8).reshape(8, 4, 2)
-    else:
+    moves: NDArray[Any] = np.eye(8).reshape(8, 4, 2)
+    if not projective:
         u, v, one = points[:, :1] - 0.5, points[:, 1:] - 0.5, np.ones((4, 1))
         basis = [one, u * 2, v * 2]
         moves = np.array([np.hstack([b, 0 * b]) for b in basis] + [np.hstack([0 * b, b]) for b in basis])
@@ -249,10 +249,10 @@ def _improved(evidence: Evidence, maps: Array, *, projective: bool) -> tuple[Arr
         tried = image[:, None] + step[:, None, None, None] * moves[None]
         candidates = _through(points, tried.reshape(-1, 4, 2))
         good = _sane(candidates)
-        value = np.full(len(candidates), -np.inf)
+        found = np.full(len(candidates), -np.inf)
         if good.any():
-            value[good] = evidence.total(candidates[good])
-        value = value.reshape(len(maps), -1)
+            found[good] = evidence.total(candidates[good])
+        value = found.reshape(len(maps), -1)
         best = value.argmax(1)
         better = value.max(1) > score + 1e-6
         rows = np.arange(len(maps))

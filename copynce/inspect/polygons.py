@@ -88,8 +88,7 @@ def contains(polygon: ArrayLike, points: ArrayLike) -> NDArray[np.bool_]:
         return np.zeros(len(xy), np.bool_)
     edges, away = np.roll(corners, -1, axis=0) - corners, xy[:, None] - corners
     side = edges[:, 0] * away[..., 1] - edges[:, 1] * away[..., 0]
-    within: NDArray[np.bool_] = (side >= -_EPS).all(1) | (side <= _EPS).all(1)
-    return within
+    return np.all(side >= -_EPS, axis=1) | np.all(side <= _EPS, axis=1)
 
 
 def overlap(one: ArrayLike, other: ArrayLike) -> float:

@@ -27,6 +27,7 @@ COMMANDS = (
     "measure",
     "convert",
     "index",
+    "inspect",
     "report",
 )
 

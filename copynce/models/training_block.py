@@ -121,11 +121,12 @@ class _OneBlock(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         form: _Form = ctx.form
-        x, mean1, rstd1, rows1, query, key, value, shares, seen = ctx.saved_tensors[:9]
-        between, mean2, rstd2, rows2, hidden, active = ctx.saved_tensors[9:15]
-        of_qkv, of_proj, of_fc1, of_fc2 = ctx.saved_tensors[15:19]
-        norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, ls1 = ctx.saved_tensors[19:26]
-        norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias, ls2 = ctx.saved_tensors[26:]
+        saved = ctx.saved_tensors  # read once: they may be computed again for it
+        x, mean1, rstd1, rows1, query, key, value, shares, seen = saved[:9]
+        between, mean2, rstd2, rows2, hidden, active = saved[9:15]
+        of_qkv, of_proj, of_fc1, of_fc2 = saved[15:19]
+        norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, ls1 = saved[19:26]
+        norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias, ls2 = saved[26:]
         batch, count, width = x.shape
         needed = ctx.needs_input_grad[1:]
         with torch.autocast("cpu", enabled=False):

@@ -62,7 +62,7 @@ def test_losses_and_gradients_of_a_bf16_step_are_float32() -> None:
     table = torch.arange(32 * 32, dtype=torch.int32).view(1, 32, 32).repeat(4, 1, 1)
     every = torch.ones(4, dtype=torch.bool)
     seen = []
-    objective.model.encoder.blocks[0].mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    objective.model.encoder.patch_embed.proj.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, parts = objective(PairBatch(*views, table, table, every, every, ["a", "b", "c", "d"]))
     loss.backward()

@@ -59,23 +59,25 @@ def released_step(pairs: int, size: int) -> Callable[[], Any]:
 def our_step(pairs: int, size: int, precision: str) -> Callable[[], Any]:
     from benchmarks.gpu_parts import Step
     from copynce.models.memory import keep_heap
-    from copynce.training import TrainConfig, load_config
 
     keep_heap()
-    chosen = [f"precision={precision}", f"model.img_size={size}", f"data.batch_size={pairs}", "device=cpu"]
-    config = load_config(TrainConfig, None, [*chosen, "out=nowhere", "data.train=nothing"])
-    return Step(config, _batch(pairs, size, precision))
+    return Step(_config(pairs, size, precision), _batch(pairs, size, precision))
 
 
 def _batch(pairs: int, size: int, precision: str) -> Any:
     import torch
 
     from benchmarks.gpu_parts import fixed_batch
-    from copynce.training import TrainConfig, load_config
 
     torch.manual_seed(1)
+    return fixed_batch(_config(pairs, size, precision))
+
+
+def _config(pairs: int, size: int, precision: str) -> Any:
+    from copynce.training import TrainConfig, load_config
+
     chosen = [f"precision={precision}", f"model.img_size={size}", f"data.batch_size={pairs}", "device=cpu"]
-    return fixed_batch(load_config(TrainConfig, None, [*chosen, "out=nowhere", "data.train=nothing"]))
+    return load_config(TrainConfig, None, [*chosen, "out=nowhere", "data.train=nothing"])
 
 
 def product_share(step: Callable[[], Any]) -> float:

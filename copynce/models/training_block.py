@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _aten: Any = torch.ops.aten
+_jit: Any = torch.jit
 
 
 class TrainingBlock(Block):
@@ -59,7 +60,9 @@ class TrainingBlock(Block):
         )
 
     def _trains_on_processor(self, x: Tensor) -> bool:
-        if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return False
+        if torch.compiler.is_compiling() or _jit.is_tracing():  # a program holds torch's own operators
             return False
         if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16:
             return False

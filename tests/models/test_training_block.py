@@ -128,6 +128,16 @@ def test_only_where_gradients_are_asked_for() -> None:
     assert torch.equal(ours(tokens), theirs(tokens))
 
 
+def test_a_trace_with_gradients_holds_timms_operators() -> None:
+    ours, theirs = pair()
+    tokens = torch.randn(2, 5, 24)
+    trace: Any = torch.jit.trace
+    traced = trace(ours, tokens)
+    assert "PythonOp" not in str(traced.graph)
+    assert "_OneBlock" not in str(traced.graph)
+    torch.testing.assert_close(traced(tokens), theirs(tokens))
+
+
 def test_all_models_are_made_of_it() -> None:
     options: Any = {"patch_size": 8, "embed_dim": 24, "num_heads": 2}
     descriptor = build_descriptor(img_size=32, dim=16, backbone_options={**options, "depth": 3})

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.true_regions import TrueRegion, true_region
+from copynce.copies.polygons import overlap
+from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.data import Manifest, open_dataset
-from copynce.inspect.polygons import overlap
-from copynce.inspect.regions import CopiedRegion, copied_region
 from copynce.models import load_descriptor
 from copynce.models.descriptor import Descriptor
 from copynce.retrieval.patches import with_patches

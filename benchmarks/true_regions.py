@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.inspect.polygons import clipped, mapped, rectangle
+from copynce.copies.polygons import clipped, mapped, rectangle
 
 _UNTOLD = ("perspective", "screenshot")
 _STILL = ("color_jitter", "grayscale", "saturation", "sharpen", "blur", "noise", "pixelize", "jpeg", "shuffle_pixels",

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from copynce.copies.geometry import centres
+from copynce.copies.polygons import contains
+from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.errors import ConfigError
 from copynce.inspect.drawing import draw_affinity, draw_copied_region, draw_entropy, stacked, titled
-from copynce.inspect.geometry import centres
 from copynce.inspect.pair_page import PatchPair, peaks
-from copynce.inspect.polygons import contains
-from copynce.inspect.regions import CopiedRegion, copied_region
 from copynce.inspect.report import Report, Section, Table
 from copynce.losses.affinity import affinity, affinity_entropy
 from copynce.models import Descriptor, Matcher

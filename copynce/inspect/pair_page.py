@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
-from copynce.inspect.polygons import Points
+from copynce.copies.polygons import Points
 from copynce.inspect.report import data_url
 
 _SHOWN = 720  # pixels a side of an embedded picture

@@ -1,4 +1,4 @@
-"""Patch tokens of whole pictures, beside the descriptor or the score: what `copynce.inspect.regions` asks.
+"""Patch tokens of whole pictures, beside the descriptor or the score: what `copynce.copies.regions` asks.
 
 Shapes: D numbers of a descriptor, L patches of C channels.
 """

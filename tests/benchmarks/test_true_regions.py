@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.true_regions import true_region
-from copynce.inspect.polygons import mapped, overlap, rectangle
+from copynce.copies.polygons import mapped, overlap, rectangle
 
 REFERENCE = (200, 100)
 PAD = {"op": "pad", "w": 0.25, "h": 0.5}

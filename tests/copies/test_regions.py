@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from copynce.inspect.geometry import centres
-from copynce.inspect.polygons import clipped, mapped, overlap, rectangle
-from copynce.inspect.regions import CopiedRegion, copied_region
+from copynce.copies.geometry import centres
+from copynce.copies.polygons import clipped, mapped, overlap, rectangle
+from copynce.copies.regions import CopiedRegion, copied_region
 
 Array = NDArray[np.float64]
 QUERY, REFERENCE = (400, 300), (320, 640)
@@ -117,4 +117,4 @@ def test_inputs_that_do_not_fit() -> None:
 
 
 def test_examples() -> None:
-    assert doctest.testmod(importlib.import_module("copynce.inspect.polygons")).failed == 0
+    assert doctest.testmod(importlib.import_module("copynce.copies.polygons")).failed == 0

@@ -1,6 +1,6 @@
 """Where a copy lies in both pictures, from their patch tokens; or that its place is unknown.
 
-    tokens of both -> cosines [Lq, Lr] -> matches -> the map of highest evidence (copynce.inspect.geometry)
+    tokens of both -> cosines [Lq, Lr] -> matches -> the map of highest evidence (copynce.copies.geometry)
         -> how far it reaches: the upright rectangle, in either picture, within which patches speak for it
         -> the same region in both as polygons, in pixels of the files; or no region, where too little speaks for it
 
@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from copynce.inspect.geometry import Evidence, centres, fit, matches, transformed
-from copynce.inspect.polygons import Points, area, clipped, contains, mapped, rectangle, simplified
+from copynce.copies.geometry import Evidence, centres, fit, matches, transformed
+from copynce.copies.polygons import Points, area, clipped, contains, mapped, rectangle, simplified
 
 Verdict = Literal["found", "place unknown"]
 

@@ -46,12 +46,13 @@ def run(options: argparse.Namespace) -> None:
     from copynce.evaluation.protocols import evaluate
     from copynce.evaluation.settings import EvalConfig
     from copynce.evaluation.tables import text_table
+    from copynce.models.box import DESCRIPTOR, MATCHER
     from copynce.training.distributed import announced, world
 
     with announced():
         config = load_config(EvalConfig, None, options.overrides)
-        model = _load(options.run_folder)
-        matcher = None if config.matcher is None else _load(config.matcher)
+        model = _load(options.run_folder, DESCRIPTOR)
+        matcher = None if config.matcher is None else _load(config.matcher, MATCHER)
         folder = Path(options.run_folder)
         # Two weights files in one folder have an evaluation each.
         default = folder / "eval" if folder.is_dir() else folder.with_name(f"{folder.name}-eval")
@@ -86,13 +87,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _load(path: str) -> Loaded:
+def _load(path: str, boxed: str) -> Loaded:
     from copynce.evaluation.protocols import Loaded
     from copynce.files import file_sha256
     from copynce.models import load_checkpoint
     from copynce.training import find_model
 
-    file = Path(find_model(path))
+    file = find_model(path, boxed=boxed)
     return Loaded(load_checkpoint(file), file, file_sha256(file))
 
 

@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
     from copynce.evaluation import read_candidates
     from copynce.files import file_sha256
     from copynce.models import load_matcher
+    from copynce.models.box import MATCHER
     from copynce.retrieval.matching import score_pairs
     from copynce.retrieval.matching_settings import MatchConfig
     from copynce.retrieval.pair_scores import ScoreStore
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
     with announced():
         config = load_config(MatchConfig, None, options.overrides)
-        weights = find_model(options.matcher)
+        weights = find_model(options.matcher, boxed=MATCHER)
         matcher = load_matcher(weights)
         queries, references = two_sides(config)
         pairs = read_candidates(options.candidates, queries=set(queries.uuids), references=set(references.uuids))

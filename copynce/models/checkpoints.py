@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import save
 
 from copynce.errors import DataError
 from copynce.files import file_sha256, whole_file
 from copynce.models.descriptor import Descriptor
+from copynce.models.eight_bits import quantized
 from copynce.models.kinds import KINDS, AnyModel, build_model, kind_of, released_kind
 from copynce.models.matcher import Matcher
 from copynce.models.names import LOG_SCALE, find_encoder
 from copynce.models.settings import BackboneConfig
 from copynce.models.strict import load_strictly
-from copynce.models.weight_files import WeightFile, file_of, read_texts, read_weights
+from copynce.models.weight_files import EIGHT_BITS, SHARED, WeightFile, file_of, read_texts, read_weights
 
 _CONFIG = "copynce.config"
 _METADATA = "copynce.metadata"
@@ -31,12 +33,21 @@ _METADATA = "copynce.metadata"
 _M = TypeVar("_M", Descriptor, Matcher)
 
 
-def save_checkpoint(path: str | Path, model: AnyModel, metadata: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(
+    path: str | Path,
+    model: AnyModel,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    eight_bits: bool = False,
+    shares: str | Path | None = None,
+) -> None:
     """Write a model as safetensors; the file appears whole or not at all.
 
     metadata: the model's card, anything JSON can hold, such as `step`, `commit`, `trained_on`, and `start` as
-    `start_card` tells it; `read_checkpoint_metadata` returns it. Raises TypeError if JSON cannot, WriteError if the
-    disk takes no file.
+    `start_card` tells it; `read_checkpoint_metadata` returns it. eight_bits: matrices at 8 bits a number, a
+    quarter of the size (`copynce.models.eight_bits`). shares: a file beside it; tensors that are the same there, under
+    the same name, are left out and read from it: a matcher with a descriptor's blocks. Raises TypeError if JSON cannot,
+    WriteError if the disk takes no file, ValueError for a `shares` that is not beside it.
     """
     path = Path(path)
     texts = {
@@ -45,6 +56,17 @@ def save_checkpoint(path: str | Path, model: AnyModel, metadata: Mapping[str, An
         _METADATA: json.dumps(dict(metadata or {})),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if shares is not None:
+        other = file_of(shares)
+        if other.absolute().parent != path.absolute().parent:
+            raise ValueError(f"shares must be a file beside {path}, got {other}")
+        there = read_weights(other).tensors
+        same = sorted(name for name, tensor in tensors.items() if name in there and torch.equal(tensor, there[name]))
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in same}
+        texts[SHARED] = json.dumps({"file": other.name, "sha256": file_sha256(other), "tensors": same})
+    if eight_bits:
+        tensors = quantized(tensors)
+        texts[EIGHT_BITS] = "rows"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(save(tensors, metadata=texts))
@@ -80,9 +102,9 @@ def load_checkpoint(
 ) -> AnyModel:
     """A descriptor or a matcher rebuilt from a file, in evaluation mode on the CPU.
 
-    path: a file of `save_checkpoint`, a folder of `save_pretrained`, a checkpoint folder or a run of ours (its newest),
-    or a released `.pth.tar` (`{"model": state dict, "epoch": int}`; any prefix and the loss's `infonce_log_scale` are
-    dropped).
+    path: a file of `save_checkpoint`, `default` or another box (its descriptor), a folder of `save_pretrained`, a
+    checkpoint folder or a run of ours (its newest), or a released `.pth.tar` (`{"model": state dict, "epoch": int}`;
+    any prefix and the loss's `infonce_log_scale` are dropped).
     config, num_heads: only for released files, which hold no config. Without config, width, depth, patch and picture
     size are read off the tensors; the number of attention heads is not in them: it is `num_heads`, or 64 channels a
     head for the widths of known models (192, 384, 768, 1024).

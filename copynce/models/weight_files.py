@@ -23,6 +23,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from copynce.errors import DataError, RunError
+from copynce.files import file_sha256
+from copynce.models.box import in_box
+from copynce.models.eight_bits import restored
 
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote before it wrote zips
 _LEGACY_PICKLES = 4  # that number, the version, the machine, the content
@@ -40,6 +43,10 @@ _TENSORS = re.compile(r"torch\.(?!(nn\.modules|optim|fx|jit|package)\.).*")
 #: A run's file ``checkpoints/best``: JSON whose `checkpoint` names the folder beside it that was judged best.
 BEST = "best"
 _LONGEST_MARK = 1 << 16  # bytes
+
+#: Metadata of a file whose matrices are kept at 8 bits; and of one that lacks tensors, which are those of the same name
+#: in another file beside it: JSON with its `file` and `sha256`.
+EIGHT_BITS, SHARED = "copynce.eight_bits", "copynce.shared"
 
 _WEIGHTS_NAME = re.compile(r"\.(safetensors|pth|pt|ckpt|bin|tar)$")
 _EXPECTED = "expected safetensors or a file of torch.save"
@@ -89,12 +96,12 @@ class WeightFile:
 
 
 def file_of(path: str | Path) -> Path:
-    """The weights file that `path` means: a file itself, a checkpoint folder, a run (its newest checkpoint), or its
-    ``checkpoints/best``.
+    """The weights file that `path` means: a file itself, a checkpoint folder, a run (its newest checkpoint), its
+    ``checkpoints/best``, or a box (its descriptor; `default`: the package's).
 
     Raises DataError if nothing is there, RunError if a folder holds no checkpoint.
     """
-    path = Path(path)
+    path = in_box(path)
     path = best_named(path) or path
     try:
         if path.is_file():
@@ -146,7 +153,7 @@ def read_weights(path: str | Path) -> WeightFile:
     content: Any
     texts: dict[str, str] = {}
     if _is_safetensors(start):
-        texts, content = _read_safetensors(path)
+        texts, content = _read_ours(path)
     elif start.startswith(b"PK"):
         content = _read_zip(path)
     elif start.startswith(_LEGACY_START):
@@ -158,6 +165,30 @@ def read_weights(path: str | Path) -> WeightFile:
         raise DataError(f"{path} holds no tensors by name but {_what(content)}; expected a state dict")
     numbers = {str(key): value for key, value in content.items() if type(value) in (int, float)}
     return WeightFile(path, tensors, texts, numbers)
+
+
+def _read_ours(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """A safetensors file in full: 8 bits restored, and what it shares with another taken from there."""
+    texts, content = _read_safetensors(path)
+    if EIGHT_BITS in texts:
+        with _parsing(path):
+            content = restored(content)
+    if SHARED not in texts:
+        return texts, content
+    with _parsing(path):
+        told = json.loads(texts[SHARED])
+        beside = path.with_name(Path(told["file"]).name)  # a name, wherever the file says that it lies
+        names, sha256 = list(told["tensors"]), str(told["sha256"])
+    if not beside.is_file() or file_sha256(beside) != sha256:
+        raise DataError(
+            f"{path} has its encoder from {beside.name}, which is not beside it, or is another file than it was; "
+            "keep both together"
+        )
+    there = _read_ours(beside)[1]
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise DataError(f"{beside} has no {absent[0]}, which {path.name} takes from it")
+    return texts, {**content, **{name: there[name] for name in names}}
 
 
 def read_texts(path: str | Path) -> dict[str, str]:

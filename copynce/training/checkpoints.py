@@ -25,6 +25,7 @@ import torch
 from copynce.errors import RunError, WriteError
 from copynce.files import atomic_text, file_sha256, sync_folder, whole_file
 from copynce.models import load_checkpoint
+from copynce.models.box import DESCRIPTOR, in_box
 from copynce.models.weight_files import BEST, best_named
 from copynce.training.signals import tell
 
@@ -105,14 +106,14 @@ def newest_whole(run: Path, names: Sequence[str] = (MODEL, STATE)) -> tuple[Path
     return None, damaged
 
 
-def find_model(path: str | Path, *, say: Callable[[str], None] = tell) -> Path:
-    """The weights file that ``path`` means: a file itself, a checkpoint folder, a run (its newest checkpoint), or its
-    ``checkpoints/best``.
+def find_model(path: str | Path, *, boxed: str = DESCRIPTOR, say: Callable[[str], None] = tell) -> Path:
+    """The weights file that ``path`` means: a file itself, a checkpoint folder, a run (its newest checkpoint), its
+    ``checkpoints/best``, or of a box (`default`: the package's) the file ``boxed``.
 
     A damaged newest checkpoint of a run is told to ``say``, and the one before is taken. Raises RunError if a
     checkpoint that was named is damaged, or if there is none.
     """
-    path = Path(path)
+    path = in_box(path, boxed)
     path = best_named(path) or path
     if path.is_file():
         if path.name == MODEL and (path.parent / CHECKSUMS).exists():

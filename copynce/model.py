@@ -1,7 +1,8 @@
-"""A trained model in the hand: pictures in, descriptors out.
+"""A trained model in the hand: pictures in, descriptors and copies out.
 
-model = copynce.load_model("runs/descriptor")
+model = copynce.load_model("default")
 model.describe(["a.jpg", "b.jpg"]) @ model.describe([array]).T
+model.compare("a.jpg", "b.jpg").probability
 """
 
 from __future__ import annotations
@@ -9,29 +10,35 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from copynce.copies.calibration import Calibration
 from copynce.errors import ConfigError, DataError
 from copynce.files import file_sha256
-from copynce.models import Descriptor
-from copynce.models.checkpoints import load_descriptor, stored_config
-from copynce.models.weight_files import file_of
+from copynce.models import Descriptor, Matcher
+from copynce.models.box import BACKGROUND, CALIBRATION, DESCRIPTOR, MATCHER, box_of
+from copynce.models.checkpoints import load_descriptor, load_matcher, stored_config
+from copynce.models.weight_files import file_of, read_weights
 from copynce.retrieval.extract import WAY, Precision, stream_descriptors
 from dali_pipelines.sources import AnyPath, Content, pnm_bytes, to_rgb
+
+if TYPE_CHECKING:
+    from copynce.copies.pair import CopyPair
 
 #: What can be described: a file, a picture of Pillow, or uint8 [H, W, 3] (RGB) or [H, W] (grey).
 Picture = AnyPath | Image.Image | NDArray[np.uint8]
 
 
 def load_model(name_or_path: str | os.PathLike[str], *, device: Literal["auto", "cpu", "gpu"] = "auto") -> Model:
-    """The descriptor that a run, a checkpoint folder, a weights file or a released file holds.
+    """The descriptor that a run, a checkpoint folder, a weights file or a released file holds; `default`: the model in
+    the package, and a folder of its form: also its matcher, background and calibration.
 
     device: where it computes; auto: on the GPU where there is one. Raises DataError or RunError if there is no such
     file or it holds no descriptor, ConfigError for a device that is not there.
@@ -42,22 +49,86 @@ def load_model(name_or_path: str | os.PathLike[str], *, device: Literal["auto", 
         raise ConfigError("device is gpu, but torch sees none here; take cpu or auto")
     file = file_of(Path(name_or_path))
     gpu = device == "gpu" or (device == "auto" and torch.cuda.is_available())
-    return Model(load_descriptor(file), file, file_sha256(file), torch.device("cuda" if gpu else "cpu"))
+    module = load_descriptor(file)
+    found = Model(module, file, file_sha256(file), torch.device("cuda" if gpu else "cpu"))
+    box = box_of(file.parent if file.name == DESCRIPTOR else Path(name_or_path))
+    return found if box is None else _with_box(found, box)
+
+
+def _with_box(model: Model, box: Path) -> Model:
+    """The model with what else lies in its box."""
+    matcher = load_matcher(box / MATCHER) if (box / MATCHER).is_file() else None
+    background = None
+    if (box / BACKGROUND).is_file():
+        background = read_weights(box / BACKGROUND).tensors["descriptors"].numpy()
+        if background.ndim != 2 or background.shape[1] != model.dim:
+            raise DataError(f"{box / BACKGROUND} must hold descriptors [N, {model.dim}], got {list(background.shape)}")
+    calibration = Calibration.load(box / CALIBRATION) if (box / CALIBRATION).is_file() else None
+    return replace(
+        model,
+        matcher=matcher,
+        background=background,
+        calibration=calibration,
+        one_pass=matcher is not None and _begins_with(model.module, matcher),
+    )
+
+
+def _begins_with(descriptor: Descriptor, matcher: Matcher) -> bool:
+    """Whether the matcher's encoder is the beginning of the descriptor's."""
+    mine, its = descriptor.encoder.state_dict(), matcher.encoder.state_dict()
+    same = descriptor.img_size == matcher.img_size and its.keys() <= mine.keys()
+    return same and all(torch.equal(tensor, mine[name]) for name, tensor in its.items())
 
 
 @dataclass(frozen=True)
 class Model:
-    """A descriptor, the file it is from with the SHA-256 of its content, and where it computes."""
+    """A descriptor, the file it is from with the SHA-256 of its content, and where it computes.
+
+    Of a box also: matcher; background: float32 [N, D], descriptors of pictures that nobody asks for; calibration: from
+    what a pair shows to a probability; one_pass: whether the matcher's encoder is the descriptor's beginning.
+    """
 
     module: Descriptor = field(repr=False)
     file: Path
     sha256: str
     device: torch.device
+    matcher: Matcher | None = field(default=None, repr=False)
+    background: NDArray[np.float32] | None = field(default=None, repr=False)
+    calibration: Calibration | None = None
+    one_pass: bool = False
 
     @property
     def dim(self) -> int:
         """Numbers of a descriptor, D."""
         return self.module.dim
+
+    def calibrated(self) -> Calibration:
+        """Its calibration. Raises DataError where it has none."""
+        if self.calibration is None:
+            raise DataError(
+                f"{self.file} has no calibration, so its scores are no probabilities; take `default`, or make a box "
+                "of this model: python -m scripts.make_box --help"
+            )
+        return self.calibration
+
+    def compare(self, query: Picture, reference: Picture) -> CopyPair:
+        """How likely one picture is a copy of the other, and where: polygons in pixels of both. See `describe` for what
+        pictures can be.
+
+        Raises DataError for a broken picture, or if the model has no calibration.
+
+        >>> match = model.compare("a.jpg", "b.jpg")  # doctest: +SKIP
+        >>> match.probability, match.score, match.query_region  # doctest: +SKIP
+        """
+        from copynce.copies.judging import judge
+
+        def broken(path: AnyPath, reason: str) -> None:
+            raise DataError(f"{os.fspath(path)}: {reason}")
+
+        sides = [_as_path(query, 0)], [_as_path(reference, 1)]
+        (pair,) = judge(self, *sides, np.zeros((1, 2), np.int64), on_broken=broken)
+        assert pair is not None, "broken ones raise"
+        return pair
 
     def card(self) -> dict[str, Any]:
         """What tells whether descriptors can be compared: the model's `sha256`, `config` and the `way` that pictures

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -92,6 +92,26 @@ class progress_bars:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, shown: int) -> None:
+    """The first `shown` rows on stdout, in columns; long names wrap. One line says how many more there are."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
+    for row in rows[:shown]:
+        # A name may hold control characters or what the terminal cannot show.
+        table.add_row(*(Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in cell)) for cell in row))
+    Console().print(table)
+    if len(rows) > shown:
+        print(f"... and {len(rows) - shown} more")
 
 
 _SHOWN = (

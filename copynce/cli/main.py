@@ -41,6 +41,7 @@ _EXIT_STATUS = f"""exit status:
   {BAD_INPUT}    an input, a setting or a machine that is not what the work needs
   {TrainingError.exit_status}    a training whose loss or gradient is no number
   {Stopped.exit_status}   a training that was asked to stop and has saved; the same command continues it
+  4    `search --fail-on-match` found a copy
   {INTERRUPTED}  interrupted, nothing was saved
   1    a fault of copynce itself, with a traceback to report
 """
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         escape_what_cannot_be_shown(stream)
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except KeyboardInterrupt:
         print("interrupted; a training continues with the same command", file=sys.stderr)
         return INTERRUPTED
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         complain(options.command, f"out of memory ({_first_line(error)}); smaller batches or pictures need less")
         return BAD_INPUT
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,6 +43,11 @@ _KEPT = timedelta(hours=1)  # old versions, while others may be reading them
 MANY_FRAGMENTS = 32
 
 
+def is_index(place: str) -> bool:
+    """Whether a path or an address is meant for an index rather than for pictures."""
+    return "://" in place or (Path(place) / f"{_TABLE}.lance").is_dir()
+
+
 class PictureTable:
     """The rows of an index, each a picture, and the card of the model that described them all.
 

@@ -117,8 +117,9 @@ def tokens_of(encoder: Encoder, images: Tensor, level: int) -> tuple[Tensor, Ten
     """Class token [B, C] of the last block and patch tokens [B, L, C'] of one of the levels, raw residual streams."""
     if isinstance(encoder, ResNet):
         return stage_tokens_of(encoder, images, level)
-    outputs = _outputs(encoder, images, [level, len(encoder.blocks) - 1])
-    return outputs[-1][1][:, 0], outputs[0][0]
+    last = len(encoder.blocks) - 1
+    outputs = outputs_of(encoder, images, [level, last])
+    return outputs[last][1][:, 0], outputs[level][0]
 
 
 def class_token_of(encoder: Encoder, images: Tensor) -> Tensor:
@@ -127,21 +128,24 @@ def class_token_of(encoder: Encoder, images: Tensor) -> Tensor:
         return pooled_of(encoder, images)
     last = len(encoder.blocks) - 1
     if last == 0 or encoder.training:
-        return _outputs(encoder, images, [last])[0][1][:, 0]
-    patch_tokens, prefix = _outputs(encoder, images, [last - 1])[0]
+        return outputs_of(encoder, images, [last])[last][1][:, 0]
+    patch_tokens, prefix = outputs_of(encoder, images, [last - 1])[last - 1]
     return first_token_of(encoder.blocks[last], torch.cat([prefix, patch_tokens], dim=1))
 
 
-def _outputs(encoder: VisionTransformer, images: Tensor, blocks: list[int]) -> Any:
-    """(patch tokens, prefix tokens) of each of `blocks`; what comes after the last of them is not computed."""
-    return encoder.forward_intermediates(
+def outputs_of(encoder: VisionTransformer, images: Tensor, blocks: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+    """{block: (patch tokens [B, L, C], prefix tokens [B, P, C])} of each of `blocks`; what comes after the last of them
+    is not computed."""
+    wanted = sorted(set(blocks))
+    found: Any = encoder.forward_intermediates(
         images,
-        indices=blocks,
+        indices=wanted,
         return_prefix_tokens=True,
         stop_early=True,
         output_fmt="NLC",
         intermediates_only=True,
     )
+    return dict(zip(wanted, found, strict=True))
 
 
 def first_token_of(block: Any, tokens: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from copynce.models.backbone import (
     class_token_of,
     levels_of,
     normal,
+    outputs_of,
     tokens_of,
 )
 from copynce.models.layers import LinearHead
@@ -74,11 +75,7 @@ class Descriptor(Pretrained, nn.Module):
         the patch tokens and, in evaluation, the last block does not make them. Raises ValueError on another shape or a
         batch not divisible by sides.
         """
-        expected = (3, self.img_size, self.img_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"images must be [B, 3, {self.img_size}, {self.img_size}] for this model, got {list(images.shape)}"
-            )
+        self._check(images)
         if sides < 1 or images.shape[0] % sides:
             raise ValueError(f"sides must divide the batch of {images.shape[0]} pictures, got {sides}")
         patch_tokens: Tensor | None = None
@@ -86,10 +83,30 @@ class Descriptor(Pretrained, nn.Module):
             cls_token, patch_tokens = tokens_of(self.encoder, images, self.tokens_block)
         else:
             cls_token = class_token_of(self.encoder, images)
+        return self._described(cls_token, sides), patch_tokens
+
+    def with_encodings(self, images: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, and the tokens [B, P + L, C] after the first `blocks` blocks: what a matcher with those blocks
+        encodes, in the same pass. Not for a ResNet."""
+        self._check(images)
+        outputs = outputs_of(self.encoder, images, [self.tokens_block, blocks - 1, len(self.encoder.blocks) - 1])
+        patches, prefix = outputs[blocks - 1]
+        cls_token = outputs[len(self.encoder.blocks) - 1][1][:, 0]
+        return self._described(cls_token, 1), outputs[self.tokens_block][0], torch.cat([prefix, patches], dim=1)
+
+    def _check(self, images: Tensor) -> None:
+        expected = (3, self.img_size, self.img_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must be [B, 3, {self.img_size}, {self.img_size}] for this model, got {list(images.shape)}"
+            )
+
+    def _described(self, cls_token: Tensor, sides: int) -> Tensor:
+        """Descriptors [B, dim] of the last block's class token [B, C]."""
         if self.config.head == "cls":
-            with torch.autocast(images.device.type, enabled=False):
-                return F.normalize(normal(self.encoder, cls_token.float()), dim=-1), patch_tokens
+            with torch.autocast(cls_token.device.type, enabled=False):
+                return F.normalize(normal(self.encoder, cls_token.float()), dim=-1)
         head = self.heads["linear_head"]
         if sides == 1:
-            return head(cls_token), patch_tokens
-        return torch.cat([head(side) for side in cls_token.chunk(sides)]), patch_tokens
+            return head(cls_token)
+        return torch.cat([head(side) for side in cls_token.chunk(sides)])

@@ -1,0 +1,115 @@
+"""Make a box of trained models, and calibrate it: what `copynce search`, `scan` and `Model.compare` need.
+
+    python -m scripts.make_box runs/descriptor --matcher runs/matcher --background LIST.csv \\
+        --dataset minidisc --split part1 --out box
+
+The box is a folder (`copynce/models/box.py`) that stands wherever a model does; the package's own, `default`, is
+copynce/weights. --background: pictures, openly licensed where the box is given away, of which --most become the
+background of score normalisation. --dataset, --split: pairs whose truth is known, on which the probability is fitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from copynce.copies.calibration import Calibration, Signals, expected_calibration_error
+from copynce.copies.judging import look
+from copynce.data import Manifest, open_dataset, read_manifest
+from copynce.files import whole_file
+from copynce.model import Model, load_model
+from copynce.models.box import BACKGROUND, CALIBRATION, DESCRIPTOR, MATCHER
+from copynce.models.checkpoints import load_descriptor, load_matcher, read_checkpoint_metadata, save_checkpoint
+from copynce.models.eight_bits import quantized
+from copynce.models.weight_files import EIGHT_BITS
+from copynce.retrieval.search import search
+from copynce.training import find_model
+
+_K = 5  # candidates of a query, as `copynce search` asks for
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("descriptor", help="a run or a weights file")
+    parser.add_argument("--matcher", help="a run or a weights file")
+    parser.add_argument("--background", required=True, help="a CSV or a folder")
+    parser.add_argument("--most", type=int, default=2000, help="pictures of the background (default: %(default)s)")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--split", required=True)
+    parser.add_argument("--license", default=None, help="of the weights, for their card")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (MATCHER, BACKGROUND, CALIBRATION):  # of an earlier box: they may not fit this descriptor
+        (out / name).unlink(missing_ok=True)
+    pack(find_model(options.descriptor), options.matcher and find_model(options.matcher), out, options.license)
+    write_background(load_model(out), read_manifest(options.background), options.most, out / BACKGROUND)
+    model = load_model(out)
+    signals, truth, queries = seen_pairs(model, options.dataset, options.split)
+    calibration = Calibration.fit(signals, truth, f"{Path(options.dataset).name} {options.split}")
+    calibration.save(out / CALIBRATION)
+    print(f"fitted on {len(truth)} pairs, {int(truth.sum())} of them copies, of {queries} queries")
+    print(f"calibration error on the same pairs {expected_calibration_error(calibration(signals), truth):.4f}")
+
+
+def pack(descriptor: Path, matcher: Path | None, out: Path, licence: str | None) -> None:
+    """The models at 8 bits; a matcher with the descriptor's blocks shares them."""
+
+    def card(path: Path) -> dict[str, object]:
+        return {**read_checkpoint_metadata(path), **({} if licence is None else {"license": licence})}
+
+    exact = load_descriptor(descriptor)
+    save_checkpoint(out / DESCRIPTOR, exact, card(descriptor), eight_bits=True)
+    if matcher is None:
+        return
+    boxed, tensors = load_descriptor(out / DESCRIPTOR).state_dict(), exact.state_dict()
+    model = load_matcher(matcher)
+    mine = model.state_dict()
+    same = [name for name in mine if name in tensors and torch.equal(mine[name], tensors[name])]
+    model.load_state_dict({**mine, **{name: boxed[name] for name in same}})
+    save_checkpoint(out / MATCHER, model, card(matcher), eight_bits=True, shares=out / DESCRIPTOR)
+
+
+def write_background(model: Model, manifest: Manifest, most: int, path: Path) -> None:
+    """Descriptors of `most` pictures, evenly spread, at 8 bits."""
+    chosen = np.linspace(0, len(manifest) - 1, min(most, len(manifest))).astype(np.int64)
+    rows = model.describe([manifest.paths[place] for place in chosen], on_broken=lambda name, reason: None)
+    rows = rows[np.isfinite(rows).all(1)]
+    with whole_file(path) as file:
+        file.write(save(quantized({"descriptors": torch.from_numpy(rows)}), metadata={EIGHT_BITS: "rows"}))
+
+
+def seen_pairs(model: Model, dataset: str, split_name: str) -> tuple[list[Signals], np.ndarray, int]:
+    """(signals, truth bool [N], number of queries) of each query's nearest references."""
+    split = open_dataset(dataset, split_name)
+    sides = []
+    for manifest in (split.queries, split.references):
+        rows = model.describe(list(manifest.paths), on_broken=lambda name, reason: None)
+        good = np.flatnonzero(np.isfinite(rows).all(1))
+        sides.append((good, rows[good]))
+    _, at = search(sides[0][1], sides[1][1], k=_K)
+    pairs = np.stack([np.repeat(sides[0][0], at.shape[1]), sides[1][0][at.ravel()]], 1)
+    found = list(
+        look(
+            model,
+            split.queries.paths,
+            split.references.paths,
+            pairs,
+            on_broken=lambda path, reason: print(f"{path}: {reason}"),
+            progress=lambda done: print(f"{done} of {len(pairs)} pairs", flush=True),
+        )
+    )
+    truth = [
+        split.references.uuids[pairs[row, 1]] in split.ground_truth.get(split.queries.uuids[pairs[row, 0]], ())
+        for row, _ in found
+    ]
+    return [pair.signals for _, pair in found], np.array(truth), len(split.queries)
+
+
+if __name__ == "__main__":
+    main()

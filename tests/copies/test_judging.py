@@ -1,0 +1,130 @@
+"""Pairs judged in blocks, with a matcher that shares the descriptor's blocks, equal the plain way of each pair."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from copynce.copies import judging
+from copynce.copies.calibration import FEATURES, Calibration
+from copynce.copies.judging import judge, look
+from copynce.copies.regions import copied_region
+from copynce.data.synthetic import make_picture
+from copynce.errors import DataError
+from copynce.model import Model
+from copynce.models import build_descriptor, build_matcher
+from dali_pipelines import LoaderOptions, PictureLoader
+
+OPTIONS = {"embed_dim": 24, "num_heads": 2}
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(3)
+    paths = [folder / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        make_picture(rng, (70, 70)).resize((60 + number, 40)).save(path)
+    return paths
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    descriptor = build_descriptor(
+        img_size=SIZE, dim=16, head="cls", backbone_options={**OPTIONS, "depth": 3, "patch_size": 8}
+    ).eval()
+    matcher = build_matcher(
+        img_size=SIZE, encoder_blocks=2, fusion_blocks=1, backbone_options={**OPTIONS, "patch_size": 8}, norm_eps=1e-6
+    ).eval()
+    own = descriptor.encoder.state_dict()
+    matcher.encoder.load_state_dict({name: own[name] for name in matcher.encoder.state_dict()})
+    background = np.random.default_rng(0).standard_normal((30, descriptor.dim)).astype(np.float32)
+    return Model(
+        descriptor,
+        Path("model.safetensors"),
+        "0" * 64,
+        torch.device("cpu"),
+        matcher=matcher,
+        background=background,
+        calibration=Calibration(tuple(np.linspace(0.1, 1, len(FEATURES)).tolist()), -1.0),
+        one_pass=True,
+    )
+
+
+def plainly(model: Model, query: Path, reference: Path) -> tuple[float, float, float, float]:
+    """Cosine, normalised cosine, matcher's logit and the region's evidence of a pair, by the models' own methods."""
+    with torch.inference_mode():
+        options = LoaderOptions(size=SIZE, batch_size=1)
+        loaders = [PictureLoader([path], options, on_broken=lambda *_: None) for path in (query, reference)]
+        views = [next(iter(loader))[1] for loader in loaders]
+        described = [model.module(view) for view in views]
+        assert model.matcher is not None
+        logit = float(model.matcher(*views))
+    q, r = (one[0][0].numpy() for one in described)
+    tokens = [one[1][0].numpy() for one in described]
+    assert model.background is not None
+    rows = model.background / np.linalg.norm(model.background, axis=1, keepdims=True)
+    bias = float(np.sort(rows @ q)[::-1][1:5].mean())
+    sizes = [Image.open(path).size for path in (query, reference)]
+    region = copied_region(*tokens, sizes[0], sizes[1])
+    return float(q @ r), float(q @ r) - bias, logit, region.evidence
+
+
+def test_every_pair_equals_the_plain_way_whatever_the_blocks(
+    model: Model, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = np.array([(0, 1), (2, 2), (1, 0), (0, 5), (3, 4)])
+    expected = [plainly(model, pictures[q], pictures[r]) for q, r in pairs]
+    assert len({round(row[2], 5) for row in expected}) > 2, "a matcher that tells nothing would prove nothing"
+    for most in (512, 3):
+        monkeypatch.setattr(judging, "_PICTURES", most)
+        found = dict(look(model, pictures, pictures, pairs, on_broken=lambda *_: pytest.fail("none is")))
+        for row, want in enumerate(expected):
+            seen = found[row].signals
+            np.testing.assert_allclose((seen.cosine, seen.normalised, seen.logit, seen.evidence), want, atol=2e-4)
+            assert found[row].query_size == (60 + pairs[row, 0], 40), "width and height"
+    slow = dataclasses.replace(model, one_pass=False)
+    other = dict(look(slow, pictures, pictures, pairs, on_broken=lambda *_: pytest.fail("none is")))
+    assert other[0].signals.logit == pytest.approx(found[0].signals.logit, abs=1e-5)
+
+
+def test_broken_pictures_leave_their_pairs_out_and_are_told_once(
+    model: Model, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    told: list[tuple[str, str]] = []
+    done: list[int] = []
+    paths = [*pictures[:2], tmp_path / "broken.jpg"]
+    pairs = np.array([(0, 1), (2, 0), (1, 2), (1, 1)])
+    found = judge(
+        model,
+        paths,
+        paths,
+        pairs,
+        on_broken=lambda path, reason: told.append((str(path), reason)),
+        progress=done.append,
+    )
+    assert [pair is None for pair in found] == [False, True, True, False]
+    assert [path for path, _ in told] == [str(tmp_path / "broken.jpg")]
+    assert done[-1] == 4
+    first = found[0]
+    assert first is not None
+    assert (first.query, first.reference) == (str(pictures[0]), str(pictures[1]))
+    assert 0 < first.probability < 1
+
+
+def test_a_model_compares_two_pictures(model: Model, pictures: list[Path]) -> None:
+    match = model.compare(pictures[0], Image.open(pictures[0]))
+    assert match.score == pytest.approx(1, abs=1e-5)
+    assert match.reference == "picture 1"
+    with pytest.raises(DataError, match=r"gone\.jpg"):
+        model.compare(pictures[0], "gone.jpg")
+    with pytest.raises(DataError, match="has no calibration, so its scores are no probabilities"):
+        dataclasses.replace(model, calibration=None).compare(pictures[0], pictures[1])

@@ -199,11 +199,11 @@ def _img(image: Image.Image, photo: bool, alt: str) -> str:
     return f"<img alt='{escape(alt, quote=True)}' src='{data_url(image, photo)}'>"
 
 
-def data_url(image: Image.Image, photo: bool) -> str:
-    """The picture as the source of an `img`: JPEG for a photo, else PNG."""
+def data_url(image: Image.Image, photo: bool, quality: int = 85) -> str:
+    """The picture as the source of an `img`: JPEG of this quality for a photo, else PNG."""
     buffer = io.BytesIO()
     kind = "jpeg" if photo else "png"
-    image.convert("RGB").save(buffer, format=kind, **({"quality": 85} if photo else {"optimize": True}))
+    image.convert("RGB").save(buffer, format=kind, **({"quality": quality} if photo else {"optimize": True}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

@@ -27,6 +27,7 @@ COMMANDS = (
     "measure",
     "convert",
     "index",
+    "search",
     "inspect",
     "report",
 )

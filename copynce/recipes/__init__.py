@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 
 from copynce.errors import ConfigError
-from copynce.recipes import ablations, descriptor, matcher
+from copynce.recipes import ablations, box, descriptor, matcher
 from copynce.recipes.base import Recipe, Run
 
 RECIPES: Mapping[str, Recipe] = {
@@ -26,6 +26,8 @@ RECIPES: Mapping[str, Recipe] = {
     "matcher-336-stage2": matcher.at_336_second_stage,
     "matcher-finetune": matcher.finetune,
     "matcher-vits14-112": matcher.vits14_112,
+    "box-descriptor": box.box_descriptor,
+    "box-matcher": box.box_matcher,
     **ablations.RECIPES,
 }
 

@@ -26,7 +26,7 @@ from copynce.models import Descriptor, Matcher
 from copynce.models.box import BACKGROUND, CALIBRATION, DESCRIPTOR, MATCHER, box_of
 from copynce.models.checkpoints import load_descriptor, load_matcher, stored_config
 from copynce.models.weight_files import file_of, read_weights
-from copynce.retrieval.extract import WAY, Precision, stream_descriptors
+from copynce.retrieval.extract import WAY, Precision, Views, stream_descriptors
 from dali_pipelines.sources import AnyPath, Content, pnm_bytes, to_rgb
 
 if TYPE_CHECKING:
@@ -185,10 +185,11 @@ class Model:
         batch_size: int = 64,
         precision: Precision = "auto",
         threads: int = 2,
+        views: Views | None = None,
         say: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], Precision]]:
-        """(places in `paths` int64 [b], descriptors float32 [b, D], fp32 or bf16) of one batch after the other; see
-        :func:`copynce.retrieval.extract.stream_descriptors`."""
+        """(places in `paths` int64 [b], descriptors float32 [b, D], of `views` [b, V, D], fp32 or bf16) of one batch
+        after the other; see :func:`copynce.retrieval.extract.stream_descriptors`."""
         return stream_descriptors(
             self.module,
             paths,
@@ -197,6 +198,7 @@ class Model:
             device=self.device,
             precision=precision,
             threads=threads,
+            views=views,
             say=say,
         )
 

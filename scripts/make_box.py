@@ -11,6 +11,8 @@ background of score normalisation. --dataset, --split: pairs whose truth is know
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from safetensors.torch import save
 
 from copynce.copies.calibration import Calibration, Signals, expected_calibration_error
 from copynce.copies.judging import look
+from copynce.copies.searching import candidates
 from copynce.data import Manifest, open_dataset, read_manifest
 from copynce.files import whole_file
 from copynce.model import Model, load_model
@@ -26,10 +29,8 @@ from copynce.models.box import BACKGROUND, CALIBRATION, DESCRIPTOR, MATCHER
 from copynce.models.checkpoints import load_descriptor, load_matcher, read_checkpoint_metadata, save_checkpoint
 from copynce.models.eight_bits import quantized
 from copynce.models.weight_files import EIGHT_BITS
-from copynce.retrieval.search import search
 from copynce.training import find_model
-
-_K = 5  # candidates of a query, as `copynce search` asks for
+from dali_pipelines.sources import AnyPath
 
 
 def main() -> None:
@@ -85,30 +86,34 @@ def write_background(model: Model, manifest: Manifest, most: int, path: Path) ->
 
 
 def seen_pairs(model: Model, dataset: str, split_name: str) -> tuple[list[Signals], np.ndarray, int]:
-    """(signals, truth bool [N], number of queries) of each query's nearest references."""
+    """(signals, truth bool [N], number of queries) of each query and what a search proposes for it."""
     split = open_dataset(dataset, split_name)
-    sides = []
-    for manifest in (split.queries, split.references):
-        rows = model.describe(list(manifest.paths), on_broken=lambda name, reason: None)
-        good = np.flatnonzero(np.isfinite(rows).all(1))
-        sides.append((good, rows[good]))
-    _, at = search(sides[0][1], sides[1][1], k=_K)
-    pairs = np.stack([np.repeat(sides[0][0], at.shape[1]), sides[1][0][at.ravel()]], 1)
+    queries, references = split.queries, split.references
+    proposed = candidates(model, queries.paths, references.paths, on_broken=_tell, progress=_progress)
     found = list(
         look(
             model,
-            split.queries.paths,
-            split.references.paths,
-            pairs,
-            on_broken=lambda path, reason: print(f"{path}: {reason}"),
-            progress=lambda done: print(f"{done} of {len(pairs)} pairs", flush=True),
+            queries.paths,
+            references.paths,
+            proposed.pairs,
+            views=proposed.views,
+            on_broken=_tell,
+            progress=lambda done: _progress("pairs", done, len(proposed.pairs)),
         )
     )
     truth = [
-        split.references.uuids[pairs[row, 1]] in split.ground_truth.get(split.queries.uuids[pairs[row, 0]], ())
-        for row, _ in found
+        references.uuids[reference] in split.ground_truth.get(queries.uuids[query], ())
+        for query, reference in (proposed.pairs[row].tolist() for row, _ in found)
     ]
-    return [pair.signals for _, pair in found], np.array(truth), len(split.queries)
+    return [pair.signals for _, pair in found], np.array(truth), len(queries)
+
+
+def _tell(path: AnyPath, reason: str) -> None:
+    print(f"{os.fspath(path)}: {reason}", file=sys.stderr)
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

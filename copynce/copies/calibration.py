@@ -35,6 +35,7 @@ class Signals:
     cosine: of both descriptors. normalised: the cosine less what the query has with the background, or the cosine
     itself where there is none. logit: a matcher's, 0 without one. evidence: nats that speak for one place
     (`copynce.copies.regions`). agreement: share of that place's patches that agree. found: whether the place is known.
+    cropped: whether all this is of a view of the query, not of the whole.
     """
 
     cosine: float
@@ -43,14 +44,23 @@ class Signals:
     evidence: float
     agreement: float
     found: bool
+    cropped: bool = False
 
     def row(self) -> list[float]:
         """As the features of the regression."""
         evidence = float(np.log1p(max(self.evidence, 0.0) / 10))
-        return [self.cosine, self.normalised, self.logit, evidence, self.agreement, float(self.found)]
+        return [
+            self.cosine,
+            self.normalised,
+            self.logit,
+            evidence,
+            self.agreement,
+            float(self.found),
+            float(self.cropped),
+        ]
 
 
-FEATURES = ["cosine", "normalised", "logit", "log evidence", "agreement", "found"]
+FEATURES = ["cosine", "normalised", "logit", "log evidence", "agreement", "found", "cropped"]
 
 
 @dataclass(frozen=True)

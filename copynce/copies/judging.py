@@ -1,7 +1,7 @@
 """Pairs of pictures judged: how likely each is a copy, and where.
 
-every picture once: descriptor, patch tokens, and what the matcher encodes (in the same pass, where the matcher has
-the descriptor's blocks)
+every picture, or view of a query, once: descriptor, patch tokens, and what the matcher encodes (in the same pass,
+where the matcher has the descriptor's blocks)
 every pair: cosine, normalised against the background, matcher's logit, copied region -> `Signals` -> probability
 """
 
@@ -21,9 +21,11 @@ from copynce.copies.pair import CopyPair
 from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.errors import DataError
 from copynce.model import Model
+from copynce.retrieval.crops import one_of_four, one_of_one
+from copynce.retrieval.extract import Views
 from copynce.retrieval.normalization import BIASES
 from copynce.retrieval.search import search
-from dali_pipelines import LoaderOptions, PictureLoader
+from dali_pipelines import CropLoader, Cut, LoaderOptions, PictureLoader
 from dali_pipelines.sources import AnyPath, BrokenPicture, read_picture
 
 _PICTURES = 512  # whose tokens are held at a time, 200 KB each at 8 x 8 patches and 384 channels
@@ -31,6 +33,15 @@ _BATCH = 32
 _FUSED = 64  # pairs that the matcher sees at a time
 
 OnBroken = Callable[[AnyPath, str], None]
+
+
+def query_views(width: int, height: int) -> list[Cut]:
+    """The views of a query: the whole picture, and boxes of half its sides in steps of a quarter, in which a copy that
+    was laid small on another picture fills more patches."""
+    return [*one_of_one(width, height), *one_of_four(width, height)]
+
+
+QUERY_VIEWS = Views("whole and halves", query_views)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ def judge(
     references: Sequence[AnyPath],
     pairs: NDArray[np.int64],
     *,
+    views: NDArray[np.int64] | None = None,
     on_broken: OnBroken,
     progress: Callable[[int], None] | None = None,
     threads: int = 2,
@@ -56,18 +68,17 @@ def judge(
     """Each of the pairs int64 [P, 2], (place in `queries`, place in `references`), as people get it; None where a
     picture is broken, which is told to `on_broken(path, reason)` once.
 
-    progress: called with the number of pairs done. Raises DataError if the model has no calibration.
+    views: int64 [P], the view of the query that is compared, of `query_views`; none: the whole picture. progress:
+    called with the number of pairs done. Raises DataError if the model has no calibration.
     """
     calibration = model.calibrated()
     found: list[CopyPair | None] = [None] * len(pairs)
-    seen = look(model, queries, references, pairs, on_broken=on_broken, progress=progress, threads=threads)
+    seen = look(model, queries, references, pairs, views=views, on_broken=on_broken, progress=progress, threads=threads)
     for at, pair in seen:
-        query, reference = (
-            os.fspath(side[place]) for side, place in zip((queries, references), pairs[at], strict=True)
-        )
+        names = os.fspath(queries[pairs[at, 0]]), os.fspath(references[pairs[at, 1]])
         probability = float(calibration([pair.signals])[0])
         found[at] = CopyPair(
-            query, reference, probability, pair.signals.cosine, pair.region, pair.query_size, pair.reference_size
+            *names, probability, pair.signals.cosine, pair.region, pair.query_size, pair.reference_size
         )
     return found
 
@@ -78,6 +89,7 @@ def look(
     references: Sequence[AnyPath],
     pairs: NDArray[np.int64],
     *,
+    views: NDArray[np.int64] | None = None,
     on_broken: OnBroken,
     progress: Callable[[int], None] | None = None,
     threads: int = 2,
@@ -91,20 +103,25 @@ def look(
             broken[name] = reason
             on_broken(path, reason)
 
+    seen_as = np.zeros(len(pairs), np.int64) if views is None else views
     done = 0
-    for rows in _blocks(pairs):
-        sides = []
-        for side, paths in enumerate((queries, references)):
-            places = np.unique(pairs[rows, side])
-            good = [place for place in places.tolist() if os.fspath(paths[place]) not in broken]
-            sides.append((paths, dict(_encodings(model, [(place, paths[place]) for place in good], tell, threads))))
-        (_, query_side), (_, reference_side) = sides
-        whole = [row for row in rows.tolist() if pairs[row, 0] in query_side and pairs[row, 1] in reference_side]
-        for start in range(0, len(whole), _FUSED):
-            part = whole[start : start + _FUSED]
-            both = [(query_side[int(pairs[row, 0])], reference_side[int(pairs[row, 1])]) for row in part]
-            for row, (query, reference), logit in zip(part, both, _logits(model, both), strict=True):
-                yield row, _seen(query, reference, logit)
+    for rows in _blocks(pairs, seen_as):
+        query_side: dict[tuple[int, int], _Encoded] = {}
+        for view in np.unique(seen_as[rows]).tolist():
+            places = np.unique(pairs[rows[seen_as[rows] == view], 0]).tolist()
+            for place, encoded in _encodings(model, queries, places, view, tell, threads):
+                query_side[place, view] = encoded
+        reference_side = dict(_encodings(model, references, np.unique(pairs[rows, 1]).tolist(), 0, tell, threads))
+        both = [
+            (row, query_side[key], reference_side[int(pairs[row, 1])])
+            for row in rows.tolist()
+            if (key := (int(pairs[row, 0]), int(seen_as[row]))) in query_side and int(pairs[row, 1]) in reference_side
+        ]
+        for start in range(0, len(both), _FUSED):
+            part = both[start : start + _FUSED]
+            logits = _logits(model, [(query, reference) for _, query, reference in part])
+            for (row, query, reference), logit in zip(part, logits, strict=True):
+                yield row, _seen(query, reference, logit, int(seen_as[row]))
             if progress is not None:
                 progress(done + start + len(part))
         done += len(rows)
@@ -114,48 +131,41 @@ def look(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Of one picture: descriptor [D], its bias (what score normalisation subtracts), patch tokens [L, C], what the
-    matcher encodes [P + L, C], and (width, height) of the file."""
+    """Of one picture or view: descriptor [D], its bias (what score normalisation subtracts), patch tokens [L, C], what
+    the matcher encodes [P + L, C], (width, height) of the file, and the view's box in it."""
 
     descriptor: NDArray[np.float32]
     bias: float
     tokens: NDArray[np.float32]
     encoding: Tensor | None
     size: tuple[int, int]
+    box: tuple[int, int, int, int] | None
 
 
-def _blocks(pairs: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _blocks(pairs: NDArray[np.int64], views: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Rows of `pairs`, a query's together, in blocks that ask for `_PICTURES` pictures or hardly more."""
-    order = np.argsort(pairs[:, 0], kind="stable")
-    held: set[tuple[int, int]] = set()
+    held: set[tuple[int, ...]] = set()
     block: list[int] = []
-    for row in order.tolist():
-        held |= {(0, int(pairs[row, 0])), (1, int(pairs[row, 1]))}
+    for row in np.argsort(pairs[:, 0], kind="stable").tolist():
+        needed = {(0, int(pairs[row, 0]), int(views[row])), (1, int(pairs[row, 1]))}
+        held |= needed
         if len(held) > _PICTURES and block:
             yield np.array(block)
-            block, held = [], {(0, int(pairs[row, 0])), (1, int(pairs[row, 1]))}
+            block, held = [], needed
         block.append(row)
     if block:
         yield np.array(block)
 
 
 def _encodings(
-    model: Model, places: Sequence[tuple[int, AnyPath]], tell: OnBroken, threads: int
+    model: Model, pictures: Sequence[AnyPath], places: Sequence[int], view: int, tell: OnBroken, threads: int
 ) -> Iterator[tuple[int, _Encoded]]:
-    """(place, encoded picture) of those that can be used."""
+    """(place, encoded view of the picture) of those that can be used."""
     if not places:
         return
     module, matcher, device = model.module.to(model.device).eval(), model.matcher, model.device
-    options = LoaderOptions(
-        size=module.img_size,
-        batch_size=min(_BATCH, len(places)),
-        device="gpu" if device.type == "cuda" else "cpu",
-        device_id=device.index,
-        threads=threads,
-    )
-    paths = [path for _, path in places]
-    for at, images in PictureLoader(paths, options, on_broken=tell):
-        images = images.to(device, non_blocking=True)
+    paths = [pictures[place] for place in places]
+    for at, images in _images(paths, view, module.img_size, device, tell, threads):
         encoded: Tensor | None = None
         with torch.inference_mode():
             if matcher is None:
@@ -166,19 +176,42 @@ def _encodings(
                 descriptors, tokens = module(images)
                 encoded = matcher.to(device).eval().encode(images)
         rows, patches = descriptors.float().cpu().numpy(), tokens.float().cpu().numpy()
-        biases = _biases(model, rows)
-        for i, place in enumerate(at.tolist()):
+        biases = biases_of(model, rows)
+        for i, place in enumerate(at):
             try:
                 height, width = read_picture(paths[place]).shape
             except BrokenPicture as error:  # since it was read
                 tell(paths[place], error.reason)
                 continue
             own = None if encoded is None else encoded[i]
-            yield places[place][0], _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height))
+            box = query_views(width, height)[view].box
+            yield places[place], _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height), box)
 
 
-def _biases(model: Model, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[n], as the paper's score normalisation (PROTOCOLS 3); 0 without a background."""
+def _images(
+    paths: Sequence[AnyPath], view: int, size: int, device: torch.device, tell: OnBroken, threads: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """(places in `paths`, pictures or one view of each [b, 3, S, S] on the device)."""
+    options = LoaderOptions(
+        size=size,
+        batch_size=min(_BATCH, len(paths)),
+        device="gpu" if device.type == "cuda" and not view else "cpu",
+        device_id=device.index,
+        threads=threads,
+    )
+    if not view:
+        for at, images in PictureLoader(paths, options, on_broken=tell):
+            yield at.tolist(), images.to(device, non_blocking=True)
+        return
+    for at, views in CropLoader(
+        paths, lambda width, height: [query_views(width, height)[view]], options, on_broken=tell
+    ):
+        yield at.tolist(), views[:, 0].to(device, non_blocking=True)
+
+
+def biases_of(model: Model, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the paper's score normalisation subtracts (PROTOCOLS 3) of the scores of descriptors [n, D], [n]; 0 without
+    a background."""
     if model.background is None:
         return np.zeros(len(descriptors), np.float32)
     bias = BIASES["copynce"]
@@ -198,10 +231,15 @@ def _logits(model: Model, pairs: Sequence[tuple[_Encoded, _Encoded]]) -> list[fl
     return logits
 
 
-def _seen(query: _Encoded, reference: _Encoded, logit: float) -> SeenPair:
+def _seen(query: _Encoded, reference: _Encoded, logit: float, view: int) -> SeenPair:
     cosine = float(query.descriptor @ reference.descriptor)
     if not np.isfinite([cosine, logit]).all():
         raise DataError("the score of a pair is not finite; the model's weights are damaged")
-    region = copied_region(query.tokens, reference.tokens, query.size, reference.size)
-    signals = Signals(cosine, cosine - query.bias, logit, region.evidence, region.agreement, region.found)
+    size = query.size if query.box is None else (query.box[2] - query.box[0], query.box[3] - query.box[1])
+    region = copied_region(query.tokens, reference.tokens, size, reference.size)
+    signals = Signals(
+        cosine, cosine - query.bias, logit, region.evidence, region.agreement, region.found, cropped=view > 0
+    )
+    if query.box is not None:
+        region = region.within(query.box, query.size)
     return SeenPair(signals, region, query.size, reference.size)

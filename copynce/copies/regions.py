@@ -10,7 +10,7 @@ what it calls x and y are those of the stored picture, EXIF orientation not appl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,19 @@ class CopiedRegion:
     def mirrored(self) -> bool:
         """Whether the copy is the reference's mirror image."""
         return bool(np.linalg.det(self.geometry[:2, :2]) < 0)
+
+    def within(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> CopiedRegion:
+        """The same of the picture of which the query was cut: box (left, top, right, bottom) of a picture of `size`
+        (width, height), all in pixels."""
+        left, top, right, bottom = box
+        shift = np.array([[1.0, 0.0, -left], [0.0, 1.0, -top], [0.0, 0.0, 1.0]])
+        geometry = self.geometry @ shift
+        return replace(
+            self,
+            query=self.query + np.array([left, top]),
+            geometry=geometry / geometry[2, 2] if geometry[2, 2] else geometry,
+            query_share=self.query_share * (right - left) * (bottom - top) / (size[0] * size[1]),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers; no polygons where the place is unknown."""

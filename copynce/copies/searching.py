@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from copynce.copies.judging import judge
+from copynce.copies.judging import QUERY_VIEWS, biases_of, judge
 from copynce.copies.pair import CopyPair
 from copynce.index.index import Index
 from copynce.model import Model
+from copynce.retrieval.extract import Views
 from copynce.retrieval.search import search
 from dali_pipelines.sources import AnyPath
 
@@ -32,11 +34,9 @@ def find_copies(
     on_broken: OnBroken,
     progress: Progress | None = None,
 ) -> list[CopyPair]:
-    """Each query with its k nearest references, judged: the pairs, the most probable first; of equal ones by name.
+    """Each query with its nearest references, judged: the pairs, the most probable first; of equal ones by name.
 
-    references: files, or an index made with this model. A file is no candidate for itself. on_broken: told of each
-    picture that cannot be used as on_broken(path, reason). progress: called as progress(what, done, total). Raises
-    DataError if the model has no calibration, or for an index of another model.
+    As `candidates`. Raises DataError if the model has no calibration, or for an index of another model.
     """
     model.calibrated()
     told: set[str] = set()
@@ -46,31 +46,73 @@ def find_copies(
             told.add(os.fspath(path))
             on_broken(path, reason)
 
-    places, rows = described(model, queries, "queries", threads, broken, progress)
-    asked = [queries[place] for place in places.tolist()]
-    if isinstance(references, Index):
-        pairs, files = _from_index(references, asked, rows, k)
-    else:
-        pairs, files = _from_files(model, references, asked, rows, k, threads, broken, progress)
+    found = candidates(model, queries, references, k=k, threads=threads, on_broken=broken, progress=progress)
 
     def report(done: int) -> None:
         if progress is not None:
-            progress("pairs", done, len(pairs))
+            progress("pairs", done, len(found.pairs))
 
-    judged = judge(model, asked, files, pairs, on_broken=broken, progress=report, threads=threads)
+    judged = judge(
+        model, queries, found.files, found.pairs, views=found.views, on_broken=broken, progress=report, threads=threads
+    )
     return sorted(
         (pair for pair in judged if pair is not None), key=lambda pair: (-pair.probability, pair.query, pair.reference)
     )
 
 
+@dataclass(frozen=True)
+class Proposed:
+    """pairs: int64 [P, 2], places among the queries and in `files`. views: int64 [P], the view of the query."""
+
+    files: Sequence[AnyPath]
+    pairs: NDArray[np.int64]
+    views: NDArray[np.int64]
+
+
+def candidates(
+    model: Model,
+    queries: Sequence[AnyPath],
+    references: Sequence[AnyPath] | Index,
+    *,
+    k: int = K,
+    threads: int = 2,
+    on_broken: OnBroken,
+    progress: Progress | None = None,
+) -> Proposed:
+    """The pairs to judge: a query is asked whole and in parts (`query_views`), and of each the k references are taken
+    whose best view is nearest, by normalised score.
+
+    references: files, or an index made with this model. A file is no candidate for itself. on_broken: told of each
+    picture that cannot be used as on_broken(path, reason). progress: called as progress(what, done, total).
+    """
+    places, rows = described(model, queries, "queries", QUERY_VIEWS, threads, on_broken, progress)
+    asked = [queries[place] for place in places.tolist()]
+    flat = rows.reshape(-1, model.dim)
+    near = (
+        _near_in_index(references, flat, k + 1)
+        if isinstance(references, Index)
+        else _near_in_files(model, references, flat, k + 1, threads, on_broken, progress)
+    )
+    pairs, views = best_views(near, biases_of(model, flat).reshape(rows.shape[:2]), asked, k)
+    pairs[:, 0] = places[pairs[:, 0]]
+    return Proposed(near.files, pairs, views)
+
+
 def described(
-    model: Model, paths: Sequence[AnyPath], what: str, threads: int, on_broken: OnBroken, progress: Progress | None
+    model: Model,
+    paths: Sequence[AnyPath],
+    what: str,
+    views: Views | None,
+    threads: int,
+    on_broken: OnBroken,
+    progress: Progress | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """(places of the pictures that can be used int64 [n], their descriptors float32 [n, D])."""
+    """(places of the pictures that can be used int64 [n], their descriptors float32 [n, D], of views [n, V, D])."""
+    shape = (0, model.dim) if views is None else (0, views.count, model.dim)
     places: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    rows: list[NDArray[np.float32]] = [np.empty((0, model.dim), np.float32)]
+    rows: list[NDArray[np.float32]] = [np.empty(shape, np.float32)]
     if len(paths):
-        for at, descriptors, _ in model.stream(paths, on_broken, threads=threads):
+        for at, descriptors, _ in model.stream(paths, on_broken, threads=threads, views=views):
             places.append(at)
             rows.append(descriptors)
             if progress is not None:
@@ -78,44 +120,61 @@ def described(
     return np.concatenate(places), np.concatenate(rows)
 
 
-def _from_files(
+@dataclass(frozen=True)
+class Near:
+    """The files nearest to each of M descriptors: scores float32 [M, K], cosines, and at int64 [M, K], places in
+    `files`, -1 where there were fewer."""
+
+    scores: NDArray[np.float32]
+    at: NDArray[np.int64]
+    files: Sequence[AnyPath]
+
+
+def best_views(
+    near: Near, biases: NDArray[np.float32], asked: Sequence[AnyPath], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(pairs int64 [P, 2] of a place in `asked` and one in `near.files`, the view of each int64 [P]): the k references
+    of each query whose best view is the nearest, by normalised score; a file is none of its own.
+
+    near: of the views of N queries, M = N V rows, a query's together. biases: float32 [N, V], of each view.
+    """
+    names = [os.path.abspath(os.fspath(path)) for path in near.files]
+    pairs, chosen = [], []
+    scores, at = (part.reshape(*biases.shape, -1) for part in (near.scores, near.at))
+    for row, path in enumerate(asked):
+        own = os.path.abspath(os.fspath(path))
+        best: dict[int, tuple[float, int]] = {}
+        for view, column in np.argwhere(at[row] >= 0).tolist():
+            place = int(at[row, view, column])
+            score = float(scores[row, view, column] - biases[row, view])
+            if names[place] != own and score > best.get(place, (-np.inf, 0))[0]:
+                best[place] = score, view
+        for place in sorted(best, key=lambda place: (-best[place][0], names[place]))[:k]:
+            pairs.append((row, place))
+            chosen.append(best[place][1])
+    return np.array(pairs, np.int64).reshape(-1, 2), np.array(chosen, np.int64)
+
+
+def _near_in_files(
     model: Model,
     references: Sequence[AnyPath],
-    asked: Sequence[AnyPath],
     rows: NDArray[np.float32],
     k: int,
     threads: int,
     on_broken: OnBroken,
     progress: Progress | None,
-) -> tuple[NDArray[np.int64], Sequence[AnyPath]]:
-    """(pairs [P, 2] of `asked` and of the files returned, those files)."""
-    places, reference_rows = described(model, references, "references", threads, on_broken, progress)
-    if not len(rows) or not len(reference_rows):
-        return np.empty((0, 2), np.int64), references
-    at = places[search(rows, reference_rows, k=min(k + 1, len(places)))[1]]  # one more: the file itself may be there
-    names = [os.path.abspath(os.fspath(path)) for path in references]
-    return _without_themselves(asked, at.tolist(), names, k), references
+) -> Near:
+    places, described_ = described(model, references, "references", None, threads, on_broken, progress)
+    if not len(rows) or not len(described_):
+        return Near(np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64), references)
+    scores, at = search(rows, described_, k=min(k, len(places)))
+    return Near(scores, places[at], references)
 
 
-def _from_index(
-    index: Index, asked: Sequence[AnyPath], rows: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.int64], Sequence[AnyPath]]:
+def _near_in_index(index: Index, rows: NDArray[np.float32], k: int) -> Near:
     files: dict[str, int] = {}
     if not len(rows):
-        return np.empty((0, 2), np.int64), []
-    near = index.nearest(rows, k + 1)
-    at = [[files.setdefault(path, len(files)) for path in paths if path] for paths in near.paths]
-    names = list(files)
-    return _without_themselves(asked, at, names, k), names
-
-
-def _without_themselves(
-    asked: Sequence[AnyPath], near: Sequence[Sequence[int]], names: Sequence[str], k: int
-) -> NDArray[np.int64]:
-    """Pairs [P, 2] of each query and the first k near it that are not the same file."""
-    pairs = []
-    for row, (path, places) in enumerate(zip(asked, near, strict=True)):
-        own = os.path.abspath(os.fspath(path))
-        others = [place for place in places if names[place] != own]
-        pairs += [(row, place) for place in others[:k]]
-    return np.array(pairs, np.int64).reshape(-1, 2)
+        return Near(np.empty((0, 0), np.float32), np.empty((0, 0), np.int64), [])
+    near = index.nearest(rows, k)
+    at = [[files.setdefault(path, len(files)) if path else -1 for path in paths] for paths in near.paths]
+    return Near(near.scores, np.array(at, np.int64).reshape(near.scores.shape), list(files))

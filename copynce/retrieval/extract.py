@@ -232,9 +232,11 @@ def stream_descriptors(
     device: torch.device | str = "cpu",
     precision: Precision = "auto",
     threads: int = 2,
+    views: Views | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], Precision]]:
-    """Yield (places in `pictures` int64 [b], unit descriptors float32 [b, D], fp32 or bf16) of each batch, in order.
+    """Yield (places in `pictures` int64 [b], unit descriptors float32 [b, D], fp32 or bf16) of each batch, in order;
+    of `views` [b, V, D].
 
     As `extract`, for whoever keeps descriptors in another way. Broken pictures are told to `on_broken(path, reason)`
     by the time that the batch behind them comes. Between batches the model is as it is while it works: in evaluation
@@ -243,7 +245,7 @@ def stream_descriptors(
     device = torch.device(device)
     if device.type == "cpu":
         keep_heap()
-    making = _Making(model, _side_of(model), batch_size, device, threads, None)
+    making = _Making(model, _side_of(model), batch_size, device, threads, views)
     was_training = model.training
     model.to(device).eval()
     try:
@@ -251,7 +253,11 @@ def stream_descriptors(
         with closing(iter(making.loader(pictures, on_broken))) as batches:  # type: ignore[type-var]
             for indices, images in batches:
                 descriptors, precision = making.describe(images, precision, say)
-                yield np.asarray(indices, dtype=np.int64), descriptors[:, 0], precision
+                yield (
+                    np.asarray(indices, dtype=np.int64),
+                    descriptors[:, 0] if views is None else descriptors,
+                    precision,
+                )
     finally:
         model.train(was_training)
 

@@ -128,3 +128,26 @@ def test_a_model_compares_two_pictures(model: Model, pictures: list[Path]) -> No
         model.compare(pictures[0], "gone.jpg")
     with pytest.raises(DataError, match="has no calibration, so its scores are no probabilities"):
         dataclasses.replace(model, calibration=None).compare(pictures[0], pictures[1])
+
+
+def test_a_view_of_the_query_is_that_part_saved_by_itself(model: Model, pictures: list[Path], tmp_path: Path) -> None:
+    with Image.open(pictures[0]) as picture:
+        box = judging.query_views(*picture.size)[5].box
+        assert box is not None
+        picture.crop(box).save(tmp_path / "part.png")
+        size = picture.size
+    pair = np.array([(0, 1)])
+    (_, seen), (_, plain) = (
+        next(look(model, [path], pictures, pair - [(0, 0)], views=np.array([view]), on_broken=lambda *_: None))
+        for path, view in ((pictures[0], 5), (tmp_path / "part.png", 0))
+    )
+    np.testing.assert_allclose(seen.signals.row(), [*plain.signals.row()[:-1], 1.0], atol=1e-4)
+    assert seen.query_size == size
+    np.testing.assert_allclose(seen.region.query, plain.region.query + np.array(box[:2]), atol=1e-2)
+    np.testing.assert_allclose(seen.region.reference, plain.region.reference, atol=1e-2)
+    share = (box[2] - box[0]) * (box[3] - box[1]) / (size[0] * size[1])
+    assert seen.region.query_share == pytest.approx(share * plain.region.query_share, rel=1e-3)
+    points = np.array([[box[0] + 3.0, box[1] + 5.0, 1.0], [3.0, 5.0, 1.0]])
+    maps = seen.region.geometry, plain.region.geometry
+    there = [transform @ point for transform, point in zip(maps, points, strict=True)]
+    np.testing.assert_allclose(there[0] / there[0][2], there[1] / there[1][2], rtol=1e-3)

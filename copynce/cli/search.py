@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +94,9 @@ def run(options: argparse.Namespace) -> int:
             link=options.link,
         )
     print(f"{title}, by a probability of {least:.2f} or more")
-    print_table(["query", "reference", "probability", "of query", "of reference"], [_row(pair) for pair in found],
-                shown=_SHOWN)  # fmt: skip
+    queries_shown, references_shown = short_names(pair.query for pair in found), short_names(p.reference for p in found)
+    shown = [[queries_shown[pair.query], references_shown[pair.reference], *_facts(pair)] for pair in found]
+    print_table(["query", "reference", "probability", "of query", "of reference"], shown, shown=_SHOWN)
     tell_broken(broken, out)
     print(f"matches, report: {out / 'matches.csv'}, {out / 'report.html'}")
     return MATCHED if options.fail_on_match and found else 0
@@ -142,6 +145,13 @@ def tell_broken(broken: Quarantine, out: Path) -> None:
         _say(f"{len(broken)} broken pictures were skipped; {out / 'skipped.jsonl'} lists them")
 
 
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Each path below the folder that all of them share: what a person needs to see of it."""
+    names = set(paths)
+    common = os.path.commonpath([os.path.dirname(name) for name in names]) if names else ""
+    return {name: os.path.relpath(name, common) if common else name for name in names}
+
+
 def probability(text: str) -> float:
     try:
         value = float(text)
@@ -163,10 +173,10 @@ def _references(options: argparse.Namespace, model: Any, broken: Quarantine) -> 
     return list_files([options.references], broken.add, _say).files
 
 
-def _row(pair: CopyPair) -> list[str]:
+def _facts(pair: CopyPair) -> list[str]:
     region = pair.region
     shares = [f"{region.query_share:.0%}", f"{region.reference_share:.0%}"] if region.found else ["place", "unknown"]
-    return [pair.query, pair.reference, f"{pair.probability:.3f}", *shares]
+    return [f"{pair.probability:.3f}", *shares]
 
 
 def _say(text: str) -> None:

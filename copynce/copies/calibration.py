@@ -81,7 +81,7 @@ class Calibration:
         if not signals:
             return np.empty(0)
         rows = np.array([one.row() for one in signals])
-        return 1 / (1 + np.exp(-(rows @ np.array(self.weights) + self.offset)))
+        return _sigmoid(rows @ np.array(self.weights) + self.offset)
 
     @classmethod
     def fit(cls, signals: Sequence[Signals], truth: ArrayLike, fitted_on: str = "") -> Self:
@@ -97,14 +97,14 @@ class Calibration:
         ridge = np.diag([*[_RIDGE] * rows.shape[1], 1e-9])
         weights = np.zeros(unit.shape[1])
         for _ in range(_STEPS):  # Newton
-            p = 1 / (1 + np.exp(-unit @ weights))
+            p = _sigmoid(unit @ weights)
             gradient = unit.T @ (p - answers) + ridge @ weights
             step = np.linalg.solve((unit * (p * (1 - p))[:, None]).T @ unit + ridge, gradient)
             weights = weights - step
             if np.abs(step).max() < 1e-10:
                 break
         found = weights[:-1] / scale
-        threshold = _threshold(1 / (1 + np.exp(-unit @ weights)), answers)
+        threshold = _threshold(_sigmoid(unit @ weights), answers)
         return cls(tuple(found.tolist()), float(weights[-1] - found @ mean), threshold, fitted_on)
 
     def save(self, path: str | Path) -> None:
@@ -129,6 +129,10 @@ class Calibration:
         if not np.isfinite([*found.weights, found.offset, found.threshold]).all():
             raise DataError(f"{path} holds no calibration: a number of it is not finite")
         return found
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * (1 + np.tanh(logits / 2))  # 1 / (1 + exp(-logits)), of any size
 
 
 def _threshold(probabilities: NDArray[np.float64], truth: NDArray[np.float64]) -> float:

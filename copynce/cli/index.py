@@ -10,7 +10,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from copynce.cli.console import progress_bars, writing_into
+from copynce.cli.console import progress_bars, whole_number, writing_into
 from copynce.cli.settings_help import Command
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
     parser.add_argument("--model", metavar="MODEL", help="a run, one of its checkpoints, or a weights file (default: "
                         "that of the index; a new one needs it)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="add: stop at the first broken picture")
+    parser.add_argument("--ray", metavar="ADDRESS", nargs="?", const=True, default=False, help="add: describe by "
+                        "workers of Ray, a local one or that of a cluster (extra [ray]; docs/scale.md)")  # fmt: skip
+    parser.add_argument("--ray-workers", metavar="N", type=whole_number, help="with --ray: workers, each on a GPU or "
+                        "`threads` cores (default: as many as there is room for)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="prune: list what is gone, and leave it in")
     parser.add_argument("--json", action="store_true", help="info: as JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
@@ -97,7 +101,12 @@ def _add(index: Index, what: list[str], options: argparse.Namespace) -> None:
 
     with progress_bars("") as report:
         added = index.add(
-            *what, strict=options.strict, progress=lambda done, total: report("index", done, total), say=_say
+            *what,
+            strict=options.strict,
+            ray=options.ray,
+            ray_workers=options.ray_workers,
+            progress=lambda done, total: report("index", done, total),
+            say=_say,
         )
     print(f"{added}; {len(index)} pictures in {options.index}")
     if added.broken:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,13 @@ from numpy.typing import NDArray
 
 from copynce.data import Quarantine
 from copynce.errors import DataError
+from copynce.index.describing import Described, Describer, describe_here
 from copynce.index.listing import Listing
 from copynce.index.names import restored
-from copynce.index.reading import NotedFile, content_hash
+from copynce.index.reading import content_hash
 from copynce.index.settings import IndexConfig
 from copynce.index.table import MANY_FRAGMENTS, PRECISION, PictureTable
 from copynce.model import Model
-from copynce.models.precision import bf16_in_hardware
-from copynce.retrieval.extract import Precision
 
 _COMPACT_AFTER = 64  # transactions of one run
 
@@ -55,6 +55,7 @@ def add_files(
     config: IndexConfig,
     *,
     quarantine: Quarantine,
+    describe: Describer = describe_here,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -62,8 +63,8 @@ def add_files(
     """Bring the rows of these files up to date, in transactions of at most `config.block` of them.
 
     model: called once there is something to describe. quarantine: receives what is broken, and may hold some already.
-    strict: the first broken picture ends it with a DataError; what was put before stays. progress: called as
-    progress(done, total), where done are on the disk.
+    describe: what describes; writing is done here, whoever does. strict: the first broken picture ends it with a
+    DataError; what was put before stays. progress: called as progress(done, total), where done are on the disk.
     """
     comparison = _compare(table, listing, config)
     _refuse_taken_ids(listing, comparison)
@@ -72,13 +73,14 @@ def add_files(
     new = changed = 0
     _stop_if_strict(strict, quarantine)
     if len(todo):
-        adding = _Adding(table, listing, todo, model(), config, quarantine, strict, say)
+        adding = _Adding(table, listing, todo, model(), config, quarantine, describe, strict, say)
         broken_before = len(quarantine)
-        for places in adding:
-            new += int(comparison.new[places].sum())
-            changed += int(comparison.changed[places].sum())
-            if progress is not None:
-                progress(min(new + changed + len(quarantine) - broken_before, len(todo)), len(todo))
+        with closing(iter(adding)) as transactions:
+            for places in transactions:
+                new += int(comparison.new[places].sum())
+                changed += int(comparison.changed[places].sum())
+                if progress is not None:
+                    progress(min(new + changed + len(quarantine) - broken_before, len(todo)), len(todo))
     if table.fragments() >= MANY_FRAGMENTS:
         table.compact()
     unchanged = len(listing) - len(todo) - int(comparison.renewed.sum())
@@ -170,14 +172,6 @@ def _stop_if_strict(strict: bool, quarantine: Quarantine) -> None:
         raise DataError(f"{path}: {reason}; without --strict it would be skipped and listed")
 
 
-def precision_of(table: PictureTable, model: Model, config: IndexConfig) -> Precision:
-    """What to compute in: "auto" is what the index was begun with, where the hardware has it, so that a picture and its
-    equal in the index have one descriptor."""
-    if config.precision != "auto" or table.precision is None:
-        return config.precision
-    return "bf16" if table.precision == "bf16" and bf16_in_hardware(model.device) else "fp32"
-
-
 class _Adding:
     """The files `todo` of a listing, described; iterating gives the places of those that a transaction put."""
 
@@ -189,59 +183,54 @@ class _Adding:
         model: Model,
         config: IndexConfig,
         quarantine: Quarantine,
+        describe: Describer,
         strict: bool,
         say: Callable[[str], None] | None,
     ) -> None:
-        self._table, self._listing, self._todo, self._model = table, listing, todo, model
-        self._config, self._quarantine, self._strict, self._say = config, quarantine, strict, say
+        self._table, self._listing, self._todo, self._model, self._config = table, listing, todo, model, config
+        self._quarantine, self._describe, self._strict, self._say = quarantine, describe, strict, say
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        files = [NotedFile(self._listing.files[place]) for place in self._todo]
-        waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        waiting: list[Described] = []
         begun, transactions = time.monotonic(), 0
 
         def put() -> NDArray[np.int64]:
-            at = np.concatenate([places for places, _ in waiting])
-            self._table.put(self._rows(at, np.concatenate([rows for _, rows in waiting]), files))
+            places = self._todo[np.concatenate([part.places for part in waiting])]
+            self._table.put(self._rows(places, waiting))
             waiting.clear()
-            return self._todo[at]
+            return places
 
-        batches = self._model.stream(
-            files,
-            self._quarantine.add,
-            batch_size=min(self._config.batch_size, self._config.block),
-            precision=precision_of(self._table, self._model, self._config),
-            threads=self._config.threads,
-            say=self._say,
-        )
-        for places, descriptors, precision in batches:
-            _stop_if_strict(self._strict, self._quarantine)
-            if self._table.precision is None:  # the first pictures of all decide
-                self._table.note({PRECISION: precision})
-            count = sum(len(rows) for _, rows in waiting)
-            if waiting and count + len(places) > self._config.block:
-                yield put()
-                count, begun, transactions = 0, time.monotonic(), transactions + 1
-            waiting.append((places, descriptors))
-            full = count + len(places) >= self._config.block
-            if full or time.monotonic() - begun > self._config.block_seconds:
-                yield put()
-                begun, transactions = time.monotonic(), transactions + 1
-            if transactions >= _COMPACT_AFTER:
-                self._table.compact()
-                transactions = 0
+        files = [self._listing.files[place] for place in self._todo]
+        known = self._table.precision
+        parts = self._describe(self._model, files, self._config, known, self._quarantine.add, self._say)
+        # Closed where an error ends it: the error's traceback would keep the describer, and what it holds.
+        with closing(parts):  # type: ignore[type-var]
+            for part in parts:
+                _stop_if_strict(self._strict, self._quarantine)
+                if known is None:  # the first pictures of all decide
+                    known = part.precision
+                    self._table.note({PRECISION: known})
+                count = sum(len(other.places) for other in waiting)
+                if waiting and count + len(part.places) > self._config.block:
+                    yield put()
+                    count, begun, transactions = 0, time.monotonic(), transactions + 1
+                waiting.append(part)
+                full = count + len(part.places) >= self._config.block
+                if full or time.monotonic() - begun > self._config.block_seconds:
+                    yield put()
+                    begun, transactions = time.monotonic(), transactions + 1
+                if transactions >= _COMPACT_AFTER:
+                    self._table.compact()
+                    transactions = 0
         _stop_if_strict(self._strict, self._quarantine)
         if waiting:
             yield put()
 
-    def _rows(self, at: NDArray[np.int64], descriptors: NDArray[np.float32], files: Sequence[NotedFile]) -> pa.Table:
-        """The rows of the files `at` these places of the list of those to do."""
-        listing, places = self._listing, self._todo[at]
-        facts = [files[i].facts for i in at]
-        for i in at:
-            files[i].facts = None
-        noted = [fact for fact in facts if fact is not None]
-        assert len(noted) == len(at), "each was read"
+    def _rows(self, places: NDArray[np.int64], described: list[Described]) -> pa.Table:
+        """The rows of the files at these places of the listing."""
+        listing = self._listing
+        facts = [fact for part in described for fact in part.facts]
+        descriptors = np.concatenate([part.descriptors for part in described])
         names, ids = listing.names.take(pa.array(places)), listing.ids.take(pa.array(places))
         stored = self._table.schema.field("descriptor").type
         values = descriptors.astype(stored.value_type.to_pandas_dtype(), copy=False).ravel()
@@ -249,19 +238,19 @@ class _Adding:
             # A row that is made anew keeps the id that a list once gave it.
             old = self._table.rows_of(names, ["path", "id"])
             kept = (
-                old["id"].take(pc.index_in(names, value_set=old["path"])) if len(old) else pa.nulls(len(at), ids.type)
+                old["id"].take(pc.index_in(names, value_set=old["path"])) if len(old) else pa.nulls(len(ids), ids.type)
             )
             ids = pc.coalesce(ids, kept, names)
         columns = {
             "id": ids,
             "path": names,
-            "sha256": pa.array([fact.sha256 for fact in noted]),
+            "sha256": pa.array([fact.sha256 for fact in facts]),
             "size": pa.array(listing.size[places]),
             "mtime_ns": pa.array(listing.mtime_ns[places]),
-            "width": pa.array([fact.width for fact in noted], pa.int32()),
-            "height": pa.array([fact.height for fact in noted], pa.int32()),
-            "taken": pa.array([fact.taken for fact in noted], pa.timestamp("s")),
+            "width": pa.array([fact.width for fact in facts], pa.int32()),
+            "height": pa.array([fact.height for fact in facts], pa.int32()),
+            "taken": pa.array([fact.taken for fact in facts], pa.timestamp("s")),
             "descriptor": pa.FixedSizeListArray.from_arrays(pa.array(values), stored.list_size),
-            "model": pa.array([self._model.sha256] * len(at)),
+            "model": pa.array([self._model.sha256] * len(names)),
         }
         return pa.table(columns)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from copynce.data import Quarantine
 from copynce.data.shards import read_shard, split_member
-from copynce.errors import DataError
-from copynce.index.adding import Added, add_files, precision_of
+from copynce.errors import ConfigError, DataError
+from copynce.index.adding import Added, add_files
+from copynce.index.describing import Describer, describe_here, precision_of
 from copynce.index.listing import list_files
 from copynce.index.names import restored, stored
 from copynce.index.searching import IndexSearch, Neighbours, approximate, build_approximate
@@ -100,6 +101,8 @@ class Index:
         self,
         *sources: str | os.PathLike[str],
         strict: bool = False,
+        ray: bool | str = False,
+        ray_workers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> Added:
@@ -107,10 +110,14 @@ class Index:
 
         sources: folders, pictures, CSVs (uuid,path), JSON lists, tar shards, `-` for paths on the standard input.
         strict: a broken picture is a DataError instead of being skipped and listed (in INDEX/skipped.jsonl and the
-        result). progress: called as progress(done, total) after each transaction, with what is on the disk. say:
+        result). ray: describe by workers of Ray: True, a local one, or the address of a cluster, whose machines see the
+        files under the same paths. ray_workers: how many, each on a GPU or on `threads` cores; none: as many as there
+        is room for. progress: called as progress(done, total) after each transaction, with what is on the disk. say:
         receives sentences on the way. Several processes may add to one index at once. Files that are gone stay until
-        `prune`. Raises DataError for a source that is not there, WriteError if the disk takes no more.
+        `prune`. Raises DataError for a source that is not there, WriteError if the disk takes no more, ConfigError or
+        RunError if Ray is not there or its workers cannot start.
         """
+        describe = _describer(ray, ray_workers)
         quarantine = self._quarantine()
         listing = list_files(sources, quarantine.add, say or (lambda text: None))
         if self._table is None:
@@ -130,6 +137,7 @@ class Index:
                 lambda: self.model,
                 self.config,
                 quarantine=quarantine,
+                describe=describe,
                 strict=strict,
                 progress=progress,
                 say=say,
@@ -164,7 +172,7 @@ class Index:
         return self.model.describe(
             pictures,
             batch_size=config.batch_size,
-            precision=precision_of(table, self.model, config),
+            precision=precision_of(table.precision, self.model, config),
             threads=config.threads,
             on_broken=on_broken,
         )
@@ -297,6 +305,21 @@ class Index:
     def _delete(table: PictureTable, known: pa.Table, chosen: NDArray[np.bool_]) -> int:
         paths = known["path"].filter(pa.array(chosen)).combine_chunks()
         return table.delete(paths) if len(paths) else 0
+
+
+def _describer(ray: bool | str, workers: int | None) -> Describer:
+    """What describes the files that are added."""
+    if ray is False:
+        if workers is not None:
+            raise ConfigError(f"ray_workers={workers} is for --ray; give that too, or leave it out")
+        return describe_here
+    try:
+        from copynce.index.on_ray import RayDescriber
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigError("--ray needs the package ray, which is not installed; pip install 'copynce[ray]'") from error
+    return RayDescriber(None if ray is True else ray, workers)
 
 
 class _Gone:

@@ -33,6 +33,7 @@ from copynce.retrieval.extract import WAY, Precision
 from dali_pipelines.sources import AnyPath
 
 _AHEAD = 2  # blocks a replica has in hand: it goes on while the driver writes
+_MOST = 4096  # pictures of a block: a replica that dies repeats no more, whatever a transaction holds
 _TRIES = 4  # of a block whose replicas die
 _CONNECT_SECONDS = 10.0
 _START_SECONDS = 600.0  # until the first replica is ready: importing torch from a busy shared disk takes minutes
@@ -224,11 +225,11 @@ class _Work:
 
 
 def _blocks(files: Sequence[File], config: IndexConfig, replicas: int, first_is_a_batch: bool) -> Iterator[_Block]:
-    """The files in blocks of whole batches, so that a picture is in the batch it would be in without Ray: of at most a
-    transaction each, and small enough for every replica to get some."""
+    """The files in blocks of whole batches, so that a picture is in the batch it would be in without Ray: at most a
+    transaction, and small enough for every replica to get some."""
     batch = min(config.batch_size, config.block)
     share = -(-len(files) // (2 * _AHEAD * replicas))
-    step = batch * max(1, min(config.block, share) // batch)
+    step = batch * max(1, min(config.block, _MOST, share) // batch)
     start = 0
     while start < len(files):
         end = start + (batch if first_is_a_batch and not start else step)

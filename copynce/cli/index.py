@@ -10,7 +10,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from copynce.cli.console import progress_bars, whole_number, writing_into
+from copynce.cli.console import complain, progress_bars, whole_number, writing_into
 from copynce.cli.settings_help import Command
 
 if TYPE_CHECKING:
@@ -109,7 +109,10 @@ def _add(index: Index, what: list[str], options: argparse.Namespace) -> None:
             say=_say,
         )
     print(f"{added}; {len(index)} pictures in {options.index}")
-    if added.broken:
+    if added.broken and "://" in options.index:  # no file beside that table
+        for path, reason in added.broken:
+            complain("index", f"{path}: {reason}; skipped")
+    elif added.broken:
         _say(f"{len(added.broken)} broken pictures were skipped; {os.path.join(options.index, SKIPPED)} lists them")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -190,7 +190,7 @@ class _Adding:
         self._table, self._listing, self._todo, self._model, self._config = table, listing, todo, model, config
         self._quarantine, self._describe, self._strict, self._say = quarantine, describe, strict, say
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+    def __iter__(self) -> Generator[NDArray[np.int64], None, None]:
         waiting: list[Described] = []
         begun, transactions = time.monotonic(), 0
 
@@ -204,7 +204,7 @@ class _Adding:
         known = self._table.precision
         parts = self._describe(self._model, files, self._config, known, self._quarantine.add, self._say)
         # Closed where an error ends it: the error's traceback would keep the describer, and what it holds.
-        with closing(parts):  # type: ignore[type-var]
+        with closing(parts):
             for part in parts:
                 _stop_if_strict(self._strict, self._quarantine)
                 if known is None:  # the first pictures of all decide

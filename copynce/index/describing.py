@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,18 +15,19 @@ from copynce.index.settings import IndexConfig
 from copynce.model import Model
 from copynce.models.precision import bf16_in_hardware
 from copynce.retrieval.extract import Precision
+from copynce.retrieval.features import Computed
 from dali_pipelines.sources import AnyPath
 
 
 @dataclass(frozen=True)
 class Described:
     """Some pictures of a list. places: int64 [b], in the list. descriptors: float32 [b, D], unit. facts: [b], of their
-    files. precision: fp32 or bf16, in which they were computed."""
+    files. precision: in which they were computed."""
 
     places: NDArray[np.int64]
     descriptors: NDArray[np.float32]
     facts: list[Facts]
-    precision: Precision
+    precision: Computed
 
 
 class Describer(Protocol):
@@ -37,18 +38,18 @@ class Describer(Protocol):
         model: Model,
         files: Sequence[File],
         config: IndexConfig,
-        known: Precision | None,
+        known: Computed | None,
         on_broken: Callable[[AnyPath, str], None],
         say: Callable[[str], None] | None,
-    ) -> Iterator[Described]:
+    ) -> Generator[Described, None, None]:
         """Yield each of the files in one `Described`, but for those told to `on_broken(path, reason)`.
 
         known: what the index was begun with, None before its first pictures. say: receives sentences on the way. What
-        it holds is given back when the iterator is closed.
+        it holds is given back when the generator is closed.
         """
 
 
-def precision_of(known: Precision | None, model: Model, config: IndexConfig) -> Precision:
+def precision_of(known: Computed | None, model: Model, config: IndexConfig) -> Precision:
     """What to compute in: "auto" is what the index was begun with, where the hardware has it, so that a picture and its
     equal in the index have one descriptor."""
     if config.precision != "auto" or known is None:
@@ -60,10 +61,10 @@ def describe_here(
     model: Model,
     files: Sequence[File],
     config: IndexConfig,
-    known: Precision | None,
+    known: Computed | None,
     on_broken: Callable[[AnyPath, str], None],
     say: Callable[[str], None] | None,
-) -> Iterator[Described]:
+) -> Generator[Described, None, None]:
     """The describer that is this process."""
     noted = [NotedFile(file) for file in files]
     batches = model.stream(
@@ -79,4 +80,4 @@ def describe_here(
         assert len(facts) == len(places), "each was read"
         for at in places:
             noted[at].facts = None
-        yield Described(places, descriptors, facts, precision)
+        yield Described(places, descriptors, facts, "bf16" if precision == "bf16" else "fp32")

@@ -16,7 +16,7 @@ import socket
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from copynce.index.describing import Described, describe_here
 from copynce.index.listing import File
 from copynce.index.settings import IndexConfig
 from copynce.model import Model
-from copynce.retrieval.extract import WAY, Precision
+from copynce.retrieval.extract import WAY
+from copynce.retrieval.features import Computed
 from dali_pipelines.sources import AnyPath
 
 _AHEAD = 2  # blocks a replica has in hand: it goes on while the driver writes
@@ -67,10 +68,10 @@ class RayDescriber:
         model: Model,
         files: Sequence[File],
         config: IndexConfig,
-        known: Precision | None,
+        known: Computed | None,
         on_broken: Callable[[AnyPath, str], None],
         say: Callable[[str], None] | None,
-    ) -> Iterator[Described]:
+    ) -> Generator[Described, None, None]:
         tell = say or (lambda text: None)
         model.module.cpu()
         store = _STORE_BYTES + 2 * sum(value.nbytes for value in model.module.state_dict().values())
@@ -103,7 +104,7 @@ class _Replica:
         return f"{socket.gethostname()}, process {os.getpid()}"
 
     def describe(
-        self, files: Sequence[File], known: Precision | None
+        self, files: Sequence[File], known: Computed | None
     ) -> tuple[list[Described], Broken, list[str], list[File]]:
         """(descriptors, broken ones, sentences, those of the broken that are not there on this machine)."""
         broken: Broken = []
@@ -135,7 +136,7 @@ class _Work:
         replicas: list[Any],
         files: Sequence[File],
         config: IndexConfig,
-        known: Precision | None,
+        known: Computed | None,
         on_broken: Callable[[AnyPath, str], None],
         tell: Callable[[str], None],
     ) -> None:
@@ -242,7 +243,9 @@ def _replicas(model: Model, config: IndexConfig, gpu: bool, count: int) -> Itera
     """So many actors, for the time of the block; they may still be starting."""
     content = ray.put(model)
     # Started anew wherever there is room; blocks are given again by us, to whoever is there.
-    kind = ray.remote(_Replica).options(num_cpus=config.threads, num_gpus=int(gpu), max_restarts=-1, max_task_retries=0)
+    kind: Any = ray.remote(_Replica).options(
+        num_cpus=config.threads, num_gpus=int(gpu), max_restarts=-1, max_task_retries=0
+    )
     replicas = [kind.remote(content, config, gpu, WAY) for _ in range(count)]
     try:
         yield replicas

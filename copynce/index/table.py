@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lancedb
 import numpy as np
@@ -239,9 +239,10 @@ class PictureTable:
         return {key.decode(): value.decode() for key, value in metadata.items()}
 
     @property
-    def precision(self) -> str | None:
-        """fp32 or bf16: what the first descriptors were computed in; None before them."""
-        return self.noted().get(PRECISION)
+    def precision(self) -> Literal["fp32", "bf16"] | None:
+        """What the first descriptors were computed in; None before them."""
+        found = self.noted().get(PRECISION)
+        return None if found is None else "bf16" if found == "bf16" else "fp32"
 
     def note(self, facts: dict[str, str]) -> None:
         """Leave facts on the descriptors in the table, in a transaction."""

@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,13 +43,15 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--split", required=True)
     parser.add_argument("--license", default=None, help="of the weights, for their card")
+    parser.add_argument("--trained-on", default=None, help="the pictures, for the card (default: the list's name)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     for name in (MATCHER, BACKGROUND, CALIBRATION):  # of an earlier box: they may not fit this descriptor
         (out / name).unlink(missing_ok=True)
-    pack(find_model(options.descriptor), options.matcher and find_model(options.matcher), out, options.license)
+    told = {key: getattr(options, key) for key in ("license", "trained_on") if getattr(options, key) is not None}
+    pack(find_model(options.descriptor), options.matcher and find_model(options.matcher), out, told)
     write_background(load_model(out), read_manifest(options.background), options.most, out / BACKGROUND)
     model = load_model(out)
     signals, truth, queries = seen_pairs(model, options.dataset, options.split)
@@ -58,11 +61,12 @@ def main() -> None:
     print(f"calibration error on the same pairs {expected_calibration_error(calibration(signals), truth):.4f}")
 
 
-def pack(descriptor: Path, matcher: Path | None, out: Path, licence: str | None) -> None:
-    """The models at 8 bits; a matcher with the descriptor's blocks shares them."""
+def pack(descriptor: Path, matcher: Path | None, out: Path, told: dict[str, Any]) -> None:
+    """The models at 8 bits; a matcher with the descriptor's blocks shares them. told: for their cards."""
 
-    def card(path: Path) -> dict[str, object]:
-        return {**read_checkpoint_metadata(path), **({} if licence is None else {"license": licence})}
+    def card(path: Path) -> dict[str, Any]:
+        # A list's path means nothing to whoever is given the box.
+        return _with_names(read_checkpoint_metadata(path)) | told
 
     exact = load_descriptor(descriptor)
     save_checkpoint(out / DESCRIPTOR, exact, card(descriptor), eight_bits=True)
@@ -74,6 +78,17 @@ def pack(descriptor: Path, matcher: Path | None, out: Path, licence: str | None)
     same = [name for name in mine if name in tensors and torch.equal(mine[name], tensors[name])]
     model.load_state_dict({**mine, **{name: boxed[name] for name in same}})
     save_checkpoint(out / MATCHER, model, card(matcher), eight_bits=True, shares=out / DESCRIPTOR)
+
+
+def _with_names(card: dict[str, Any]) -> dict[str, Any]:
+    """A card, and those of its starts, with the names of files for their paths."""
+    found = dict(card)
+    for key, value in card.items():
+        if key == "trained_on" and isinstance(value, str):
+            found[key] = Path(value).name
+        elif isinstance(value, dict):
+            found[key] = _with_names(value)
+    return found
 
 
 def write_background(model: Model, manifest: Manifest, most: int, path: Path) -> None:

@@ -83,6 +83,15 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_card_names_files_and_no_folders() -> None:
+    card = {"step": 1, "trained_on": "/a/b.csv", "start": {"file": "m", "card": {"trained_on": "c/d.csv"}}}
+    assert make_box._with_names(card) == {
+        "step": 1,
+        "trained_on": "b.csv",
+        "start": {"file": "m", "card": {"trained_on": "d.csv"}},
+    }
+
+
 def test_a_box_is_whole(box: Path) -> None:
     model = load_model(box)
     assert model.matcher is not None

@@ -241,19 +241,20 @@ input[type=range],input[type=checkbox]{accent-color:var(--mark)}
 output{margin-left:auto;font-weight:600;font-variant-numeric:tabular-nums}
 :focus-visible,.pair:focus{outline:3px solid var(--mark);outline-offset:2px}
 .group{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:18px 20px;margin-top:18px}
-.pair{padding:12px;margin:10px -12px 0;border-radius:10px;border-top:1px solid var(--line);scroll-margin-top:64px;
+.pair{padding:12px;margin:10px -12px 0;border-radius:10px;border-top:1px solid var(--line);
 content-visibility:auto;contain-intrinsic-size:auto 450px}
+h2+.pair{border-top:0;margin-top:0}
 .facts{font-variant-numeric:tabular-nums;margin-bottom:8px}
 .facts strong{font-size:20px;margin-right:8px}
 .sides{display:grid;grid-template-columns:1fr 1fr;gap:20px}
 figure{margin:0;min-width:0}
 .room{height:var(--room);display:flex;align-items:center;justify-content:center;background:var(--page);
 border-radius:8px}
-.picture{position:relative;overflow:hidden;width:min(100%,calc(var(--room)*var(--w)/var(--h)));min-width:12px;
+.picture{position:relative;width:min(100%,calc(var(--room)*var(--w)/var(--h)));min-width:12px;
 min-height:12px;max-height:var(--room);aspect-ratio:var(--w)/var(--h)}
 .picture img{position:absolute;inset:0;width:100%;height:100%;background:#fff;image-orientation:none;font-size:12px;
 color:#565d6b}
-.picture svg{position:absolute;inset:0;width:100%;height:100%}
+.picture svg{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
 .absent{position:absolute;inset:0;display:flex;align-items:center;justify-content:center;text-align:center;padding:6px;
 font-size:12px;color:var(--soft);border:1px dashed var(--line);overflow-wrap:anywhere}
 .picture:has(.absent){width:100%;height:100%;aspect-ratio:auto}
@@ -276,6 +277,7 @@ font:12px ui-monospace,monospace}
 dialog{background:var(--card);color:var(--ink);border:1px solid var(--line);border-radius:12px;max-width:560px;
 padding:20px 24px}
 dialog::backdrop{background:rgb(0 0 0/.45)}
+dialog p,dialog form{margin-top:14px}
 dl{display:grid;grid-template-columns:auto 1fr;gap:6px 16px;margin:0}
 dd{margin:0}
 [hidden]{display:none!important}
@@ -329,6 +331,7 @@ const write=()=>{
 const changed=()=>{show();clearTimeout(timer);timer=setTimeout(write,150);};
 const go=(i,save=true)=>{
   pairs[current].tabIndex=-1;current=i;chosen=true;pairs[i].tabIndex=0;
+  document.documentElement.style.scrollPaddingTop=at('bar').offsetHeight+8+'px';
   pairs[i].focus({preventScroll:true});
   // Twice: what was never laid out has a guessed height until it comes near.
   pairs[i].scrollIntoView({block:'start'});

@@ -8,7 +8,7 @@ every pair: cosine, normalised against the background, matcher's logit, copied r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,16 +106,13 @@ def look(
     seen_as = np.zeros(len(pairs), np.int64) if views is None else views
     done = 0
     for rows in _blocks(pairs, seen_as):
-        query_side: dict[tuple[int, int], _Encoded] = {}
-        for view in np.unique(seen_as[rows]).tolist():
-            places = np.unique(pairs[rows[seen_as[rows] == view], 0]).tolist()
-            for place, encoded in _encodings(model, queries, places, view, tell, threads):
-                query_side[place, view] = encoded
-        reference_side = dict(_encodings(model, references, np.unique(pairs[rows, 1]).tolist(), 0, tell, threads))
+        query_side = dict(_encodings(model, queries, zip(pairs[rows, 0], seen_as[rows], strict=True), tell, threads))
+        reference_side = dict(_encodings(model, references, ((place, 0) for place in pairs[rows, 1]), tell, threads))
         both = [
-            (row, query_side[key], reference_side[int(pairs[row, 1])])
+            (row, query_side[asked], reference_side[near])
             for row in rows.tolist()
-            if (key := (int(pairs[row, 0]), int(seen_as[row]))) in query_side and int(pairs[row, 1]) in reference_side
+            if (asked := (int(pairs[row, 0]), int(seen_as[row]))) in query_side
+            and (near := (int(pairs[row, 1]), 0)) in reference_side
         ]
         for start in range(0, len(both), _FUSED):
             part = both[start : start + _FUSED]
@@ -158,14 +155,14 @@ def _blocks(pairs: NDArray[np.int64], views: NDArray[np.int64]) -> Iterator[NDAr
 
 
 def _encodings(
-    model: Model, pictures: Sequence[AnyPath], places: Sequence[int], view: int, tell: OnBroken, threads: int
-) -> Iterator[tuple[int, _Encoded]]:
-    """(place, encoded view of the picture) of those that can be used."""
-    if not places:
-        return
+    model: Model, pictures: Sequence[AnyPath], wanted: Iterable[tuple[int, int]], tell: OnBroken, threads: int
+) -> Iterator[tuple[tuple[int, int], _Encoded]]:
+    """((place, view), encoded) of those that can be used; wanted: which views of which pictures."""
+    views: dict[int, list[int]] = {}
+    for place, view in sorted({(int(place), int(view)) for place, view in wanted}):
+        views.setdefault(place, []).append(view)
     module, matcher, device = model.module.to(model.device).eval(), model.matcher, model.device
-    paths = [pictures[place] for place in places]
-    for at, images in _images(paths, view, module.img_size, device, tell, threads):
+    for keys, images in _images(pictures, views, module.img_size, device, tell, threads):
         encoded: Tensor | None = None
         with torch.inference_mode():
             if matcher is None:
@@ -177,36 +174,46 @@ def _encodings(
                 encoded = matcher.to(device).eval().encode(images)
         rows, patches = descriptors.float().cpu().numpy(), tokens.float().cpu().numpy()
         biases = biases_of(model, rows)
-        for i, place in enumerate(at):
+        for i, (place, view) in enumerate(keys):
             try:
-                height, width = read_picture(paths[place]).shape
+                height, width = read_picture(pictures[place]).shape
             except BrokenPicture as error:  # since it was read
-                tell(paths[place], error.reason)
+                tell(pictures[place], error.reason)
                 continue
             own = None if encoded is None else encoded[i]
             box = query_views(width, height)[view].box
-            yield places[place], _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height), box)
+            yield (place, view), _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height), box)
 
 
 def _images(
-    paths: Sequence[AnyPath], view: int, size: int, device: torch.device, tell: OnBroken, threads: int
-) -> Iterator[tuple[list[int], Tensor]]:
-    """(places in `paths`, pictures or one view of each [b, 3, S, S] on the device)."""
+    pictures: Sequence[AnyPath],
+    views: Mapping[int, Sequence[int]],
+    size: int,
+    device: torch.device,
+    tell: OnBroken,
+    threads: int,
+) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
+    """([(place, view), ...] of b views, their pixels [b, 3, S, S] on the device). views: of each place."""
+    places = list(views)
+    paths = [pictures[place] for place in places]
+    if not paths:
+        return
+    whole = all(list(wanted) == [0] for wanted in views.values())
     options = LoaderOptions(
         size=size,
         batch_size=min(_BATCH, len(paths)),
-        device="gpu" if device.type == "cuda" and not view else "cpu",
+        device="gpu" if device.type == "cuda" and whole else "cpu",
         device_id=device.index,
         threads=threads,
     )
-    if not view:
+    if whole:
         for at, images in PictureLoader(paths, options, on_broken=tell):
-            yield at.tolist(), images.to(device, non_blocking=True)
+            yield [(places[i], 0) for i in at.tolist()], images.to(device, non_blocking=True)
         return
-    for at, views in CropLoader(
-        paths, lambda width, height: [query_views(width, height)[view]], options, on_broken=tell
-    ):
-        yield at.tolist(), views[:, 0].to(device, non_blocking=True)
+    for at, cut in CropLoader(paths, query_views, options, on_broken=tell):
+        chosen = [(row, places[i], view) for row, i in enumerate(at.tolist()) for view in views[places[i]]]
+        images = cut[[row for row, _, _ in chosen], [view for _, _, view in chosen]]
+        yield [(place, view) for _, place, view in chosen], images.to(device, non_blocking=True)
 
 
 def biases_of(model: Model, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:

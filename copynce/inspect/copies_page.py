@@ -281,7 +281,8 @@ dialog p,dialog form{margin-top:14px}
 dl{display:grid;grid-template-columns:auto 1fr;gap:6px 16px;margin:0}
 dd{margin:0}
 [hidden]{display:none!important}
-@media(max-width:640px){:root{--room:220px}.top,main,.bar{padding-left:12px;padding-right:12px}.sides{gap:10px}}
+@media(max-width:640px){:root{--room:220px}.bar{position:static}
+.top,main,.bar{padding-left:12px;padding-right:12px}.sides{gap:10px}}
 @media print{:root{--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc;--good:#147a3e;--room:230px}
 .bar,dialog{display:none}.group{border:0;padding:0}.pair{content-visibility:visible;break-inside:avoid}
 svg{print-color-adjust:exact}h2{break-after:avoid}}
@@ -307,6 +308,7 @@ const names=pairs.map(p=>all('.name',p).map(n=>n.textContent).join('\\n').toLowe
 const slider=at('slider'),least=at('least'),text=at('text'),outlines=at('outlines'),count=at('count'),keys=at('keys');
 const plural={group:'groups',query:'queries'}[document.body.dataset.kind];
 let current=0,chosen=false,written=null,timer=0;
+const load=which=>{for(const img of all('.pair:not([hidden]) '+which))img.loading='eager';};
 const show=()=>{
   const floor=+least.value||0,part=text.value.trim().toLowerCase(),open=new Set();
   let kept=0;
@@ -317,6 +319,7 @@ const show=()=>{
   for(const group of groups)group.hidden=!open.has(group);
   document.body.classList.toggle('bare',!outlines.checked);
   at('none').hidden=kept>0;
+  if(kept<=100)load('img:is([id],[data-same])');  // so many are printed, and printing does not wait for lazy ones
   count.textContent=kept+' of '+pairs.length+' pairs in '+open.size+' of '+groups.length+' '+plural;
 };
 const write=()=>{
@@ -365,6 +368,7 @@ pairs.forEach((pair,i)=>pair.addEventListener('mousedown',()=>{
   pairs[current].tabIndex=-1;current=i;chosen=true;pair.tabIndex=0;changed();
 }));
 addEventListener('hashchange',read);
+addEventListener('beforeprint',()=>load('img'));
 document.addEventListener('keydown',event=>{
   if(event.ctrlKey||event.metaKey||event.altKey)return;
   const {key,target}=event,field=target===text||target===least;

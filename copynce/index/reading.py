@@ -14,6 +14,7 @@ from copynce.index.listing import File
 from dali_pipelines.sources import Content, read_bytes
 
 _EXIF, _TAKEN, _CHANGED = 0x8769, 36867, 306  # the Exif folder, DateTimeOriginal in it, DateTime beside it
+_MAKE, _MODEL = 271, 272
 
 
 class Facts(NamedTuple):
@@ -23,6 +24,16 @@ class Facts(NamedTuple):
     width: int
     height: int
     taken: datetime | None
+
+
+class Exif(NamedTuple):
+    """taken: when the camera took it. changed: when a program wrote it last. camera: maker and model.
+
+    Times are those of the clocks there, which know no time zone."""
+
+    taken: datetime | None
+    changed: datetime | None
+    camera: str | None
 
 
 class NotedFile(Content):
@@ -53,20 +64,26 @@ def _facts(content: bytes) -> Facts:
     digest = hashlib.sha256(content).hexdigest()
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return Facts(digest, *image.size, _taken(image))
+            exif = read_exif(image)
+            return Facts(digest, *image.size, exif.taken or exif.changed)
     except Exception:  # a broken picture: the loader finds out and says why
         return Facts(digest, 0, 0, None)
 
 
-def _taken(image: Image.Image) -> datetime | None:
-    """When a picture was taken, by the camera's clock, which knows no time zone."""
+def read_exif(image: Image.Image) -> Exif:
+    """What a picture's EXIF data say; nothing where they are damaged."""
     if image.format == "PNG" and "exif" not in image.info:
-        return None  # Pillow would decode all pixels to look for it behind them
+        return Exif(None, None, None)  # Pillow would decode all pixels to look for it behind them
     try:
         exif = image.getexif()
-        for text in (exif.get_ifd(_EXIF).get(_TAKEN), exif.get(_CHANGED)):
-            if isinstance(text, str):
-                return datetime.strptime(text.strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S")
+        camera = " ".join(text.strip("\0 ") for tag in (_MAKE, _MODEL) if isinstance(text := exif.get(tag), str))
+        return Exif(_time(exif.get_ifd(_EXIF).get(_TAKEN)), _time(exif.get(_CHANGED)), camera or None)
     except Exception:  # damaged metadata; Pillow raises whatever its parsers do
-        pass
-    return None
+        return Exif(None, None, None)
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        return datetime.strptime(text.strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S") if isinstance(text, str) else None
+    except ValueError:
+        return None

@@ -28,6 +28,7 @@ COMMANDS = (
     "convert",
     "index",
     "search",
+    "scan",
     "inspect",
     "report",
 )
@@ -42,7 +43,7 @@ _EXIT_STATUS = f"""exit status:
   {BAD_INPUT}    an input, a setting or a machine that is not what the work needs
   {TrainingError.exit_status}    a training whose loss or gradient is no number
   {Stopped.exit_status}   a training that was asked to stop and has saved; the same command continues it
-  4    `search --fail-on-match` found a copy
+  4    `search` or `scan` with --fail-on-match found a copy
   {INTERRUPTED}  interrupted, nothing was saved
   1    a fault of copynce itself, with a traceback to report
 """

@@ -20,13 +20,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from copynce.copies.polygons import area
 from copynce.copies.regions import CopiedRegion
 from copynce.index.reading import read_exif
 from dali_pipelines.sources import AnyPath, read_bytes
 
 _CLEARLY = 1.1  # times as fine a quantisation, as large a file
-_DETAIL = 1.15  # times as many pixels a side: how exactly the geometry of a pair is known
+_LARGER, _DETAIL = 1.05, 1.15  # times as many pixels a side, of the whole and of a part, whose geometry is less exact
 _SAME_SHAPE = 0.02  # of the ratio of width and height
 _ALL, _PART = 0.9, 0.8  # of a picture is copied: all of it, for regions end at a 16th of a side; a part of it
 _SECONDS = 2.0  # that file systems round times of change to
@@ -57,18 +56,16 @@ class Source(NamedTuple):
     why: str
 
 
-def read_facts(file: AnyPath, size: tuple[int, int], file_size: int, changed: float) -> PictureFacts:
-    """The facts of a picture of `size` (width, height), from the head of its file; without what cannot be read."""
-    format = exif = quantisation = None
+def read_facts(file: AnyPath, size: int, changed: float) -> PictureFacts:
+    """The facts of a picture whose file has `size` bytes and was `changed` then, from the head of the file; without
+    what cannot be read, and 0 x 0 if nothing can."""
     try:
         with Image.open(file if isinstance(file, str) else io.BytesIO(read_bytes(file))) as image:
-            format, exif = image.format, read_exif(image)
-            table = getattr(image, "quantization", None)
+            exif, table = read_exif(image), getattr(image, "quantization", None)
             quantisation = float(np.mean(table[0])) if table else None
+            return PictureFacts(*image.size, size, changed, image.format, exif.taken, exif.camera, quantisation)
     except Exception:  # gone since, or damaged in its head; Pillow raises whatever its parsers do
-        pass
-    taken, camera = (None, None) if exif is None else (exif.taken, exif.camera)
-    return PictureFacts(*size, file_size, changed, format, taken, camera, quantisation)
+        return PictureFacts(0, 0, size, changed)
 
 
 def likely_source(
@@ -78,7 +75,9 @@ def likely_source(
 
     names: of the pictures, for the reasons. region: where a pair (i, j), i < j, is copied, i as the query.
     """
-    others = range(len(facts))
+    others, short = range(len(facts)), [os.path.basename(name) for name in names]
+    if len(set(short)) == len(short):
+        names = short
     said = {(i, j): decide(list(compare(facts[i], facts[j], region(i, j)))) for i in others for j in others if i < j}
     won = [[j for j in others if i != j and said[min(i, j), max(i, j)].winner == int(i > j)] for i in others]
     best = max(others, key=lambda i: (len(won[i]), -i))
@@ -101,7 +100,7 @@ class Fact(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """winner: 0, 1 or None. facts: what speaks for it, or what contradicts each other."""
+    """winner: 0, 1 or None. facts: what decided it, or what contradicts each other."""
 
     winner: int | None
     facts: list[Fact]
@@ -115,7 +114,7 @@ def decide(facts: list[Fact]) -> Decision:
     heard = [fact for fact in facts if fact.rank == first]
     if len({fact.winner for fact in heard}) > 1:
         return Decision(None, heard)
-    return Decision(heard[0].winner, [fact for fact in facts if fact.winner == heard[0].winner])
+    return Decision(heard[0].winner, heard)
 
 
 def compare(a: PictureFacts, b: PictureFacts, region: CopiedRegion) -> Iterator[Fact]:
@@ -162,23 +161,32 @@ def _by_camera(pair: tuple[PictureFacts, PictureFacts]) -> Iterator[Fact]:
 
 
 def _by_detail(pair: tuple[PictureFacts, PictureFacts], region: CopiedRegion) -> Iterator[Fact]:
-    """Pixels count where both show the same. Of a picture that shows another on a larger canvas they would not."""
+    """Pixels of what both show, which are not those of the files where one shows it on a larger canvas. In both
+    directions there must be more: a picture that was drawn wider has no more to show."""
     sizes = [(one.width, one.height) for one in pair]
-    shapes = [width / height for width, height in sizes]
-    whole = min(region.query_share, region.reference_share) >= _ALL if region.found else (
-        abs(shapes[0] / shapes[1] - 1) <= _SAME_SHAPE
-    )  # fmt: skip
-    if whole:
-        yield from _ratio(1, "larger", [w * h for w, h in sizes], _CLEARLY, [
-            "larger: {} x {} against {} x {}".format(*one, *other)
-            for one, other in ((sizes[0], sizes[1]), (sizes[1], sizes[0]))
-        ])  # fmt: skip
-    elif region.found:
-        sides = [area(region.query) ** 0.5, area(region.reference) ** 0.5]
-        times = max(sides) / max(min(sides), 1e-9)
-        yield from _ratio(1, "detail", sides, _DETAIL, [
-            f"more detail: the shared part is {times:.1f} times as large" for _ in pair
-        ])  # fmt: skip
+    if min(map(min, sizes)) < 1:
+        return
+    larger = ["larger: {} x {} against {} x {}".format(*sizes[i], *sizes[1 - i]) for i in (0, 1)]
+    if region.found:
+        least, most = _scales(region)
+        whole = min(region.query_share, region.reference_share) >= _ALL
+        times = max((least * most) ** 0.5, (least * most) ** -0.5)
+        texts = larger if whole else [f"more detail: the shared part is {times:.1f} times as large"] * 2
+        for winner, scale in ((0, 1 / most), (1, least)):
+            if scale >= (_LARGER if whole else _DETAIL):
+                yield Fact(1, "larger" if whole else "detail", winner, scale, texts[winner])
+    elif abs(sizes[0][0] * sizes[1][1] / (sizes[0][1] * sizes[1][0]) - 1) <= _SAME_SHAPE:
+        yield from _ratio(1, "larger", [width for width, _ in sizes], _LARGER, larger)
+
+
+def _scales(region: CopiedRegion) -> tuple[float, float]:
+    """By how much what is copied is longer in the reference than in the query, in pixels of both: in the direction in
+    which it is least and in which it is most."""
+    geometry = region.geometry
+    x, y, w = geometry @ [*region.query.mean(axis=0), 1.0]
+    jacobian = (geometry[:2, :2] - np.outer([x / w, y / w], geometry[2, :2])) / w
+    most, least = np.linalg.svd(jacobian, compute_uv=False)
+    return max(float(least), 1e-9), max(float(most), 1e-9)
 
 
 def _ratio(rank: int, kind: str, values: Sequence[float], enough: float, texts: Sequence[str]) -> Iterator[Fact]:
@@ -198,7 +206,7 @@ def _why(best: int, reasons: dict[int, list[Fact]], names: Sequence[str]) -> str
     common = [min(facts, key=lambda fact: fact.margin) for facts in by_kind.values() if len(facts) == len(reasons)]
     if common:
         return "; ".join(fact.text for fact in sorted(common))
-    return "; ".join(f"against {os.path.basename(names[j])}: {facts[0].text}" for j, facts in reasons.items())
+    return "; ".join(f"against {names[j]}: {facts[0].text}" for j, facts in reasons.items())
 
 
 def _why_not(decision: Decision, *names: str) -> str:
@@ -206,5 +214,5 @@ def _why_not(decision: Decision, *names: str) -> str:
         return "no fact tells: each is surpassed by another"
     if not decision.facts:
         return "no fact tells them apart"
-    told = [f"{os.path.basename(names[fact.winner])} {fact.text}" for fact in decision.facts]
+    told = [f"{names[fact.winner]} {fact.text}" for fact in decision.facts]
     return f"facts contradict each other: {'; '.join(told)}"

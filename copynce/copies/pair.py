@@ -6,9 +6,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from copynce.copies.regions import CopiedRegion
 from copynce.files import atomic_text
@@ -32,6 +34,27 @@ class CopyPair:
     region: CopiedRegion
     query_size: tuple[int, int]
     reference_size: tuple[int, int]
+
+    def turned(self) -> CopyPair:
+        """The same pair with the reference as its query."""
+        region = self.region
+        back = np.linalg.inv(region.geometry)
+        return CopyPair(
+            query=self.reference,
+            reference=self.query,
+            probability=self.probability,
+            score=self.score,
+            region=replace(
+                region,
+                query=region.reference,
+                reference=region.query,
+                geometry=back / back[2, 2],
+                query_share=region.reference_share,
+                reference_share=region.query_share,
+            ),
+            query_size=self.reference_size,
+            reference_size=self.query_size,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; regions as `CopiedRegion.to_json`."""

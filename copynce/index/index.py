@@ -19,12 +19,13 @@ from copynce.data.shards import read_shard, split_member
 from copynce.errors import ConfigError, DataError
 from copynce.index.adding import Added, add_files
 from copynce.index.describing import Describer, describe_here, precision_of
-from copynce.index.listing import list_files
+from copynce.index.listing import File, list_files
 from copynce.index.names import restored, stored
 from copynce.index.searching import IndexSearch, Neighbours, approximate, build_approximate
 from copynce.index.settings import IndexConfig
 from copynce.index.table import FORMAT, PictureTable
 from copynce.model import Model, Picture, load_model
+from dali_pipelines.sources import ShardMember
 
 #: The list of broken pictures in an index's folder, of the last `add`.
 SKIPPED = "skipped.jsonl"
@@ -38,6 +39,17 @@ class Match(NamedTuple):
     reference: str
     path: str
     score: float
+
+
+class Contents(NamedTuple):
+    """N pictures of an index, ordered by path. files: paths, or places in shards. size: int64 [N], in bytes. mtime_ns:
+    int64 [N], time of change. sha256: of the contents. descriptors: [N, D], float32 or float16."""
+
+    files: list[File]
+    size: NDArray[np.int64]
+    mtime_ns: NDArray[np.int64]
+    sha256: list[str]
+    descriptors: NDArray[np.floating]
 
 
 class Index:
@@ -190,6 +202,25 @@ class Index:
                 self._search = IndexSearch(table, self._memory)
             return self._search(descriptors, k)
 
+    def contents(self) -> Contents:
+        """All pictures of the newest version, as they were when they were described."""
+        table = self._existing()
+        with table.working():
+            table.refresh()
+            names, descriptors = table.descriptors()
+            facts = table.columns(["path", "size", "mtime_ns", "sha256"])
+        facts = facts.take(pc.index_in(names["path"], value_set=facts["path"]))
+        paths = restored(names["path"])
+        order = np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64)
+        shards = _Shards()
+        return Contents(
+            [shards.file(paths[row]) for row in order],
+            facts["size"].to_numpy()[order],
+            facts["mtime_ns"].to_numpy()[order],
+            facts["sha256"].take(pa.array(order)).to_pylist(),
+            descriptors[order],
+        )
+
     def remove(self, *what: str | os.PathLike[str]) -> int:
         """Take pictures out of the index, by id, path or folder; how many. Their files stay.
 
@@ -322,26 +353,43 @@ def _describer(ray: bool | str, workers: int | None) -> Describer:
     return RayDescriber(None if ray is True else ray, workers)
 
 
-class _Gone:
-    """Whether the file of a path, or its member of a shard, is there no more; each shard is listed once."""
+class _Shards:
+    """The members of shards; each shard is listed once."""
 
     def __init__(self) -> None:
-        self._shards: dict[str, set[str] | None] = {}
+        self._known: dict[str, dict[str, ShardMember] | None] = {}
+
+    def members(self, shard: str) -> dict[str, ShardMember] | None:
+        """By name; none if the shard is gone, None if it cannot be read."""
+        if shard not in self._known:
+            try:
+                self._known[shard] = read_shard(Path(shard))
+            except DataError:  # it is gone, or cannot be read
+                self._known[shard] = {} if not os.path.exists(shard) else None
+        return self._known[shard]
+
+    def file(self, path: str) -> File:
+        """What a path of the table names; the path itself where there is no such member of a shard."""
+        inside = split_member(path)
+        if inside is None or os.path.lexists(path):
+            return path
+        return (self.members(inside[0]) or {}).get(inside[1], path)
+
+
+class _Gone:
+    """Whether the file of a path, or its member of a shard, is there no more."""
+
+    def __init__(self) -> None:
+        self._shards = _Shards()
 
     def __call__(self, path: str) -> bool:
         try:
             return not stat.S_ISREG(os.stat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             inside = split_member(path)
-            return inside is None or self._gone_from(*inside)
+            if inside is None:
+                return True
+            names = self._shards.members(inside[0])
+            return names is not None and inside[1] not in names
         except OSError:
             return False
-
-    def _gone_from(self, shard: str, name: str) -> bool:
-        if shard not in self._shards:
-            try:
-                self._shards[shard] = set(read_shard(Path(shard)))
-            except DataError:  # it is gone, or cannot be read
-                self._shards[shard] = set() if not os.path.exists(shard) else None
-        names = self._shards[shard]
-        return names is not None and name not in names

@@ -20,7 +20,9 @@ def facts(width: int = 800, height: int = 600, **more: object) -> PictureFacts:
 
 def region(query: np.ndarray, reference: np.ndarray, shares: tuple[float, float], found: bool = True) -> CopiedRegion:
     verdict = "found" if found else "place unknown"
-    return CopiedRegion(verdict, query, reference, np.eye(3), *shares, 100.0, 0.9, 40, 30)  # type: ignore[arg-type]
+    geometry = np.diag([*np.ptp(reference, axis=0) / np.ptp(query, axis=0), 1.0])
+    geometry[:2, 2] = reference[0] - geometry[:2, :2] @ query[0]
+    return CopiedRegion(verdict, query, reference, geometry, *shares, 100.0, 0.9, 40, 30)  # type: ignore[arg-type]
 
 
 def same_place(a: PictureFacts, b: PictureFacts, found: bool = True) -> CopiedRegion:
@@ -34,6 +36,7 @@ TAKEN = datetime(2019, 5, 2, 14, 3)
     ("a", "b", "winner", "why"),
     [
         (facts(4000, 3000), facts(), 0, "larger: 4000 x 3000 against 800 x 600"),
+        (facts(1600, 610), facts(), None, ""),  # drawn wider, not larger
         (facts(), facts(taken=TAKEN), 1, "taken 2019-05-02 14:03:00 by EXIF, the other does not say"),
         (facts(taken=datetime(2021, 1, 1)), facts(taken=TAKEN), 1, "before 2021-01-01"),
         (facts(camera="Canon EOS 5D"), facts(), 0, "from a Canon EOS 5D"),
@@ -105,11 +108,11 @@ def test_facts_of_files(tmp_path: Path) -> None:
     exif.get_ifd(0x8769)[36867] = "2019:05:02 14:03:00"
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.jpg", exif=exif, quality=90)
     Image.new("RGB", (40, 30), "red").save(tmp_path / "b.jpg", quality=30)
-    found = read_facts(str(tmp_path / "a.jpg"), (40, 30), 5, 6.0)
-    coarse = read_facts(tmp_path / "b.jpg", (40, 30), 5, 6.0)
+    found = read_facts(str(tmp_path / "a.jpg"), 5, 6.0)
+    coarse = read_facts(tmp_path / "b.jpg", 5, 6.0)
     assert (found.taken, found.camera, found.format) == (TAKEN, "Canon EOS 5D", "JPEG")
     assert found.quantisation is not None
     assert coarse.quantisation is not None
     assert found.quantisation < coarse.quantisation / 3
     (tmp_path / "b.jpg").write_text("nothing")
-    assert read_facts(str(tmp_path / "b.jpg"), (40, 30), 5, 6.0) == PictureFacts(40, 30, 5, 6.0)
+    assert read_facts(str(tmp_path / "b.jpg"), 5, 6.0) == PictureFacts(0, 0, 5, 6.0)

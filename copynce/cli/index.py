@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
     parser.add_argument("index", metavar="INDEX", help="folder of the index; add makes it")
     parser.add_argument("what", nargs="*", metavar="WHAT", help="what to add, remove or prune")
     parser.add_argument("--model", metavar="MODEL", help="a run, one of its checkpoints, or a weights file (default: "
-                        "that of the index; a new one needs it)")  # fmt: skip
+                        "that of the index; of a new one the package's, `default`)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="add: stop at the first broken picture")
     parser.add_argument("--ray", metavar="ADDRESS", nargs="?", const=True, default=False, help="add: describe by "
                         "workers of Ray, a local one or that of a cluster (extra [ray]; docs/scale.md)")  # fmt: skip

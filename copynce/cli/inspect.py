@@ -20,7 +20,8 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
     )
     parser.add_argument("query", type=Path, metavar="A", help="a picture, the likely copy")
     parser.add_argument("reference", type=Path, metavar="B", help="a picture, the likely original")
-    parser.add_argument("--model", required=True, metavar="RUN", help="a run, a checkpoint or a weights file")
+    parser.add_argument("--model", default="default", metavar="MODEL", help="default, a run, a checkpoint or a weights "
+                        "file (default: %(default)s)")  # fmt: skip
     parser.add_argument(
         "--probe",
         action="append",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from copynce.data import Quarantine
 from copynce.data.shards import read_shard, split_member
 from copynce.errors import ConfigError, DataError
+from copynce.files import file_sha256
 from copynce.index.adding import Added, add_files
 from copynce.index.describing import Describer, describe_here, precision_of
 from copynce.index.listing import File, list_files
@@ -25,6 +26,7 @@ from copynce.index.searching import IndexSearch, Neighbours, approximate, build_
 from copynce.index.settings import IndexConfig
 from copynce.index.table import FORMAT, PictureTable
 from copynce.model import Model, Picture, load_model
+from copynce.models.box import DEFAULT, DESCRIPTOR, box_of
 from dali_pipelines.sources import ShardMember
 
 #: The list of broken pictures in an index's folder, of the last `add`.
@@ -95,19 +97,32 @@ class Index:
         if self._model is None:
             name = self._asked
             if name is None:
-                if self._table is None:
-                    raise DataError(f"{self.path}: a new index needs a model (--model, or Index(path, model=...))")
-                name = Path(self._table.model["file"])
-                if not name.is_file():
-                    raise DataError(
-                        f"{self.path}: the model it was begun with, {name}, is no longer there; name it (--model, or "
-                        f"Index(path, model=...)): a file with the SHA-256 {self._table.model['sha256']}"
-                    )
+                name = self._begun_with()
             assert not isinstance(name, Model), "taken before"
             model = load_model(name, device=self.config.device)
             self._check(model)
             self._model = model
         return self._model
+
+    def _begun_with(self) -> Path:
+        """The file of the model that the index was begun with, or for a new one the package's."""
+        card = None if self._table is None else self._table.model
+        own = box_of(DEFAULT)
+        mine = None if own is None else own / DESCRIPTOR
+        if card is None:
+            if mine is None:
+                raise DataError(f"{self.path}: a new index needs a model (--model, or Index(path, model=...))")
+            return mine
+        file = Path(card["file"])
+        if file.is_file():
+            return file
+        # The package's own moves with the package.
+        if mine is not None and file_sha256(mine) == card["sha256"]:
+            return mine
+        raise DataError(
+            f"{self.path}: the model it was begun with, {file}, is no longer there; name it (--model, or "
+            f"Index(path, model=...)): a file with the SHA-256 {card['sha256']}"
+        )
 
     def add(
         self,

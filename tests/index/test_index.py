@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,13 @@ def test_broken_pictures_stop_where_they_must(
 
 
 def test_from_the_command_line(
-    archive: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    archive: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("copynce.models.box.files", lambda package: tmp_path / "no package")
     place = str(tmp_path / "index")
     fixed = ["threads=1", "precision=fp32", "device=cpu"]
     assert main(["index", "add", place, str(archive), "--model", str(weights), *fixed]) == 0
@@ -192,3 +198,21 @@ def test_from_the_command_line(
         assert main(["index", *arguments]) == BAD_INPUT
         assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_the_packages_own_model_is_found_where_the_package_is(
+    archive: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"threads": 1, "precision": "fp32", "device": "cpu"}
+    for package in ("old", "new"):
+        (tmp_path / package / "weights").mkdir(parents=True)
+        shutil.copy(weights, tmp_path / package / "weights" / "descriptor.safetensors")
+    monkeypatch.setattr("copynce.models.box.files", lambda package: tmp_path / "old")
+    assert Index(tmp_path / "index", **settings).add(archive).new == 6
+    shutil.rmtree(tmp_path / "old")
+    monkeypatch.setattr("copynce.models.box.files", lambda package: tmp_path / "new")
+    (archive / "another.png").write_bytes((archive / "0.png").read_bytes())
+    assert Index(tmp_path / "index", **settings).add(archive).new == 1
+    (tmp_path / "new" / "weights" / "descriptor.safetensors").write_bytes(b"another")
+    with pytest.raises(DataError, match="is no longer there"):
+        Index(tmp_path / "index", **settings).search([archive / "0.png"])

@@ -126,7 +126,7 @@ def measure(real: Path, folder: Path, count: int, descriptor: str, queries: int,
         forget(place)
         out = folder / f"{way}.json"
         command = [sys.executable, "-m", "benchmarks.index_search", str(place), "--ask", way, "--out", str(out)]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
         found[way] = json.loads(out.read_text())
         scores[way] = np.array(found[way].pop("scores"))
     if "ivf_pq" in scores:
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not 2 <= options.queries <= options.count:
         parser.error("--queries must be at least 2 and at most --count")
-    folder = Path(tempfile.mkdtemp(prefix="index-search-", dir=options.folder))
+    folder = Path(tempfile.mkdtemp(prefix="index-search-", dir=options.folder)).absolute()
     try:
         found = measure(options.real, folder, options.count, options.descriptor, options.queries, options.seed)
     finally:

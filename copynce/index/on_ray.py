@@ -88,7 +88,7 @@ class RayDescriber:
 class _Replica:
     """The model on one worker."""
 
-    def __init__(self, model: Model, config: IndexConfig, gpu: bool, way: int) -> None:
+    def __init__(self, content: list[ray.ObjectRef[Model]], config: IndexConfig, gpu: bool, way: int) -> None:
         if way != WAY:
             raise DataError(
                 f"its copynce prepares pictures in another way (number {WAY}, here {way}); install one version on all "
@@ -96,6 +96,7 @@ class _Replica:
             )
         if gpu and not torch.cuda.is_available():
             raise DataError("Ray gave it a GPU, but torch sees none there")
+        model = ray.get(content[0])
         self._model = dataclasses.replace(model, device=torch.device("cuda" if gpu else "cpu"))
         self._config = config
 
@@ -241,7 +242,7 @@ def _blocks(files: Sequence[File], config: IndexConfig, replicas: int, first_is_
 @contextlib.contextmanager
 def _replicas(model: Model, config: IndexConfig, gpu: bool, count: int) -> Iterator[list[Any]]:
     """So many actors, for the time of the block; they may still be starting."""
-    content = ray.put(model)
+    content = [ray.put(model)]  # in a list: as an argument of its own, Ray warns that it must not get lost
     # Started anew wherever there is room; blocks are given again by us, to whoever is there.
     kind: Any = ray.remote(_Replica).options(
         num_cpus=config.threads, num_gpus=int(gpu), max_restarts=-1, max_task_retries=0

@@ -13,6 +13,8 @@ import dataclasses
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections import deque
@@ -36,7 +38,8 @@ from dali_pipelines.sources import AnyPath
 _AHEAD = 2  # blocks a replica has in hand: it goes on while the driver writes
 _MOST = 4096  # pictures of a block: a replica that dies repeats no more, whatever a transaction holds
 _TRIES = 4  # of a block whose replicas die
-_CONNECT_SECONDS = 10.0
+_REACH_SECONDS = 10.0  # until somebody answers at an address
+_JOIN_SECONDS = 120.0  # until it has shown to be a cluster
 _START_SECONDS = 600.0  # until the first replica is ready: importing torch from a busy shared disk takes minutes
 _STORE_BYTES = 256 * 2**20  # of a local Ray's object store, beside the model
 
@@ -81,14 +84,16 @@ class RayDescriber:
             count = room if self._workers is None else self._workers
             if count > room:
                 tell(f"Ray has room for {room} of {count} workers now; the others begin when there is more")
-            with _replicas(model, config, gpu, count) as replicas:
-                yield from _Work(replicas, files, config, known, on_broken, tell)
+            begin = (ray.put(model), config, gpu, WAY)
+            with _replicas(config, gpu, count) as replicas:
+                yield from _Work(replicas, begin, files, config, known, on_broken, tell)
 
 
 class _Replica:
     """The model on one worker."""
 
-    def __init__(self, content: list[ray.ObjectRef[Model]], config: IndexConfig, gpu: bool, way: int) -> None:
+    def start(self, model: Model, config: IndexConfig, gpu: bool, way: int) -> str:
+        """Take the model; where this is. Not the constructor's work, whose arguments Ray warns to keep."""
         if way != WAY:
             raise DataError(
                 f"its copynce prepares pictures in another way (number {WAY}, here {way}); install one version on all "
@@ -96,12 +101,8 @@ class _Replica:
             )
         if gpu and not torch.cuda.is_available():
             raise DataError("Ray gave it a GPU, but torch sees none there")
-        model = ray.get(content[0])
         self._model = dataclasses.replace(model, device=torch.device("cuda" if gpu else "cpu"))
         self._config = config
-
-    def where(self) -> str:
-        """Its machine and process, once it is ready."""
         return f"{socket.gethostname()}, process {os.getpid()}"
 
     def describe(
@@ -135,12 +136,14 @@ class _Work:
     def __init__(
         self,
         replicas: list[Any],
+        begin: tuple[Any, ...],
         files: Sequence[File],
         config: IndexConfig,
         known: Computed | None,
         on_broken: Callable[[AnyPath, str], None],
         tell: Callable[[str], None],
     ) -> None:
+        self._begin = begin
         self._known, self._on_broken, self._tell = known, on_broken, tell
         # The first batch of all decides in what the others are computed, as it does without Ray.
         self._deciding = config.precision == "auto" and known is None
@@ -178,7 +181,7 @@ class _Work:
 
     def _greet(self, replica: Any) -> None:
         # Ray starts a replica that died anew, and keeps this question until it is there.
-        self._asked[replica.where.options(max_task_retries=-1).remote()] = replica, None
+        self._asked[replica.start.options(max_task_retries=-1).remote(*self._begin)] = replica, None
 
     def _greeted(self, replica: Any, answer: Any) -> None:
         try:
@@ -240,14 +243,12 @@ def _blocks(files: Sequence[File], config: IndexConfig, replicas: int, first_is_
 
 
 @contextlib.contextmanager
-def _replicas(model: Model, config: IndexConfig, gpu: bool, count: int) -> Iterator[list[Any]]:
+def _replicas(config: IndexConfig, gpu: bool, count: int) -> Iterator[list[Any]]:
     """So many actors, for the time of the block; they may still be starting."""
-    content = [ray.put(model)]  # in a list: as an argument of its own, Ray warns that it must not get lost
+    needs: dict[str, Any] = {"num_cpus": config.threads, "num_gpus": int(gpu)}
     # Started anew wherever there is room; blocks are given again by us, to whoever is there.
-    kind: Any = ray.remote(_Replica).options(
-        num_cpus=config.threads, num_gpus=int(gpu), max_restarts=-1, max_task_retries=0
-    )
-    replicas = [kind.remote(content, config, gpu, WAY) for _ in range(count)]
+    kind: Any = ray.remote(_Replica).options(**needs, max_restarts=-1, max_task_retries=0)
+    replicas = [kind.remote() for _ in range(count)]
     try:
         yield replicas
     finally:
@@ -288,11 +289,8 @@ def _connected(address: str, cores: int | None, store: int) -> Iterator[None]:
         # A folder of our own, to leave none. Sockets in it have at most 107 letters.
         own = Path(tempfile.mkdtemp(prefix="copynce-ray-", dir="/tmp"))
         options |= {"include_dashboard": False, "object_store_memory": store, "num_cpus": cores, "_temp_dir": str(own)}
-    elif (place := _host_and_port(address)) is not None:
-        try:
-            socket.create_connection(place, timeout=_CONNECT_SECONDS).close()
-        except OSError as error:
-            raise ConfigError(f"--ray {address}: nobody answers there ({error})") from error
+    else:
+        _probe(address)
     try:
         try:
             ray.init(**options)
@@ -304,6 +302,24 @@ def _connected(address: str, cores: int | None, store: int) -> Iterator[None]:
         ray.shutdown()
         if own is not None:
             shutil.rmtree(own, ignore_errors=True)
+
+
+def _probe(address: str) -> None:
+    """ConfigError unless a cluster can be joined there. In a process of its own: where something else answers, Ray asks
+    for ever."""
+    if (place := _host_and_port(address)) is not None:
+        try:
+            socket.create_connection(place, timeout=_REACH_SECONDS).close()
+        except OSError as error:
+            raise ConfigError(f"--ray {address}: nobody answers there ({error})") from error
+    command = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_JOIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"--ray {address}: no cluster could be joined there in {_JOIN_SECONDS:.0f} s") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise ConfigError(f"--ray {address}: no cluster can be joined there: {reason[:400]}")
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

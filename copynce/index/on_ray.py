@@ -40,7 +40,7 @@ _MOST = 4096  # pictures of a block: a replica that dies repeats no more, whatev
 _TRIES = 4  # of a block whose replicas die
 _REACH_SECONDS = 10.0  # until somebody answers at an address
 _JOIN_SECONDS = 120.0  # until it has shown to be a cluster
-_START_SECONDS = 600.0  # until the first replica is ready: importing torch from a busy shared disk takes minutes
+_START_SECONDS = 600.0  # without any replica ready: importing torch from a busy shared disk takes minutes
 _STORE_BYTES = 256 * 2**20  # of a local Ray's object store, beside the model
 
 Broken = list[tuple[AnyPath, str]]
@@ -89,8 +89,15 @@ class RayDescriber:
                 yield from _Work(replicas, begin, files, config, known, on_broken, tell)
 
 
+class _WithoutModelError(Exception):
+    """A replica that died with nothing in hand, and that Ray has started anew before anybody noticed."""
+
+
 class _Replica:
     """The model on one worker."""
+
+    def __init__(self) -> None:
+        self._model: Model | None = None
 
     def start(self, model: Model, config: IndexConfig, gpu: bool, way: int) -> str:
         """Take the model; where this is. Not the constructor's work, whose arguments Ray warns to keep."""
@@ -109,6 +116,8 @@ class _Replica:
         self, files: Sequence[File], known: Computed | None
     ) -> tuple[list[Described], Broken, list[str], list[File]]:
         """(descriptors, broken ones, sentences, those of the broken that are not there on this machine)."""
+        if self._model is None:
+            raise _WithoutModelError
         broken: Broken = []
         said: list[str] = []
 
@@ -155,11 +164,13 @@ class _Work:
             self._greet(replica)
 
     def __iter__(self) -> Iterator[Described]:
-        begun = time.monotonic()
+        heard = time.monotonic()
         while self._blocks or any(block is not None for _, block in self._asked.values()):
             self._give()
             done, _ = ray.wait(list(self._asked), num_returns=1, timeout=60)
-            if not done and not self._ready and time.monotonic() - begun > _START_SECONDS:
+            if done:
+                heard = time.monotonic()
+            elif not self._ready and time.monotonic() - heard > _START_SECONDS:
                 raise RunError(f"no worker of Ray was ready within {_START_SECONDS:.0f} s; `ray status` may tell why")
             for answer in done:
                 replica, block = self._asked.pop(answer)
@@ -194,14 +205,16 @@ class _Work:
             self._tell(f"a worker of Ray could not start and is left out: {_reason(error)}")
 
     def _answered(self, replica: Any, block: _Block, answer: Any) -> Iterator[Described]:
-        self._in_hand[replica] -= 1
+        if replica in self._in_hand:
+            self._in_hand[replica] -= 1
         try:
             found, broken, said, missing = ray.get(answer)
-        except RayTaskError as error:  # what the replica raised
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
-        except RayError as error:  # it died
+        except RayError as error:
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, _WithoutModelError):
+                if isinstance(error.cause, UserError):  # as the replica raised it
+                    raise error.cause from None
+                raise
+            # It died.
             if block.tries == _TRIES:
                 raise RunError(
                     f"workers of Ray died {_TRIES} times while they had the files {os.fspath(block.files[0])} to "

@@ -34,6 +34,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+@pytest.fixture(autouse=True)
+def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 on every processor."""
+    monkeypatch.setattr(judging, "bf16_in_hardware", lambda device: False)
+
+
 @pytest.fixture
 def model() -> Model:
     torch.manual_seed(0)

@@ -49,6 +49,13 @@ class Cut:
         shift = (x, y) - forth @ canvas / 2
         return _row(canvas[0], canvas[1], (cos, sin, shift[0]), (-sin, cos, shift[1]))
 
+    def geometry(self, height: int, width: int) -> tuple[tuple[int, int], NDArray[np.float64]]:
+        """(width and height of the view of a picture of this size, the affine map [3, 3] of its points (x, y) to the
+        picture's)."""
+        row = self.row(height, width)
+        to_picture = np.vstack([row[CUT_MAP:].reshape(2, 3), (0.0, 0.0, 1.0)])
+        return (int(row[CUT_WIDTH]), int(row[CUT_HEIGHT])), to_picture
+
 
 def _row(width: float, height: float, *to_picture: tuple[float, float, float]) -> NDArray[np.float64]:
     row = np.empty(CUT_MAP + 6)

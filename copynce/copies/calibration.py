@@ -35,7 +35,7 @@ class Signals:
     cosine: of both descriptors. normalised: the cosine less what the query has with the background, or the cosine
     itself where there is none. logit: a matcher's, 0 without one. evidence: nats that speak for one place
     (`copynce.copies.regions`). agreement: share of that place's patches that agree. found: whether the place is known.
-    cropped: whether all this is of a view of the query, not of the whole.
+    cropped: whether all this is of a part of the query, not of the whole.
     """
 
     cosine: float

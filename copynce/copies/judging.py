@@ -38,12 +38,15 @@ OnBroken = Callable[[AnyPath, str], None]
 
 
 def query_views(width: int, height: int) -> list[Cut]:
-    """The views of a query: the whole picture, and boxes of half its sides in steps of a quarter, in which a copy that
-    was laid small on another picture fills more patches."""
-    return [*one_of_one(width, height), *one_of_four(width, height)]
+    """The views of a query: the whole picture, also by quarter turns, as files with an EXIF orientation are; and boxes
+    of half its sides in steps of a quarter, in which a copy that was laid small on another picture fills more patches.
+    """
+    turned = [Cut(angle=angle) for angle in (90.0, 180.0, 270.0)]
+    return [*one_of_one(width, height), *turned, *one_of_four(width, height)]
 
 
-QUERY_VIEWS = Views("whole and halves", query_views)
+QUERY_VIEWS = Views("whole, turned and halves", query_views)
+_TURNED = 3
 
 
 @dataclass(frozen=True)
@@ -131,14 +134,14 @@ def look(
 @dataclass(frozen=True)
 class _Encoded:
     """Of one picture or view: descriptor [D], its bias (what score normalisation subtracts), patch tokens [L, C], what
-    the matcher encodes [P + L, C], (width, height) of the file, and the view's box in it."""
+    the matcher encodes [P + L, C], (width, height) of the file, and the view of it."""
 
     descriptor: NDArray[np.float32]
     bias: float
     tokens: NDArray[np.float32]
     encoding: Tensor | None
     size: tuple[int, int]
-    box: tuple[int, int, int, int] | None
+    cut: Cut
 
 
 def _blocks(pairs: NDArray[np.int64], views: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -183,8 +186,8 @@ def _encodings(
                 tell(pictures[place], error.reason)
                 continue
             own = None if encoded is None else encoded[i]
-            box = query_views(width, height)[view].box
-            yield (place, view), _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height), box)
+            cut = query_views(width, height)[view]
+            yield (place, view), _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height), cut)
 
 
 def _images(
@@ -212,9 +215,9 @@ def _images(
         for at, images in PictureLoader(paths, options, on_broken=tell):
             yield [(places[i], 0) for i in at.tolist()], images.to(device, non_blocking=True)
         return
-    for at, cut in CropLoader(paths, query_views, options, on_broken=tell):
+    for at, every in CropLoader(paths, query_views, options, on_broken=tell):
         chosen = [(row, places[i], view) for row, i in enumerate(at.tolist()) for view in views[places[i]]]
-        images = cut[[row for row, _, _ in chosen], [view for _, _, view in chosen]]
+        images = every[[row for row, _, _ in chosen], [view for _, _, view in chosen]]
         yield [(place, view) for _, place, view in chosen], images.to(device, non_blocking=True)
 
 
@@ -254,11 +257,11 @@ def _seen(query: _Encoded, reference: _Encoded, logit: float, view: int) -> Seen
     cosine = float(query.descriptor @ reference.descriptor)
     if not np.isfinite([cosine, logit]).all():
         raise DataError("the score of a pair is not finite; the model's weights are damaged")
-    size = query.size if query.box is None else (query.box[2] - query.box[0], query.box[3] - query.box[1])
+    size, to_picture = query.cut.geometry(query.size[1], query.size[0])
     region = copied_region(query.tokens, reference.tokens, size, reference.size)
     signals = Signals(
-        cosine, cosine - query.bias, logit, region.evidence, region.agreement, region.found, cropped=view > 0
+        cosine, cosine - query.bias, logit, region.evidence, region.agreement, region.found, cropped=view > _TURNED
     )
-    if query.box is not None:
-        region = region.within(query.box, query.size)
+    if view:
+        region = region.through(to_picture, size, query.size)
     return SeenPair(signals, region, query.size, reference.size)

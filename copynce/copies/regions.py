@@ -67,17 +67,16 @@ class CopiedRegion:
         """Whether the copy is the reference's mirror image."""
         return bool(np.linalg.det(self.geometry[:2, :2]) < 0)
 
-    def within(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> CopiedRegion:
-        """The same of the picture of which the query was cut: box (left, top, right, bottom) of a picture of `size`
-        (width, height), all in pixels."""
-        left, top, right, bottom = box
-        shift = np.array([[1.0, 0.0, -left], [0.0, 1.0, -top], [0.0, 0.0, 1.0]])
-        geometry = self.geometry @ shift
+    def through(self, to_picture: NDArray[np.float64], view: tuple[int, int], size: tuple[int, int]) -> CopiedRegion:
+        """The same of the picture of which the query is a view: to_picture [3, 3], the affine map of the view's points
+        to the picture's; view, size: (width, height) of both in pixels."""
+        geometry = self.geometry @ np.linalg.inv(to_picture)
+        shrunk = abs(float(np.linalg.det(to_picture[:2, :2]))) * view[0] * view[1] / (size[0] * size[1])
         return replace(
             self,
-            query=self.query + np.array([left, top]),
+            query=mapped(to_picture, self.query),
             geometry=geometry / geometry[2, 2] if geometry[2, 2] else geometry,
-            query_share=self.query_share * (right - left) * (bottom - top) / (size[0] * size[1]),
+            query_share=self.query_share * shrunk,
         )
 
     def to_json(self) -> dict[str, Any]:

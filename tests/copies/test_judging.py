@@ -13,7 +13,8 @@ from PIL import Image
 from copynce.copies import judging
 from copynce.copies.calibration import FEATURES, Calibration
 from copynce.copies.judging import judge, look
-from copynce.copies.regions import copied_region
+from copynce.copies.polygons import area, mapped, rectangle
+from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.data.synthetic import make_picture
 from copynce.errors import DataError
 from copynce.model import Model
@@ -136,24 +137,40 @@ def test_a_model_compares_two_pictures(model: Model, pictures: list[Path]) -> No
         dataclasses.replace(model, calibration=None).compare(pictures[0], pictures[1])
 
 
-def test_a_view_of_the_query_is_that_part_saved_by_itself(model: Model, pictures: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("view", [1, 3, 8])
+def test_a_view_of_the_query_is_that_picture_saved_by_itself(
+    model: Model, pictures: list[Path], tmp_path: Path, view: int
+) -> None:
     with Image.open(pictures[0]) as picture:
-        box = judging.query_views(*picture.size)[5].box
-        assert box is not None
-        picture.crop(box).save(tmp_path / "part.png")
         size = picture.size
-    pair = np.array([(0, 1)])
+        cut = judging.query_views(*size)[view]
+        part = picture.rotate(cut.angle, expand=True) if cut.box is None else picture.crop(cut.box)
+        part.save(tmp_path / "part.png")
     (_, seen), (_, plain) = (
-        next(look(model, [path], pictures, pair - [(0, 0)], views=np.array([view]), on_broken=lambda *_: None))
-        for path, view in ((pictures[0], 5), (tmp_path / "part.png", 0))
+        next(look(model, [path], pictures, np.array([[0, 1]]), views=np.array([number]), on_broken=lambda *_: None))
+        for path, number in ((pictures[0], view), (tmp_path / "part.png", 0))
     )
-    np.testing.assert_allclose(seen.signals.row(), [*plain.signals.row()[:-1], 1.0], atol=1e-4)
-    assert seen.query_size == size
-    np.testing.assert_allclose(seen.region.query, plain.region.query + np.array(box[:2]), atol=1e-2)
-    np.testing.assert_allclose(seen.region.reference, plain.region.reference, atol=1e-2)
-    share = (box[2] - box[0]) * (box[3] - box[1]) / (size[0] * size[1])
-    assert seen.region.query_share == pytest.approx(share * plain.region.query_share, rel=1e-3)
-    points = np.array([[box[0] + 3.0, box[1] + 5.0, 1.0], [3.0, 5.0, 1.0]])
-    maps = seen.region.geometry, plain.region.geometry
-    there = [transform @ point for transform, point in zip(maps, points, strict=True)]
-    np.testing.assert_allclose(there[0] / there[0][2], there[1] / there[1][2], rtol=1e-3)
+    np.testing.assert_allclose(seen.signals.row()[:3], plain.signals.row()[:3], atol=1e-4)
+    assert seen.signals.cropped == (cut.box is not None)
+    assert (seen.query_size, plain.query_size) == (size, part.size)
+
+
+@pytest.mark.parametrize("view", [1, 2, 3, 8])
+def test_a_region_of_a_view_is_told_in_pixels_of_the_picture(view: int) -> None:
+    size = 60, 40
+    shown, to_picture = judging.query_views(*size)[view].geometry(size[1], size[0])
+    square = rectangle(shown[0] / 2, shown[1] / 4, 3, 2)
+    geometry = np.array([[2.0, 0.1, 5], [0.2, 1.5, 7], [1e-3, 2e-3, 1]])
+    region = CopiedRegion("found", square, mapped(geometry, square), geometry, 1 / 8, 0.3, 100, 0.9, 9, 9)
+    found = region.through(to_picture, shown, size)
+    assert found.query_share == pytest.approx(area(found.query) / (size[0] * size[1]))
+    np.testing.assert_allclose(mapped(found.geometry, found.query), region.reference)
+    assert found.query.min() >= -1e-9
+    assert (found.query.max(0) <= np.array(size) + 1e-9).all()
+    assert found.geometry[2, 2] == 1
+
+
+def test_the_corner_of_a_turned_view_is_the_pictures_next() -> None:
+    size, to_picture = judging.query_views(60, 40)[1].geometry(40, 60)  # by 90 degrees, counter-clockwise
+    assert size == (40, 60)
+    np.testing.assert_allclose(mapped(to_picture, [[0, 0], [40, 0], [0, 60]]), [[60, 0], [60, 40], [0, 0]], atol=1e-9)

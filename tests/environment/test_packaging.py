@@ -95,6 +95,7 @@ def test_a_wheel_holds_the_kernels_as_files_of_copynce_and_nothing_called_kernel
         if path.suffix in (".py", ".pyi", ".typed")
     }
     expected |= {f"copynce/{path.relative_to(project)}" for path in (project / "kernels").rglob("*.py")}
+    expected |= {str(path.relative_to(project)) for path in (project / "copynce" / "weights").iterdir()}
     assert {name for name in names if not name.startswith("copynce-")} == expected
 
 

@@ -8,6 +8,7 @@ calibration.json          from scores to a probability
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def box_of(path: str | Path) -> Path | None:
     path = Path(path)
     if str(path) == DEFAULT and not path.exists():
         path = Path(str(files("copynce"))) / "weights"
-    return path if (path / DESCRIPTOR).is_file() else None
+    return path if os.path.isfile(path / DESCRIPTOR) else None  # not Path.is_file, which raises for too long a name
 
 
 def in_box(path: str | Path, name: str = DESCRIPTOR) -> Path:

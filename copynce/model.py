@@ -120,13 +120,14 @@ class Model:
         >>> match = model.compare("a.jpg", "b.jpg")  # doctest: +SKIP
         >>> match.probability, match.score, match.query_region  # doctest: +SKIP
         """
-        from copynce.copies.judging import judge
+        from copynce.copies.searching import compared
+
+        self.calibrated()
 
         def broken(path: AnyPath, reason: str) -> None:
             raise DataError(f"{os.fspath(path)}: {reason}")
 
-        sides = [_as_path(query, 0)], [_as_path(reference, 1)]
-        (pair,) = judge(self, *sides, np.zeros((1, 2), np.int64), on_broken=broken)
+        pair = compared(self, _as_path(query, 0), _as_path(reference, 1), broken)
         assert pair is not None, "broken ones raise"
         return pair
 

@@ -45,4 +45,6 @@ def test_it_tells_a_copy_and_where_from_another_picture(model: copynce.Model, tm
     assert match.region.found
     shown = rectangle(box[2] - box[0], box[3] - box[1], box[0], box[1])
     assert overlap(match.region.reference, shown) > 0.4, "patches of smooth ground tell little"
+    turned = model.compare(original.rotate(90, expand=True), original)
+    assert turned.probability > 0.9, "as a file with an EXIF orientation"
     assert model.compare(tmp_path / "copy.jpg", other).probability < 0.5

@@ -53,7 +53,7 @@ ROOMS = [
 #: Of a model's methods, what reads and writes every kind of model; and what compares pictures by one.
 UPWARDS = {
     ("copynce.models.pretrained", "copynce.models.checkpoints"),
-    ("copynce.model", "copynce.copies.judging"),
+    ("copynce.model", "copynce.copies.searching"),
     ("copynce.model", "copynce.copies.pair"),
 }
 

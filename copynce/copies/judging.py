@@ -166,7 +166,9 @@ def _encodings(
     views: dict[int, list[int]] = {}
     for place, view in sorted({(int(place), int(view)) for place, view in wanted}):
         views.setdefault(place, []).append(view)
-    module, matcher, device = model.module.to(model.device).eval(), model.matcher, model.device
+    module, device = model.module.to(model.device).eval(), model.device
+    matcher = None if model.matcher is None else model.matcher.to(device).eval()
+    sizes: dict[int, tuple[int, int]] = {}  # (height, width) of each file
     for keys, images in _images(pictures, views, module.img_size, device, tell, threads):
         encoded: Tensor | None = None
         with torch.inference_mode(), _computing(device):
@@ -176,15 +178,17 @@ def _encodings(
                 descriptors, tokens, encoded = module.with_encodings(images, matcher.config.encoder_blocks)
             else:
                 descriptors, tokens = module(images)
-                encoded = matcher.to(device).eval().encode(images)
+                encoded = matcher.encode(images)
         rows, patches = descriptors.float().cpu().numpy(), tokens.float().cpu().numpy()
         biases = biases_of(model, rows)
         for i, (place, view) in enumerate(keys):
             try:
-                height, width = read_picture(pictures[place]).shape
+                if place not in sizes:
+                    sizes[place] = read_picture(pictures[place]).shape
             except BrokenPicture as error:  # since it was read
                 tell(pictures[place], error.reason)
                 continue
+            height, width = sizes[place]
             own = None if encoded is None else encoded[i]
             cut = query_views(width, height)[view]
             yield (place, view), _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height), cut)

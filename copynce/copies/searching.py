@@ -66,6 +66,17 @@ def find_copies(
     )
 
 
+def compared(model: Model, query: AnyPath, reference: AnyPath, on_broken: OnBroken) -> CopyPair | None:
+    """One pair as `find_copies` judges it, by the view of the query that is nearest; None if a picture is broken."""
+    _, views = described(model, [query], "query", QUERY_VIEWS, 1, on_broken, None)
+    _, rows = described(model, [reference], "reference", None, 1, on_broken, None)
+    if not len(views) or not len(rows):
+        return None
+    nearest = int((views[0] @ rows[0] - biases_of(model, views[0])).argmax())
+    pair = np.zeros((1, 2), np.int64)
+    return judge(model, [query], [reference], pair, views=np.array([nearest]), on_broken=on_broken, threads=1)[0]
+
+
 @dataclass(frozen=True)
 class Proposed:
     """pairs: int64 [P, 2], places among the queries and in `files`. views: int64 [P], the view of the query."""

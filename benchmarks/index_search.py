@@ -63,16 +63,29 @@ def make(real: Path, place: Path, count: int, descriptor: str, queries: int, see
         chosen = draw.choice(number, share, replace=False)
         asked.append(near(rows[chosen], draw.uniform(0.6, 0.95, share), draw))
         names = [f"/archive/{(first + i) // 1000:06d}/{first + i:09d}.jpg" for i in range(number)]
-        kind = table.schema.field("descriptor").type
-        values = pa.array(rows.astype(kind.value_type.to_pandas_dtype()).ravel())
-        constant = {"sha256": "0" * 64, "size": 1, "mtime_ns": 1, "width": 1, "height": 1, "model": "0" * 64}
-        columns: dict[str, Any] = {name: [value] * number for name, value in constant.items()}
-        columns |= {"id": names, "path": names, "taken": pa.nulls(number, pa.timestamp("s"))}
-        columns["descriptor"] = pa.FixedSizeListArray.from_arrays(values, kind.list_size)
         # Not by `put`: all are known to be new, and nobody else is here.
-        table.engine.add(pa.table(columns).select(table.schema.names).cast(table.schema))
+        ones = np.ones(number, np.int64)
+        table.engine.add(rows_of(table, names, rows, ones, ones))
     table.compact()
     return np.concatenate(asked)
+
+
+def rows_of(
+    table: PictureTable,
+    names: list[str],
+    descriptors: NDArray[np.float32],
+    size: NDArray[np.int64],
+    mtime_ns: NDArray[np.int64],
+) -> pa.Table:
+    """Rows as the table has them, of files with these paths, sizes and times [N]; what else it notes is made up."""
+    kind = table.schema.field("descriptor").type
+    values = pa.array(descriptors.astype(kind.value_type.to_pandas_dtype()).ravel())
+    constant = {"sha256": "0" * 64, "width": 1, "height": 1, "model": "0" * 64}
+    columns: dict[str, Any] = {name: [value] * len(names) for name, value in constant.items()}
+    columns |= {"id": names, "path": names, "size": size, "mtime_ns": mtime_ns}
+    columns["taken"] = pa.nulls(len(names), pa.timestamp("s"))
+    columns["descriptor"] = pa.FixedSizeListArray.from_arrays(values, kind.list_size)
+    return pa.table(columns).select(table.schema.names).cast(table.schema)
 
 
 def forget(place: Path) -> None:

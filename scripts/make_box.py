@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from copynce.cli.console import progress_bars
 from copynce.copies.calibration import Calibration, Signals, expected_calibration_error
 from copynce.copies.judging import look
 from copynce.copies.searching import candidates
@@ -104,18 +105,19 @@ def seen_pairs(model: Model, dataset: str, split_name: str) -> tuple[list[Signal
     """(signals, truth bool [N], number of queries) of each query and what a search proposes for it."""
     split = open_dataset(dataset, split_name)
     queries, references = split.queries, split.references
-    proposed = candidates(model, queries.paths, references.paths, on_broken=_tell, progress=_progress)
-    found = list(
-        look(
-            model,
-            queries.paths,
-            references.paths,
-            proposed.pairs,
-            views=proposed.views,
-            on_broken=_tell,
-            progress=lambda done: _progress("pairs", done, len(proposed.pairs)),
+    with progress_bars("") as report:
+        proposed = candidates(model, queries.paths, references.paths, on_broken=_tell, progress=report)
+        found = list(
+            look(
+                model,
+                queries.paths,
+                references.paths,
+                proposed.pairs,
+                views=proposed.views,
+                on_broken=_tell,
+                progress=lambda done: report("pairs", done, len(proposed.pairs)),
+            )
         )
-    )
     truth = [
         references.uuids[reference] in split.ground_truth.get(queries.uuids[query], ())
         for query, reference in (proposed.pairs[row].tolist() for row, _ in found)
@@ -125,10 +127,6 @@ def seen_pairs(model: Model, dataset: str, split_name: str) -> tuple[list[Signal
 
 def _tell(path: AnyPath, reason: str) -> None:
     print(f"{os.fspath(path)}: {reason}", file=sys.stderr)
-
-
-def _progress(what: str, done: int, total: int) -> None:
-    print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

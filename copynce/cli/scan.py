@@ -108,6 +108,7 @@ def _scan(options: argparse.Namespace, broken: Quarantine) -> tuple[Scan, int, s
     from copynce.copies.judging import judge
     from copynce.copies.moving import common_root
     from copynce.copies.scanning import collect, collect_index, scan
+    from copynce.copies.searching import hopeful
     from copynce.errors import ConfigError
     from copynce.index import Index
     from copynce.index.listing import list_files
@@ -136,16 +137,19 @@ def _scan(options: argparse.Namespace, broken: Quarantine) -> tuple[Scan, int, s
 
         def ask(pairs: Any) -> Any:
             nonlocal asked
-            before, asked = asked, asked + len(pairs)
-            return judge(
+            looked_at = hopeful(model, collection.descriptors, pairs)
+            before, asked = asked, asked + int(looked_at.sum())
+            judged = judge(
                 model,
                 collection.files,
                 collection.files,
-                pairs,
+                pairs[looked_at],
                 on_broken=broken.add,
                 progress=lambda done: report("pairs", before + done, asked),
                 threads=options.threads,
             )
+            answers = iter(judged)
+            return [next(answers) if looked else None for looked in looked_at]
 
         found = scan(collection, ask, k=options.k, probability=least)
     names = [collection.name(place) for place in range(len(collection))]

@@ -23,9 +23,13 @@ from copynce.files import atomic_text
 #: Of what is listed where nothing else is asked for.
 PRECISION = 0.95
 
+#: Below every normalised cosine.
+NO_FLOOR = -2.0
+
 _RIDGE = 1.0  # of standardised weights: some hundred copies tell no more
 _STEPS = 100
-_FORMAT = 1
+_FORMAT = 2
+_PLAUSIBLE = 0.05  # probability of a copy that is not to be lost by the floor
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,15 @@ class Calibration:
     """The fitted regression.
 
     weights [F], in the order of `FEATURES`; offset. threshold: the least probability from which on a share of
-    `PRECISION` of the fitted pairs were copies. fitted_on: which pairs those are.
+    `PRECISION` of the fitted pairs were copies. floor: the least normalised cosine of the fitted copies but for those
+    that are given up anyway (a probability below 5 %); a pair below it need not be looked at. fitted_on: which pairs
+    those are.
     """
 
     weights: tuple[float, ...]
     offset: float
     threshold: float = 0.5
+    floor: float = NO_FLOOR
     fitted_on: str = ""
 
     def __call__(self, signals: Sequence[Signals]) -> NDArray[np.float64]:
@@ -104,8 +111,11 @@ class Calibration:
             if np.abs(step).max() < 1e-10:
                 break
         found = weights[:-1] / scale
-        threshold = _threshold(_sigmoid(unit @ weights), answers)
-        return cls(tuple(found.tolist()), float(weights[-1] - found @ mean), threshold, fitted_on)
+        p = _sigmoid(unit @ weights)
+        kept = np.array([one.normalised for one in signals])[(answers > 0) & (p >= _PLAUSIBLE)]
+        offset = float(weights[-1] - found @ mean)
+        floor = float(kept.min()) if len(kept) else NO_FLOOR
+        return cls(tuple(found.tolist()), offset, _threshold(p, answers), floor, fitted_on)
 
     def save(self, path: str | Path) -> None:
         """As JSON."""
@@ -123,10 +133,11 @@ class Calibration:
             weights = tuple(float(weight) for weight in told["weights"])
             if len(weights) != len(FEATURES):
                 raise ValueError(f"expected {len(FEATURES)} weights, got {len(weights)}")
-            found = cls(weights, float(told["offset"]), float(told["threshold"]), str(told["fitted_on"]))
+            offset, threshold, floor = (float(told[name]) for name in ("offset", "threshold", "floor"))
+            found = cls(weights, offset, threshold, floor, str(told["fitted_on"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} holds no calibration: {error}") from error
-        if not np.isfinite([*found.weights, found.offset, found.threshold]).all():
+        if not np.isfinite([*found.weights, found.offset, found.threshold, found.floor]).all():
             raise DataError(f"{path} holds no calibration: a number of it is not finite")
         return found
 

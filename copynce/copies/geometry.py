@@ -16,6 +16,7 @@ Shapes: Lq = gq * gq and Lr = gr * gr patches in row-major order, K maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -66,10 +67,13 @@ class Evidence:
         return total
 
 
+@lru_cache(maxsize=16)
 def centres(grid: int) -> Array:
-    """The centres of grid * grid patches, [L, 2]."""
+    """The centres of grid * grid patches, [L, 2], read-only."""
     at = (np.arange(grid) + 0.5) / grid
-    return np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
+    found = np.stack(np.meshgrid(at, at), -1).reshape(-1, 2)
+    found.flags.writeable = False
+    return found
 
 
 def transformed(maps: NDArray[Any], points: Array) -> Array:

@@ -28,7 +28,8 @@ from copynce.model import Model
 from copynce.retrieval.search import search
 from dali_pipelines.sources import AnyPath
 
-#: What judges pairs of places int64 [P, 2]: one answer a pair, in order; None where a picture is broken.
+#: What judges pairs of places int64 [P, 2]: one answer a pair, in order; None where it is hopeless, or a
+#: picture is broken.
 Ask = Callable[[NDArray[np.int64]], list[CopyPair | None]]
 
 #: Of pictures that copies connect, up to so many are asked pair by pair where that is needed for their groups.

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from copynce.copies.calibration import NO_FLOOR
 from copynce.copies.judging import QUERY_VIEWS, biases_of, judge, quickest
 from copynce.copies.pair import CopyPair
 from copynce.index.index import Index
 from copynce.model import Model
 from copynce.retrieval.crops import one_of_one
 from copynce.retrieval.extract import Views
-from copynce.retrieval.search import search
+from copynce.retrieval.search import pair_cosines, search
 from dali_pipelines.sources import AnyPath
 
 #: Candidates of a query that are judged.
@@ -98,7 +99,8 @@ def candidates(
     progress: Progress | None = None,
 ) -> Proposed:
     """The pairs to judge: a query is asked whole and in parts (`query_views`), and of each the k references are taken
-    whose best view is nearest, by normalised score.
+    whose best view is nearest, by normalised score; of these, where the model is calibrated, none that is hopeless
+    (`Calibration.floor`).
 
     references: files, or an index made with this model. A file is no candidate for itself. in_parts: False asks
     queries whole, in a tenth of the time. on_broken: told of each picture that cannot be used as on_broken(path,
@@ -114,9 +116,24 @@ def candidates(
         if isinstance(references, Index)
         else _near_in_files(model, references, flat, k + 1, threads, on_broken, progress)
     )
-    pairs, views = best_views(near, biases_of(model, flat).reshape(rows.shape[:2]), asked, k)
+    pairs, views = best_views(near, biases_of(model, flat).reshape(rows.shape[:2]), asked, k, _floor(model))
     pairs[:, 0] = places[pairs[:, 0]]
     return Proposed(near.files, pairs, views)
+
+
+def hopeful(model: Model, descriptors: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which pairs [P] of rows of `descriptors` [N, D] a search would judge, with either as its query; pairs: int64
+    [P, 2]."""
+    floor = _floor(model)
+    if floor <= NO_FLOOR or not len(pairs):
+        return np.ones(len(pairs), bool)
+    places, at = np.unique(pairs, return_inverse=True)
+    biases = biases_of(model, descriptors[places])[at.reshape(pairs.shape)].min(1)
+    return pair_cosines(descriptors, descriptors, pairs[:, 0], pairs[:, 1]) - biases >= floor
+
+
+def _floor(model: Model) -> float:
+    return NO_FLOOR if model.calibration is None else model.calibration.floor
 
 
 def described(
@@ -153,12 +170,13 @@ class Near:
 
 
 def best_views(
-    near: Near, biases: NDArray[np.float32], asked: Sequence[AnyPath], k: int
+    near: Near, biases: NDArray[np.float32], asked: Sequence[AnyPath], k: int, floor: float = NO_FLOOR
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(pairs int64 [P, 2] of a place in `asked` and one in `near.files`, the view of each int64 [P]): the k references
     of each query whose best view is the nearest, by normalised score; a file is none of its own.
 
-    near: of the views of N queries, M = N V rows, a query's together. biases: float32 [N, V], of each view.
+    near: of the views of N queries, M = N V rows, a query's together. biases: float32 [N, V], of each view. floor: the
+    least score.
     """
     names = [os.path.abspath(os.fspath(path)) for path in near.files]
     pairs, chosen = [], []
@@ -169,7 +187,7 @@ def best_views(
         for view, column in np.argwhere(at[row] >= 0).tolist():
             place = int(at[row, view, column])
             score = float(scores[row, view, column] - biases[row, view])
-            if names[place] != own and score > best.get(place, (-np.inf, 0))[0]:
+            if names[place] != own and score >= floor and score > best.get(place, (-np.inf, 0))[0]:
                 best[place] = score, view
         for place in sorted(best, key=lambda place: (-best[place][0], names[place]))[:k]:
             pairs.append((row, place))

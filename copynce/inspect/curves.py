@@ -18,6 +18,8 @@ LOSS_PARTS = {"loss": "total loss", "copynce": "CopyNCE", "info_nce": "InfoNCE",
 CURVES = ("#20242c", "#d1495b", "#00798c", "#7d5ba6", "#edae49", "#5c8001")
 """Colours of lines that stand together."""
 
+_STROKES = ("-", "--", ":")  # of the first lines of all colours, of the next, ...
+
 _MOST_COLUMNS = 4
 
 
@@ -34,7 +36,8 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], parts: Mappin
     """The curves of one or several trainings over their steps, a panel for each of `parts`, up to four side by side.
 
     runs: name -> the lines of its log, each with `step`; parts: key -> title, those that no line has are left out.
-    One run: a colour a panel; several: a colour a run, named below. Raises ValueError if no line has any of the parts.
+    One run: a colour a panel; several: a colour a run, then the colours again, dashed; named below. Raises ValueError
+    if no line has any of the parts.
     """
     lines = [record for records in runs.values() for record in records]
     shown = {key: title for key, title in parts.items() if any(key in record for record in lines)}
@@ -52,8 +55,9 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], parts: Mappin
             if not len(points):
                 continue
             colour = CURVES[(number if len(runs) > 1 else panel) % len(CURVES)]
-            axes.plot(points[:, 0], points[:, 1], color=colour, alpha=0.3, linewidth=1)
-            axes.plot(points[:, 0], _running_mean(points[:, 1]), color=colour, linewidth=1.8, label=name)
+            stroke = _STROKES[number // len(CURVES) % len(_STROKES)]
+            axes.plot(points[:, 0], points[:, 1], stroke, color=colour, alpha=0.3, linewidth=1)
+            axes.plot(points[:, 0], _running_mean(points[:, 1]), stroke, color=colour, linewidth=1.8, label=name)
             if len(points) < 2:
                 axes.plot(points[:, 0], points[:, 1], "o", color=colour)
         axes.set_title(title, fontsize=10, loc="left")

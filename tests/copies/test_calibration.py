@@ -31,6 +31,9 @@ def test_the_fit_finds_the_probabilities() -> None:
     assert np.abs(p - true).max() < 0.06
     assert expected_calibration_error(p, truth) < 0.03
     assert truth[p >= fitted.threshold].mean() > 0.93
+    normalised = np.array([one.normalised for one in signals])
+    assert (p[normalised < fitted.floor] < 0.1).all()
+    assert 0 < (normalised < fitted.floor).mean() < 0.5
 
 
 def test_copies_that_are_told_apart_without_an_error_give_finite_weights() -> None:

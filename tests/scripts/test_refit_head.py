@@ -1,0 +1,50 @@
+"""A head that is solved for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from copynce.data.synthetic import make_pictures
+from copynce.models import build_descriptor, load_descriptor, save_checkpoint
+from copynce.models.backbone import class_token_of
+from scripts import refit_head
+
+OPTIONS = {"patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+
+
+def test_what_edits_change_counts_less() -> None:
+    rng = np.random.default_rng(0)
+    original = rng.standard_normal((500, 6)) @ np.diag([3, 1, 1, 1, 1, 1.0])
+    edited = original + 0.1 * rng.standard_normal((500, 6))
+    edited[:, 5] = rng.standard_normal(500)  # nothing of it is left in a copy
+    weight, mean = refit_head.solved(original, edited)
+    strength = np.linalg.norm(weight, axis=1)
+    assert strength[5] < 0.5 * strength[1:5].min()
+    assert strength[0] < 0.7 * strength[1:5].min()  # whitened: a wide direction is none that matters more
+    assert mean == pytest.approx(original.mean(0))
+
+
+def test_the_head_is_what_was_solved_and_the_encoder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = build_descriptor(img_size=32, dim=16, backbone_options=OPTIONS).eval()
+    save_checkpoint(tmp_path / "trained.safetensors", model)
+    make_pictures(tmp_path / "pictures", 50, seed=5, side_px=(32, 48))
+    (tmp_path / "pictures" / "broken.jpg").write_bytes(b"none")
+    out = tmp_path / "refit.safetensors"
+    arguments = [str(tmp_path / "trained.safetensors"), "--pictures", str(tmp_path / "pictures"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["refit_head", *arguments])
+    refit_head.main()
+    made = load_descriptor(out).eval()
+    assert made.dim == 12
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        tokens, descriptors = class_token_of(model.encoder, images), made(images)[0]
+        assert torch.equal(class_token_of(made.encoder, images), tokens)
+        head = made.heads["linear_head"]
+        rows = tokens @ head.fc1.weight.T - head.bn.running_mean
+    assert descriptors.numpy() == pytest.approx((rows / rows.norm(dim=1, keepdim=True)).numpy(), abs=1e-6)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,15 @@ from numpy.typing import NDArray
 
 from copynce.data import Quarantine
 from copynce.errors import DataError
-from copynce.index.describing import Described, Describer, describe_here
 from copynce.index.listing import Listing
 from copynce.index.names import restored
 from copynce.index.reading import content_hash
 from copynce.index.settings import IndexConfig
 from copynce.index.table import MANY_FRAGMENTS, PRECISION, PictureTable
-from copynce.model import Model
+
+if TYPE_CHECKING:  # at once only where there is something to describe: torch takes seconds
+    from copynce.index.describing import Described, Describer
+    from copynce.model import Model
 
 _COMPACT_AFTER = 64  # transactions of one run
 
@@ -55,7 +58,7 @@ def add_files(
     config: IndexConfig,
     *,
     quarantine: Quarantine,
-    describe: Describer = describe_here,
+    describe: Describer | None = None,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -63,8 +66,9 @@ def add_files(
     """Bring the rows of these files up to date, in transactions of at most `config.block` of them.
 
     model: called once there is something to describe. quarantine: receives what is broken, and may hold some already.
-    describe: what describes; writing is done here, whoever does. strict: the first broken picture ends it with a
-    DataError; what was put before stays. progress: called as progress(done, total), where done are on the disk.
+    describe: what describes, none: this process; writing is done here, whoever does. strict: the first broken picture
+    ends it with a DataError; what was put before stays. progress: called as progress(done, total), where done are on
+    the disk.
     """
     comparison = _compare(table, listing, config)
     _refuse_taken_ids(listing, comparison)
@@ -73,6 +77,10 @@ def add_files(
     new = changed = 0
     _stop_if_strict(strict, quarantine)
     if len(todo):
+        if describe is None:
+            from copynce.index.describing import describe_here
+
+            describe = describe_here
         adding = _Adding(table, listing, todo, model(), config, quarantine, describe, strict, say)
         broken_before = len(quarantine)
         with closing(iter(adding)) as transactions:

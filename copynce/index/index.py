@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +19,17 @@ from copynce.data.shards import read_shard, split_member
 from copynce.errors import ConfigError, DataError
 from copynce.files import file_sha256
 from copynce.index.adding import Added, add_files
-from copynce.index.describing import Describer, describe_here, precision_of
 from copynce.index.listing import File, list_files
 from copynce.index.names import restored, stored
 from copynce.index.searching import IndexSearch, Neighbours, approximate, build_approximate
 from copynce.index.settings import IndexConfig
 from copynce.index.table import FORMAT, PictureTable
-from copynce.model import Model, Picture, load_model
 from copynce.models.box import DEFAULT, DESCRIPTOR, box_of
 from dali_pipelines.sources import ShardMember
+
+if TYPE_CHECKING:  # at once only where a model is needed: torch takes seconds
+    from copynce.index.describing import Describer
+    from copynce.model import Model, Picture
 
 #: The list of broken pictures in an index's folder, of the last `add`.
 SKIPPED = "skipped.jsonl"
@@ -75,7 +77,7 @@ class Index:
         self.path = name if "://" in name else os.path.abspath(name)
         self.config = IndexConfig(**settings)
         self._asked = model
-        self._model: Model | None = model if isinstance(model, Model) else None
+        self._model: Model | None = None if model is None or isinstance(model, str | os.PathLike) else model
         self._search: IndexSearch | None = None
         self._table = PictureTable.open(self.path)
         if self._table is not None and model is not None:
@@ -98,7 +100,9 @@ class Index:
             name = self._asked
             if name is None:
                 name = self._begun_with()
-            assert not isinstance(name, Model), "taken before"
+            assert isinstance(name, str | os.PathLike), "a model was taken before"
+            from copynce.model import load_model
+
             model = load_model(name, device=self.config.device)
             self._check(model)
             self._model = model
@@ -195,6 +199,8 @@ class Index:
         self, pictures: Sequence[Picture], on_broken: Callable[[str, str], None] | None = None
     ) -> NDArray[np.float32]:
         """Descriptors float32 [N, D] by the index's model; see `Model.describe`."""
+        from copynce.index.describing import precision_of
+
         config, table = self.config, self._existing()
         return self.model.describe(
             pictures,
@@ -353,12 +359,12 @@ class Index:
         return table.delete(paths) if len(paths) else 0
 
 
-def _describer(ray: bool | str, workers: int | None) -> Describer:
-    """What describes the files that are added."""
+def _describer(ray: bool | str, workers: int | None) -> Describer | None:
+    """What describes the files that are added; None: this process."""
     if ray is False:
         if workers is not None:
             raise ConfigError(f"ray_workers={workers} is for --ray; give that too, or leave it out")
-        return describe_here
+        return None
     try:
         from copynce.index.on_ray import RayDescriber
     except ModuleNotFoundError as error:

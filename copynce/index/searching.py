@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from copynce.index.names import restored
 from copynce.index.table import PictureTable, as_matrix
-from copynce.retrieval.search import ExactSearch, normalised, pair_cosines
+
+if TYPE_CHECKING:  # at once only where something is searched: torch and faiss take seconds
+    from copynce.retrieval.search import ExactSearch
 
 _COLUMN = "descriptor"
 _LEAST_ROWS = 10_000  # fewer train no 256 centroids, and are searched at once
@@ -70,6 +72,8 @@ class IndexSearch:
         return self._exactly(descriptors, k) if self.exact else self._by_lance(descriptors, min(k, self.count))
 
     def _exactly(self, query: NDArray[np.floating], k: int) -> Neighbours:
+        from copynce.retrieval.search import ExactSearch
+
         if self._rows is None:
             self._names, rows = self._table.descriptors()
             self._rows = _unit(rows)
@@ -83,6 +87,8 @@ class IndexSearch:
         return Neighbours(scores, _rows_of(ids, *at.shape), _rows_of(paths, *at.shape))
 
     def _by_lance(self, query: NDArray[np.floating], k: int) -> Neighbours:
+        from copynce.retrieval.search import normalised, pair_cosines
+
         scores = np.full((len(query), k), -np.inf, np.float32)
         ids, paths = [[""] * k for _ in query], [[""] * k for _ in query]
         for start in range(0, len(query), _QUERIES):
@@ -125,6 +131,8 @@ def build_approximate(table: PictureTable) -> float | None:
     """Build an IVF-PQ index of the table's descriptors, or take in the rows that have come since; the recall measured
     on it: the share of the exact ten nearest found, over a hundred of its pictures. None: there are too few rows."""
     from lancedb.index import IvfPq
+
+    from copynce.retrieval.search import normalised
 
     count = len(table)
     if count < _LEAST_ROWS:
@@ -179,7 +187,11 @@ def approximate(table: PictureTable) -> dict[str, Any] | None:
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     """The table's descriptors as float32 of length 1: as they are, but for float16, whose lengths are rounded."""
-    return rows if rows.dtype == np.float32 else normalised(rows, "index")
+    if rows.dtype == np.float32:
+        return rows
+    from copynce.retrieval.search import normalised
+
+    return normalised(rows, "index")
 
 
 def _rows_of(flat: list[str], rows: int, columns: int) -> list[list[str]]:

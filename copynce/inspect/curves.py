@@ -45,7 +45,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], parts: Mappin
         raise ValueError(f"records must hold at least one of {', '.join(parts)}, got {len(lines)} lines")
     columns = min(len(shown), _MOST_COLUMNS)
     rows = -(-len(shown) // columns)
-    legend = 0.25 * len(runs) if len(runs) > 1 else 0.0
+    legend = 0.25 * -(-len(runs) // columns) if len(runs) > 1 else 0.0
     figure = Figure(figsize=(3.1 * columns, 2.5 * rows + legend), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -72,7 +72,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], parts: Mappin
         for axes in panels[: len(shown)]:
             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
                 named.setdefault(name, handle)
-        figure.legend(named.values(), named.keys(), loc="outside lower left", fontsize=8, frameon=False, ncols=1)
+        figure.legend(named.values(), named.keys(), loc="outside lower left", fontsize=8, frameon=False, ncols=columns)
     return picture_of(figure)
 
 
@@ -84,8 +84,8 @@ def picture_of(figure: Figure) -> Image.Image:
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over a centred window of a tenth of the series, narrower at the ends."""
-    half = max(len(values) // 20, 1)
+    """Mean over a centred window of a tenth of the series, narrower at the ends; a short one is as it is."""
+    half = len(values) // 20
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))

@@ -7,7 +7,8 @@ from copynce.recipes.base import Run
 
 
 def box_descriptor(run: Run) -> Run:
-    """The descriptor in the package, `default`, with data.train=LIST and weights=BACKBONE, a pretrained ViT-S/14."""
+    """The descriptor in the package, `default`, with data.train=LIST and weights=BACKBONE, a pretrained ViT-S/14; its
+    head is then solved for (scripts/refit_head.py)."""
     return descriptor.vits14_112(run) | {"optim.steps": 1000, "checkpoint_every": 100}
 
 

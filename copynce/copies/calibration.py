@@ -129,7 +129,7 @@ class Calibration:
         try:
             told: dict[str, Any] = json.loads(Path(path).read_bytes())
             if told["format"] != _FORMAT or told["features"] != FEATURES:
-                raise ValueError("it was written by another version")
+                raise ValueError("it was written by another version; make the box anew (scripts.make_box)")
             weights = tuple(float(weight) for weight in told["weights"])
             if len(weights) != len(FEATURES):
                 raise ValueError(f"expected {len(FEATURES)} weights, got {len(weights)}")

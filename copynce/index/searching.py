@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # at once only where something is searched: torch and faiss t
 _COLUMN = "descriptor"
 _LEAST_ROWS = 10_000  # fewer train no 256 centroids, and are searched at once
 _ROWS_OF_A_LIST = 4096
-_ITERATIONS = 10  # of k-means; Lance's 50 take five times as long and find no more
+_ITERATIONS = 10  # of k-means; Lance's 50 take three times as long and find no more
 _REFINE = 20  # times k: proposals whose distances are taken from the descriptors themselves
 _SAMPLE, _SAMPLE_K = 100, 10
 _ROUNDING = 1e-6  # of Lance's float32 distances

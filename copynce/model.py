@@ -150,8 +150,8 @@ class Model:
 
         pictures: files, pictures of Pillow, or arrays uint8 [H, W, 3] (RGB) or [H, W] (grey), in any mixture. They are
         resized to the model's input as `copynce extract` does it; EXIF orientation is not applied. batch_size,
-        precision, threads: as its settings. on_broken: told as on_broken(name, reason) of a picture that cannot be
-        decoded, whose row is NaN; without it that is a DataError.
+        precision, threads: as its settings. on_broken: told as on_broken(name, reason), in the order of `pictures`,
+        of each that cannot be decoded, whose row is NaN; without it that is a DataError.
         Raises TypeError or ValueError, with its place, for what is no picture.
 
         >>> descriptors = model.describe(["a.jpg", Image.new("RGB", (640, 480))])  # doctest: +SKIP
@@ -172,7 +172,8 @@ class Model:
         )
         for places, descriptors, _ in batches:
             found[places] = descriptors
-        for name, reason in broken:
+        place_of = {os.fspath(path): place for place, path in enumerate(paths)}
+        for name, reason in sorted(broken, key=lambda told: place_of[told[0]]):  # several threads read
             if on_broken is None:
                 raise DataError(f"{name}: {reason}")
             on_broken(name, reason)

@@ -1,15 +1,16 @@
 """A descriptor's head solved for, in place of the trained one: what its class tokens tell of copies, whitened.
 
-    python -m scripts.refit_head runs/descriptor --pictures LIST.csv --out refit.safetensors
+    python -m scripts.refit_head runs/descriptor --pictures LIST.csv --second-block 7 --out refit.safetensors
 
-Of `--pairs` training pictures and an edited version of each (the descriptor's training edits), with class tokens x and
-their width C, the head becomes the linear map
+Of `--pairs` training pictures and an edited version of each (the descriptor's training edits), with class tokens x of
+the last block, or of two blocks ([2 C]; each block by its mean variance), the head becomes the linear map
 
     M = (S + W_1 mean(diag S) I)^(-1/2)     S: covariance of edited - original: what edits change counts less
-    P: PCA whitening of (x - m) M           of the originals; each variance v as v + W_2 mean(v)
-    descriptor = (x - m) M P, of length 1   [C]
+    P: PCA whitening of (x - m) M           of the originals, the widest `--dim` directions; each variance v as
+                                            v + W_2 mean(v)
+    descriptor = (x - m) M P, of length 1   [dim]
 
-and all else of the model stays. It has as many numbers as the class token.
+and all else of the model stays.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from numpy.typing import NDArray
 
 from copynce.data import read_manifest
 from copynce.models import load_descriptor, save_checkpoint
-from copynce.models.backbone import class_token_of
 from copynce.models.checkpoints import read_checkpoint_metadata
 from copynce.models.descriptor import Descriptor
 from copynce.pixtrace import EditProgram, sample_program
@@ -33,7 +33,7 @@ from copynce.training import find_model
 from dali_pipelines import LoaderOptions, Pair, PairLoader
 from dali_pipelines.sources import AnyPath
 
-WITHIN, SPREAD = 0.3, 1.0
+WITHIN, SPREAD = 0.3, 3.0
 """W_1 and W_2."""
 
 _BATCH = 40
@@ -45,19 +45,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("descriptor", help="a run or a weights file")
     parser.add_argument("--pictures", required=True, help="training pictures, a CSV or a folder")
+    parser.add_argument("--second-block", type=int, help="whose class token is read beside the last one's, from 0")
+    parser.add_argument("--dim", type=int, default=512, help="numbers at most (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=2000, help="of which so many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of which, and of their edits")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="weights file, .safetensors")
     options = parser.parse_args()
     file = find_model(options.descriptor)
-    model = load_descriptor(file)
+    model = reading(load_descriptor(file), options.second_block)
     manifest = read_manifest(options.pictures)
     chosen = np.random.default_rng(options.seed).permutation(len(manifest))[: options.pairs]
     original, edited = class_tokens(model, [manifest.paths[place] for place in chosen], options.seed, options.threads)
     card = {**read_checkpoint_metadata(file), "head": f"solved for, by scripts.refit_head, of {len(original)} pairs"}
-    save_checkpoint(options.out, with_head(model, *solved(original, edited)), card)
-    print(f"{options.out}: the head of {len(original)} pairs, {original.shape[1]} numbers a picture")
+    made = with_head(model, *solved(original, edited, model.channels, options.dim))
+    save_checkpoint(options.out, made, card)
+    print(f"{options.out}: the head of {len(original)} pairs, {made.dim} numbers a picture")
+
+
+def reading(model: Descriptor, second_block: int | None) -> Descriptor:
+    """The same encoder, under a head that reads a second class token; without one the model itself."""
+    if second_block is None:
+        return model
+    made = Descriptor(replace(model.config, head="linear_bn", second_class_block=second_block))
+    made.encoder.load_state_dict(model.encoder.state_dict())
+    return made.eval()
 
 
 def class_tokens(model: Descriptor, paths: Sequence[AnyPath], seed: int, threads: int) -> tuple[Tokens, Tokens]:
@@ -92,7 +104,7 @@ def class_tokens(model: Descriptor, paths: Sequence[AnyPath], seed: int, threads
     model.eval()
     for batch in loader:
         with torch.inference_mode():
-            sides = [class_token_of(model.encoder, images) for images in (batch.reference, batch.query)]
+            sides = [model.class_token(images) for images in (batch.reference, batch.query)]
         found.append((sides[0].double().numpy(), sides[1].double().numpy()))
         print(f"{sum(len(part) for part, _ in found)} of {len(paths)}", flush=True)
     for line in broken:
@@ -100,13 +112,16 @@ def class_tokens(model: Descriptor, paths: Sequence[AnyPath], seed: int, threads
     return np.concatenate([part for part, _ in found]), np.concatenate([part for _, part in found])
 
 
-def solved(original: Tokens, edited: Tokens) -> tuple[Tokens, Tokens]:
-    """(M P [C, C], m [C]) of the module's text, of class tokens [N, C]."""
+def solved(original: Tokens, edited: Tokens, channels: int, dim: int) -> tuple[Tokens, Tokens]:
+    """(M P [W, min(dim, W)], m [W]) of the module's text, of class tokens [N, W], W a multiple of `channels`."""
     mean = original.mean(0)
-    values, vectors = np.linalg.eigh(np.cov((edited - original).T))
-    within = vectors * (values + WITHIN * values.mean()) ** -0.5 @ vectors.T
+    by_block = original.var(0).reshape(-1, channels).mean(1) ** -0.5
+    scale = np.repeat(by_block, channels)
+    values, vectors = np.linalg.eigh(np.cov(((edited - original) * scale).T))
+    within = scale[:, None] * (vectors * (values + WITHIN * values.mean()) ** -0.5 @ vectors.T)
     values, vectors = np.linalg.eigh(np.cov(((original - mean) @ within).T))
-    return within @ vectors * (values + SPREAD * values.mean()) ** -0.5, mean
+    widest = slice(None, -dim - 1, -1)
+    return within @ vectors[:, widest] * (values[widest] + SPREAD * values.mean()) ** -0.5, mean
 
 
 def with_head(model: Descriptor, weight: Tokens, mean: Tokens) -> Descriptor:

@@ -113,24 +113,47 @@ def normal(encoder: Encoder, token: Tensor) -> Tensor:
     return token if isinstance(encoder, ResNet) else encoder.norm(token)
 
 
-def tokens_of(encoder: Encoder, images: Tensor, level: int) -> tuple[Tensor, Tensor]:
-    """Class token [B, C] of the last block and patch tokens [B, L, C'] of one of the levels, raw residual streams."""
+def freeze_first(encoder: Any, blocks: int) -> None:
+    """Exclude the first blocks from training, and all that comes before them."""
+    depth = len(encoder.blocks)
+    if not 0 < blocks <= depth:
+        raise ValueError(f"freeze_blocks must lie in [0, {depth}] for this backbone, got {blocks}")
+    later = {id(parameter) for block in encoder.blocks[blocks:] for parameter in block.parameters()}
+    later |= {id(parameter) for parameter in encoder.norm.parameters()}
+    for parameter in encoder.parameters():
+        if id(parameter) not in later:
+            parameter.requires_grad_(False)
+
+
+def class_blocks(encoder: VisionTransformer, second: int | None) -> list[int]:
+    """The blocks whose class tokens a head reads, in its order: the last one, and a second one if there is any."""
+    last = len(encoder.blocks) - 1
+    return [last] if second is None else [last, second]
+
+
+def tokens_of(encoder: Encoder, images: Tensor, level: int, second: int | None = None) -> tuple[Tensor, Tensor]:
+    """Class token [B, C] of the last block, that of a second block beside it [B, 2 C], and patch tokens [B, L, C'] of
+    one of the levels: raw residual streams."""
     if isinstance(encoder, ResNet):
         return stage_tokens_of(encoder, images, level)
-    last = len(encoder.blocks) - 1
-    outputs = outputs_of(encoder, images, [level, last])
-    return outputs[last][1][:, 0], outputs[level][0]
+    wanted = class_blocks(encoder, second)
+    outputs = outputs_of(encoder, images, [level, *wanted])
+    return torch.cat([outputs[block][1][:, 0] for block in wanted], dim=1), outputs[level][0]
 
 
-def class_token_of(encoder: Encoder, images: Tensor) -> Tensor:
-    """Class token [B, C] of the last block, in evaluation by `first_token_of`; of a ResNet what stands for it."""
+def class_token_of(encoder: Encoder, images: Tensor, second: int | None = None) -> Tensor:
+    """The class token of `tokens_of`, in evaluation by `first_token_of`; of a ResNet what stands for it."""
     if isinstance(encoder, ResNet):
         return pooled_of(encoder, images)
-    last = len(encoder.blocks) - 1
-    if last == 0 or encoder.training:
-        return outputs_of(encoder, images, [last])[last][1][:, 0]
-    patch_tokens, prefix = outputs_of(encoder, images, [last - 1])[last - 1]
-    return first_token_of(encoder.blocks[last], torch.cat([prefix, patch_tokens], dim=1))
+    last, *others = class_blocks(encoder, second)
+    before = [last] if last == 0 or encoder.training else [last - 1]
+    outputs = outputs_of(encoder, images, [*before, *others])
+    if before == [last]:
+        token = outputs[last][1][:, 0]
+    else:
+        patch_tokens, prefix = outputs[last - 1]
+        token = first_token_of(encoder.blocks[last], torch.cat([prefix, patch_tokens], dim=1))
+    return torch.cat([token, *(outputs[block][1][:, 0] for block in others)], dim=1)
 
 
 def outputs_of(encoder: VisionTransformer, images: Tensor, blocks: list[int]) -> dict[int, tuple[Tensor, Tensor]]:

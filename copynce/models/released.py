@@ -53,7 +53,8 @@ def _untold(path: Path, model: AnyModel) -> list[str]:
         ours.pop("num_heads")
     with torch.device("meta"):
         again = build_model(config)
-    differ = sorted(state.keys() ^ again.state_dict().keys())
+    shapes = [{(name, tensor.shape) for name, tensor in each.items()} for each in (state, again.state_dict())]
+    differ = sorted({name for name, _ in shapes[0] ^ shapes[1]})
     if differ:
         raise DataError(
             f"{path}: the released code has no such model, for its parts differ: {listed(differ)}; choose a "

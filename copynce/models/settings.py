@@ -49,6 +49,12 @@ class DescriptorConfig(BackboneConfig):
     tokens_block: int = -1
     """Block whose raw output gives the patch tokens, counted from 0; negative counts from the end. Of a ResNet: stem
     and four stages."""
+    second_class_block: int | None = None
+    """A block before the last whose class token the head reads beside the last one's; none: the last one's alone, as
+    released. Only with `head="linear_bn"`, and not for a ResNet."""
+    freeze_blocks: int = 0
+    """How many of the first blocks keep their weights in training, with all that comes before them: for training a
+    descriptor on beside a matcher that shares them. Not for a ResNet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +62,8 @@ class DescriptorConfig(BackboneConfig):
             raise ValueError(f"head must be 'linear_bn' or 'cls', got {self.head!r}")
         if self.dim < 1:
             raise ValueError(f"dim must be at least 1, got {self.dim}")
+        if self.head == "cls" and self.second_class_block is not None:
+            raise ValueError("second_class_block must be none with head 'cls', which has nothing that reads it")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -168,6 +168,10 @@ def test_autocast_leaves_the_descriptor_in_float32() -> None:
         ({"backbone_options": {"embed_dim": 25, "num_heads": 2}}, "multiple of num_heads, got 25 and 2"),
         ({"img_size": 30}, "multiple of the patch size 16 .* got 30"),
         ({"tokens_block": 3}, r"\[-3, 2\] for the 3 blocks .* got 3"),
+        ({"second_class_block": 2}, r"in \[-3, 1\] for the 3 blocks but the last 1 of .* got 2"),
+        ({"second_class_block": -1}, r"second_class_block must lie in \[-3, 1\]"),
+        ({"second_class_block": 0, "head": "cls"}, "second_class_block must be none with head 'cls'"),
+        ({"freeze_blocks": 4}, r"freeze_blocks must lie in \[0, 3\] .* got 4"),
         ({"head": "mlp"}, "head must be .* got 'mlp'"),
         ({"dim": 0}, "dim must be at least 1, got 0"),
         ({"drop_path": 1.0}, "drop_path must lie in"),
@@ -206,8 +210,19 @@ def test_examples() -> None:
         {"backbone_options": {"depth": 2, "qk_norm": True, "init_values": 0.1, "qkv_bias": False}},
         {"backbone_options": {"depth": 2}, "tokens_block": 0},
         {"backbone_options": {"depth": 1}},
+        {"second_class_block": 0},
+        {"second_class_block": 1, "tokens_block": 1},
     ],
-    ids=["linear_bn", "cls", "registers", "other blocks", "inner tokens", "one block"],
+    ids=[
+        "linear_bn",
+        "cls",
+        "registers",
+        "other blocks",
+        "inner tokens",
+        "one block",
+        "two",
+        "the one before the last",
+    ],
 )
 @pytest.mark.parametrize("training", [False, True])
 def test_descriptors_without_tokens_are_the_same_descriptors(settings: dict[str, Any], training: bool) -> None:
@@ -228,3 +243,29 @@ def test_without_tokens_the_last_block_makes_the_class_token_alone() -> None:
         model(torch.zeros(1, 3, 32, 32), tokens=False)
         model(torch.zeros(1, 3, 32, 32))
     assert rows == [1, 1 + 4]
+
+
+def test_a_second_class_token_is_read_beside_the_last() -> None:
+    torch.manual_seed(0)
+    options = {"embed_dim": 24, "depth": 3, "num_heads": 2}
+    model = build_descriptor(img_size=32, dim=8, backbone_options=options, second_class_block=1).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        outputs = model.encoder.forward_intermediates(
+            images, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+        read = torch.cat([outputs[2][1][:, 0], outputs[1][1][:, 0]], 1)
+        torch.testing.assert_close(model.class_token(images), read)
+        expected = model.heads["linear_head"](read)
+        torch.testing.assert_close(model(images)[0], expected)
+        torch.testing.assert_close(model.with_encodings(images, 2)[0], expected)
+
+
+def test_frozen_blocks_keep_their_weights() -> None:
+    options = {"embed_dim": 24, "depth": 3, "num_heads": 2}
+    model = build_descriptor(img_size=32, dim=8, backbone_options=options, freeze_blocks=2).train()
+    model(torch.randn(2, 3, 32, 32))[0].sum().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[2] for name in trained if name.startswith("encoder")} == {"2"}
+    assert any(name.startswith("heads") for name in trained)

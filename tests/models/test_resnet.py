@@ -112,6 +112,8 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
         ({"img_size": 48}, "img_size must be a multiple of the stride 32 of 'resnet50', got 48"),
         ({"norm_eps": 1e-6}, "norm_eps is that of LayerNorm"),
         ({"tokens_block": 5}, r"tokens_block must lie in \[-5, 4\]"),
+        ({"second_class_block": 1}, "second_class_block must be none for a ResNet"),
+        ({"freeze_blocks": 1}, "freeze_blocks must be 0 for a ResNet"),
         ({"backbone_options": {"layer": [1]}}, "has no 'layer'; near names: layers"),
         ({"backbone_options": {"norm_layer": "x"}}, "may not set 'norm_layer'"),
         ({"backbone": "resnet5"}, "backbone must name a plain vision transformer of timm, or a ResNet"),

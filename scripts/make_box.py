@@ -5,7 +5,9 @@
 
 The box is a folder (`copynce/models/box.py`) that stands wherever a model does; the package's own, `default`, is
 copynce/weights. --background: pictures, openly licensed where the box is given away, of which --most become the
-background of score normalisation. --dataset, --split: pairs whose truth is known, on which the probability is fitted.
+background of score normalisation. --dataset, --split: pairs whose truth is known, on which the probability is fitted:
+each query with what a search proposes for it, and, where the references hold no copies of each other, each of them with
+what is nearest to it, so that look-alikes are among the pairs (--distinct-references).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,9 @@ from safetensors.torch import save
 from copynce.cli.console import progress_bars
 from copynce.copies.calibration import Calibration, Signals, expected_calibration_error
 from copynce.copies.judging import look
-from copynce.copies.searching import candidates
-from copynce.data import Manifest, open_dataset, read_manifest
+from copynce.copies.scanning import nearest_pairs
+from copynce.copies.searching import K, Progress, candidates, described
+from copynce.data import EvaluationSplit, Manifest, open_dataset, read_manifest
 from copynce.files import whole_file
 from copynce.model import Model, load_model
 from copynce.models.box import BACKGROUND, CALIBRATION, DESCRIPTOR, MATCHER
@@ -43,6 +47,9 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=2000, help="pictures of the background (default: %(default)s)")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--split", required=True)
+    parser.add_argument(
+        "--distinct-references", action="store_true", help="no reference of the split is a copy of another"
+    )
     parser.add_argument("--license", default=None, help="of the weights, for their card")
     parser.add_argument("--trained-on", default=None, help="the pictures, for the card (default: the list's name)")
     parser.add_argument("--out", type=Path, required=True)
@@ -51,15 +58,24 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in (MATCHER, BACKGROUND, CALIBRATION):  # of an earlier box: they may not fit this descriptor
         (out / name).unlink(missing_ok=True)
-    told = {key: getattr(options, key) for key in ("license", "trained_on") if getattr(options, key) is not None}
-    pack(find_model(options.descriptor), options.matcher and find_model(options.matcher), out, told)
+    card = {key: getattr(options, key) for key in ("license", "trained_on") if getattr(options, key) is not None}
+    pack(find_model(options.descriptor), options.matcher and find_model(options.matcher), out, card)
     write_background(load_model(out), read_manifest(options.background), options.most, out / BACKGROUND)
     model = load_model(out)
-    signals, truth, queries = seen_pairs(model, options.dataset, options.split)
-    calibration = Calibration.fit(signals, truth, f"{Path(options.dataset).name} {options.split}")
+    split = open_dataset(options.dataset, options.split)
+    signals, truth = seen_pairs(model, split)
+    proposed, told = len(truth), f"{Path(options.dataset).name} {options.split}"
+    if options.distinct_references:
+        signals += look_alikes(model, split.references)
+        truth = np.concatenate([truth, np.zeros(len(signals) - proposed, bool)])
+        told += ", and its references among themselves"
+    calibration = Calibration.fit(signals, truth, told)
     calibration.save(out / CALIBRATION)
-    print(f"fitted on {len(truth)} pairs, {int(truth.sum())} of them copies, of {queries} queries")
-    print(f"calibration error on the same pairs {expected_calibration_error(calibration(signals), truth):.4f}")
+    print(
+        f"fitted on {len(truth)} pairs, {int(truth.sum())} of them copies, {proposed} of {len(split.queries)} queries"
+    )
+    errors = expected_calibration_error(calibration(signals[:proposed]), truth[:proposed])
+    print(f"calibration error on the queries' own pairs {errors:.4f}")
 
 
 def pack(descriptor: Path, matcher: Path | None, out: Path, told: dict[str, Any]) -> None:
@@ -101,28 +117,47 @@ def write_background(model: Model, manifest: Manifest, most: int, path: Path) ->
         file.write(save(quantized({"descriptors": torch.from_numpy(rows)}), metadata={EIGHT_BITS: "rows"}))
 
 
-def seen_pairs(model: Model, dataset: str, split_name: str) -> tuple[list[Signals], np.ndarray, int]:
-    """(signals, truth bool [N], number of queries) of each query and what a search proposes for it."""
-    split = open_dataset(dataset, split_name)
+def seen_pairs(model: Model, split: EvaluationSplit) -> tuple[list[Signals], np.ndarray]:
+    """(signals, truth bool [N]) of each query and what a search proposes for it."""
     queries, references = split.queries, split.references
     with progress_bars("") as report:
         proposed = candidates(model, queries.paths, references.paths, on_broken=_tell, progress=report)
-        found = list(
-            look(
-                model,
-                queries.paths,
-                references.paths,
-                proposed.pairs,
-                views=proposed.views,
-                on_broken=_tell,
-                progress=lambda done: report("pairs", done, len(proposed.pairs)),
-            )
-        )
+        found = _looked(model, queries.paths, references.paths, proposed.pairs, proposed.views, report)
     truth = [
         references.uuids[reference] in split.ground_truth.get(queries.uuids[query], ())
         for query, reference in (proposed.pairs[row].tolist() for row, _ in found)
     ]
-    return [pair.signals for _, pair in found], np.array(truth), len(queries)
+    return [signals for _, signals in found], np.array(truth)
+
+
+def look_alikes(model: Model, pictures: Manifest) -> list[Signals]:
+    """Of each picture and the `K` that are nearest to it, each pair once."""
+    with progress_bars("") as report:
+        places, rows = described(model, pictures.paths, "look-alikes", None, 2, _tell, report)
+        pairs = places[nearest_pairs(rows, K)]
+        found = _looked(model, pictures.paths, pictures.paths, pairs, np.zeros(len(pairs), np.int64), report)
+    return [signals for _, signals in found]
+
+
+def _looked(
+    model: Model,
+    queries: Sequence[AnyPath],
+    references: Sequence[AnyPath],
+    pairs: np.ndarray,
+    views: np.ndarray,
+    report: Progress,
+) -> list[tuple[int, Signals]]:
+    """(row, signals) of the pairs that can be used."""
+    seen = look(
+        model,
+        queries,
+        references,
+        pairs,
+        views=views,
+        on_broken=_tell,
+        progress=lambda done: report("pairs", done, len(pairs)),
+    )
+    return [(row, pair.signals) for row, pair in seen]
 
 
 def _tell(path: AnyPath, reason: str) -> None:

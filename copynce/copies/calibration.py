@@ -28,7 +28,7 @@ NO_FLOOR = -2.0
 
 _RIDGE = 1.0  # of standardised weights: some hundred copies tell no more
 _STEPS = 100
-_FORMAT = 2
+_FORMAT = 3
 _PLAUSIBLE = 0.05  # probability of a copy that is not to be lost by the floor
 
 
@@ -39,7 +39,8 @@ class Signals:
     cosine: of both descriptors. normalised: the cosine less what the query has with the background, or the cosine
     itself where there is none. logit: a matcher's, 0 without one. evidence: nats that speak for one place
     (`copynce.copies.regions`). agreement: share of that place's patches that agree. found: whether the place is known.
-    cropped: whether all this is of a part of the query, not of the whole.
+    cropped: whether all this is of a part of the query, not of the whole. coarse, fine, blocks: how the pixels of that
+    place agree (`copynce.copies.pixels`).
     """
 
     cosine: float
@@ -49,6 +50,9 @@ class Signals:
     agreement: float
     found: bool
     cropped: bool = False
+    coarse: float = 0.0
+    fine: float = 0.0
+    blocks: int = 0
 
     def row(self) -> list[float]:
         """As the features of the regression."""
@@ -61,10 +65,16 @@ class Signals:
             self.agreement,
             float(self.found),
             float(self.cropped),
+            self.coarse,
+            self.fine,
+            float(np.log1p(self.blocks)),
         ]
 
 
-FEATURES = ["cosine", "normalised", "logit", "log evidence", "agreement", "found", "cropped"]
+FEATURES = [
+    *("cosine", "normalised", "logit", "log evidence", "agreement", "found", "cropped"),
+    *("coarse correlation", "fine correlation", "log blocks"),
+]
 
 
 @dataclass(frozen=True)

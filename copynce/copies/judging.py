@@ -2,13 +2,14 @@
 
 every picture, or view of a query, once: descriptor, patch tokens, and what the matcher encodes (in the same pass,
 where the matcher has the descriptor's blocks)
-every pair: cosine, normalised against the background, matcher's logit, copied region -> `Signals` -> probability
+every pair: cosine, normalised against the background, matcher's logit, copied region, and whether the pixels agree
+there -> `Signals` -> probability
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from copynce.copies.calibration import Signals
 from copynce.copies.pair import CopyPair
+from copynce.copies.pixels import SIDE, PixelAgreement, pixel_agreement
 from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.errors import DataError
 from copynce.model import Model
@@ -28,10 +30,12 @@ from copynce.retrieval.features import Computed
 from copynce.retrieval.normalization import BIASES
 from copynce.retrieval.search import search
 from dali_pipelines import CropLoader, Cut, LoaderOptions, PictureLoader
+from dali_pipelines.options import MEAN, STD
 from dali_pipelines.sources import AnyPath, BrokenPicture, read_picture
 
 _PICTURES = 512  # whose tokens are held at a time, 200 KB each at 8 x 8 patches and 384 channels
 _BATCH = 32
+_SQUARES = 8  # pictures at a time whose squares of `SIDE` px are made: of a query there may be 14, 600 KB each
 _FUSED = 64  # pairs that the matcher sees at a time
 
 OnBroken = Callable[[AnyPath, str], None]
@@ -47,6 +51,9 @@ def query_views(width: int, height: int) -> list[Cut]:
 
 QUERY_VIEWS = Views("whole, turned and halves", query_views)
 _TURNED = 3
+
+_LUMA = 0.299, 0.587, 0.114
+_SURE = 0.6  # a correlation of pixels from which on their geometry is better than the patches'
 
 
 @dataclass(frozen=True)
@@ -113,17 +120,20 @@ def look(
     for rows in _blocks(pairs, seen_as):
         query_side = dict(_encodings(model, queries, zip(pairs[rows, 0], seen_as[rows], strict=True), tell, threads))
         reference_side = dict(_encodings(model, references, ((place, 0) for place in pairs[rows, 1]), tell, threads))
+        query_squares = dict(_squares(model, queries, query_side, tell, threads))
+        reference_squares = dict(_squares(model, references, reference_side, tell, threads))
         both = [
-            (row, query_side[asked], reference_side[near])
+            (row, asked, near)
             for row in rows.tolist()
-            if (asked := (int(pairs[row, 0]), int(seen_as[row]))) in query_side
-            and (near := (int(pairs[row, 1]), 0)) in reference_side
+            if (asked := (int(pairs[row, 0]), int(seen_as[row]))) in query_squares
+            and (near := (int(pairs[row, 1]), 0)) in reference_squares
         ]
         for start in range(0, len(both), _FUSED):
             part = both[start : start + _FUSED]
-            logits = _logits(model, [(query, reference) for _, query, reference in part])
-            for (row, query, reference), logit in zip(part, logits, strict=True):
-                yield row, _seen(query, reference, logit, int(seen_as[row]))
+            logits = _logits(model, [(query_side[asked], reference_side[near]) for _, asked, near in part])
+            for (row, asked, near), logit in zip(part, logits, strict=True):
+                squares = query_squares[asked], reference_squares[near]
+                yield row, _seen(query_side[asked], reference_side[near], squares, logit, int(seen_as[row]))
             if progress is not None:
                 progress(done + start + len(part))
         done += len(rows)
@@ -163,13 +173,10 @@ def _encodings(
     model: Model, pictures: Sequence[AnyPath], wanted: Iterable[tuple[int, int]], tell: OnBroken, threads: int
 ) -> Iterator[tuple[tuple[int, int], _Encoded]]:
     """((place, view), encoded) of those that can be used; wanted: which views of which pictures."""
-    views: dict[int, list[int]] = {}
-    for place, view in sorted({(int(place), int(view)) for place, view in wanted}):
-        views.setdefault(place, []).append(view)
     module, device = model.module.to(model.device).eval(), model.device
     matcher = None if model.matcher is None else model.matcher.to(device).eval()
     sizes: dict[int, tuple[int, int]] = {}  # (height, width) of each file
-    for keys, images in _images(pictures, views, module.img_size, device, tell, threads):
+    for keys, images in _images(pictures, wanted, module.img_size, _BATCH, device, tell, threads):
         encoded: Tensor | None = None
         with torch.inference_mode(), _computing(device):
             if matcher is None:
@@ -194,15 +201,31 @@ def _encodings(
             yield (place, view), _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height), cut)
 
 
+def _squares(
+    model: Model, pictures: Sequence[AnyPath], wanted: Iterable[tuple[int, int]], tell: OnBroken, threads: int
+) -> Iterator[tuple[tuple[int, int], NDArray[np.uint8]]]:
+    """((place, view), grey [`SIDE`, `SIDE`]) of those that can be used, for `pixel_agreement`."""
+    weights = torch.tensor(_LUMA, device=model.device)
+    scale, offset = weights * torch.tensor(STD, device=model.device), (weights.cpu() * torch.tensor(MEAN)).sum().item()
+    for keys, images in _images(pictures, wanted, SIDE, _SQUARES, model.device, tell, threads):
+        grey = (torch.einsum("bchw,c->bhw", images.float(), scale) + offset) * 255
+        yield from zip(keys, grey.round().clamp(0, 255).to(torch.uint8).cpu().numpy(), strict=True)
+
+
 def _images(
     pictures: Sequence[AnyPath],
-    views: Mapping[int, Sequence[int]],
+    wanted: Iterable[tuple[int, int]],
     size: int,
+    batch_size: int,
     device: torch.device,
     tell: OnBroken,
     threads: int,
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
-    """([(place, view), ...] of b views, their pixels [b, 3, S, S] on the device). views: of each place."""
+    """([(place, view), ...] of b views, their pixels [b, 3, S, S], normalised, on the device). wanted: the (place,
+    view) of each."""
+    views: dict[int, list[int]] = {}
+    for place, view in sorted({(int(place), int(view)) for place, view in wanted}):
+        views.setdefault(place, []).append(view)
     places = list(views)
     paths = [pictures[place] for place in places]
     if not paths:
@@ -210,7 +233,7 @@ def _images(
     whole = all(list(wanted) == [0] for wanted in views.values())
     options = LoaderOptions(
         size=size,
-        batch_size=min(_BATCH, len(paths)),
+        batch_size=min(batch_size, len(paths)),
         device="gpu" if device.type == "cuda" and whole else "cpu",
         device_id=device.index,
         threads=threads,
@@ -257,15 +280,47 @@ def _logits(model: Model, pairs: Sequence[tuple[_Encoded, _Encoded]]) -> list[fl
     return logits
 
 
-def _seen(query: _Encoded, reference: _Encoded, logit: float, view: int) -> SeenPair:
+def _seen(
+    query: _Encoded,
+    reference: _Encoded,
+    squares: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    logit: float,
+    view: int,
+) -> SeenPair:
     cosine = float(query.descriptor @ reference.descriptor)
     if not np.isfinite([cosine, logit]).all():
         raise DataError("the score of a pair is not finite; the model's weights are damaged")
     size, to_picture = query.cut.geometry(query.size[1], query.size[0])
     region = copied_region(query.tokens, reference.tokens, size, reference.size)
+    pixels, region = _agreeing(*squares, region, size, reference.size)
     signals = Signals(
-        cosine, cosine - query.bias, logit, region.evidence, region.agreement, region.found, cropped=view > _TURNED
+        cosine,
+        cosine - query.bias,
+        logit,
+        region.evidence,
+        region.agreement,
+        region.found,
+        cropped=view > _TURNED,
+        coarse=pixels.coarse,
+        fine=pixels.fine,
+        blocks=pixels.blocks,
     )
     if view:
         region = region.through(to_picture, size, query.size)
     return SeenPair(signals, region, query.size, reference.size)
+
+
+def _agreeing(
+    query: NDArray[np.uint8],
+    reference: NDArray[np.uint8],
+    region: CopiedRegion,
+    query_size: tuple[int, int],
+    reference_size: tuple[int, int],
+) -> tuple[PixelAgreement, CopiedRegion]:
+    """How the pixels agree in the region, and the region, where they do by the geometry that they say."""
+    to_query, to_reference = np.diag([*query_size, 1.0]), np.diag([*reference_size, 1.0])
+    geometry = np.linalg.inv(to_reference) @ region.geometry @ to_query
+    pixels = pixel_agreement(query, reference, geometry, region.query / query_size)
+    if pixels.coarse >= _SURE:
+        region = region.moved(to_reference @ pixels.geometry @ np.linalg.inv(to_query), reference_size)
+    return pixels, region

@@ -67,6 +67,16 @@ class CopiedRegion:
         """Whether the copy is the reference's mirror image."""
         return bool(np.linalg.det(self.geometry[:2, :2]) < 0)
 
+    def moved(self, geometry: NDArray[np.float64], reference_size: tuple[int, int]) -> CopiedRegion:
+        """The same region of the query under another geometry [3, 3], in pixels; reference_size: (width, height)."""
+        there = clipped(mapped(geometry, self.query), rectangle(*reference_size)) if len(self.query) else self.query
+        return replace(
+            self,
+            reference=there,
+            geometry=geometry / geometry[2, 2],
+            reference_share=area(there) / (reference_size[0] * reference_size[1]),
+        )
+
     def through(self, to_picture: NDArray[np.float64], view: tuple[int, int], size: tuple[int, int]) -> CopiedRegion:
         """The same of the picture of which the query is a view: to_picture [3, 3], the affine map of the view's points
         to the picture's; view, size: (width, height) of both in pixels."""

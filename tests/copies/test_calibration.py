@@ -59,7 +59,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"features": ["cosine"]}, "another version"),
-        ({"weights": [1.0]}, "expected 7 weights, got 1"),
+        ({"weights": [1.0]}, "expected 10 weights, got 1"),
         ({"offset": float("nan")}, "not finite"),
         ({"offset": None}, "holds no calibration"),
     ],

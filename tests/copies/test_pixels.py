@@ -1,0 +1,172 @@
+"""Pixels that agree, and those of look-alikes, against the plain way with Pillow and NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from copynce.copies import pixels
+from copynce.copies.geometry import transformed
+from copynce.copies.pixels import SIDE, pixel_agreement
+from copynce.copies.polygons import mapped, rectangle
+from copynce.data.synthetic import make_picture
+
+WHOLE = rectangle(1, 1)
+
+
+def picture(seed: int, side: int = 3 * SIDE) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    grain = Image.fromarray(rng.integers(0, 255, (side // 6, side // 6), np.uint8)).resize((side, side), Image.BICUBIC)
+    return Image.blend(make_picture(rng, (side, side)).convert("L"), grain, 0.4)
+
+
+def square(image: Image.Image) -> NDArray[np.float32]:
+    return np.asarray(image.resize((SIDE, SIDE), Image.BILINEAR), np.float32)
+
+
+def seen_through(image: Image.Image, geometry: NDArray[np.float64]) -> Image.Image:
+    """The query whose points `geometry` takes to those of the picture, in unit squares."""
+    side = image.width
+    to_pixels = np.diag([side, side, 1.0])
+    matrix = to_pixels @ geometry @ np.linalg.inv(to_pixels)
+    numbers = (matrix / matrix[2, 2]).ravel()[:8].tolist()
+    return image.transform(image.size, Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BICUBIC)
+
+
+GEOMETRIES = {
+    "itself": np.eye(3),
+    "crop": np.array([[0.6, 0, 0.2], [0, 0.7, 0.1], [0, 0, 1.0]]),
+    "laid small": np.array([[1.8, 0, -0.3], [0, 1.6, -0.4], [0, 0, 1.0]]),
+    "mirrored": np.array([[-0.9, 0, 0.95], [0, 0.9, 0.05], [0, 0, 1.0]]),
+    "a quarter turn": np.array([[0, 1.0, 0], [-1.0, 0, 1.0], [0, 0, 1.0]]),
+    "perspective": np.array([[0.8, 0.05, 0.1], [0.02, 0.75, 0.12], [0.1, -0.08, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("off", [0.0, 0.03])
+def test_a_copy_agrees_and_its_geometry_is_found(name: str, off: float) -> None:
+    true = GEOMETRIES[name]
+    original = picture(5)
+    query = seen_through(original, true)
+    edited = query.filter(ImageFilter.GaussianBlur(2)).point(lambda grey: 0.6 * grey + 50)
+    told = true @ np.array([[1 - off, 0, off], [off / 2, 1 + off / 2, -off], [0, 0, 1.0]])
+    region = rectangle(0.5, 0.5, 0.25, 0.25)
+    found = pixel_agreement(square(edited), square(original), told, region)
+    assert found.coarse > 0.9
+    assert found.fine > 0.85
+    assert found.blocks > 12
+    error = np.abs(mapped(found.geometry, region) - mapped(true, region)).max()
+    assert error < 0.006, f"a pixel of 224 is .0045; {error:.4f} with the told geometry {off} off"
+
+
+def test_another_picture_does_not_agree() -> None:
+    worst = 0.0
+    for seed in range(4):
+        found = pixel_agreement(square(picture(seed)), square(picture(seed + 10)), np.eye(3), WHOLE)
+        worst = max(worst, found.fine)
+        assert found.blocks > 100
+    assert worst < 0.4
+
+
+def test_query_and_reference_may_change_sides() -> None:
+    original, true = picture(5), GEOMETRIES["crop"]
+    query, there = square(seen_through(original, true)), mapped(true, WHOLE)
+    forth = pixel_agreement(query, square(original), true, WHOLE)
+    back = pixel_agreement(square(original), query, np.linalg.inv(true), there)
+    assert (back.coarse, back.fine) == pytest.approx((forth.coarse, forth.fine), abs=0.02)
+    np.testing.assert_allclose(mapped(back.geometry, mapped(forth.geometry, WHOLE)), WHOLE, atol=0.01)
+
+
+def test_what_is_drawn_upon_costs_its_blocks_alone() -> None:
+    original = picture(6)
+    drawn = original.copy()
+    drawn.paste(picture(9).crop((0, 0, SIDE, SIDE)), (SIDE, SIDE))  # a ninth of it
+    found = pixel_agreement(square(drawn), square(original), np.eye(3), WHOLE)
+    assert 0.75 < found.fine < 0.95
+
+
+@pytest.mark.parametrize(
+    "region",
+    [np.empty((0, 2)), WHOLE[:2], rectangle(0.01, 0.01), rectangle(1, 1, 3, 3)],
+    ids=["none", "two corners", "less than a block", "outside"],
+)
+def test_nothing_to_compare(region: NDArray[np.float64]) -> None:
+    same = square(picture(1))
+    found = pixel_agreement(same, same, np.eye(3), region)
+    assert (found.coarse, found.fine, found.blocks) == (0, 0, 0)
+    assert np.array_equal(found.geometry, np.eye(3))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [np.zeros((3, 3)), np.diag([1e-9, 1, 1]), np.full((3, 3), np.nan), np.array([[1.0, 0, 0], [0, 1, 0], [-2, 0, 1]])],
+    ids=["none", "a line", "no number", "a horizon through it"],
+)
+def test_a_geometry_that_is_none(geometry: NDArray[np.float64]) -> None:
+    same = square(picture(1))
+    found = pixel_agreement(same, same, geometry, WHOLE)
+    assert np.isfinite([found.coarse, found.fine]).all()
+
+
+def test_flat_pictures_tell_nothing() -> None:
+    flat = np.full((SIDE, SIDE), 90, np.uint8)
+    assert pixel_agreement(flat, flat, np.eye(3), WHOLE).blocks == 0
+    assert pixel_agreement(square(picture(1)), flat, np.eye(3), WHOLE).fine < 0.05
+
+
+def test_shapes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"must be \[224, 224\], got \[224, 224\] and \[112, 112\]"):
+        pixel_agreement(np.zeros((SIDE, SIDE)), np.zeros((112, 112)), np.eye(3), WHOLE)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_warping_is_the_plain_way(samples: int) -> None:
+    rng = np.random.default_rng(samples)
+    image = rng.uniform(0, 255, (20, 20)).astype(np.float32)
+    geometry = np.array([[1.1, 0.2, -0.2], [-0.1, 0.9, 0.1], [0.2, 0.1, 1.0]])
+    warped, seen = pixels._warped(image, geometry, samples)
+    at = (np.arange(20) + 0.5) / 20
+    fine = (np.arange(20 * samples) + 0.5) / (20 * samples)
+
+    def sampled(axis: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        places = transformed(geometry[None], np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))[0]
+        x, y = np.clip(places * 20 - 0.5, 0, 19).T
+        left, top = np.minimum(x.astype(int), 18), np.minimum(y.astype(int), 18)
+        px, py = x - left, y - top
+        rows = [(1 - px) * image[top + i, left] + px * image[top + i, left + 1] for i in (0, 1)]
+        return (1 - py) * rows[0] + py * rows[1], ((places >= 0) & (places <= 1)).all(1)
+
+    inside = sampled(at)[1].reshape(20, 20)
+    expected = sampled(fine)[0].reshape(20, samples, 20, samples).mean((1, 3))
+    assert np.array_equal(seen, inside)
+    np.testing.assert_allclose(warped, np.where(inside, expected, 0), atol=1e-3)
+
+
+@pytest.mark.parametrize(("side", "stride", "reach"), [(56, 4, 3), (40, 16, 1), (16, 8, 2)])
+def test_blocks_are_compared_as_correlations_are(side: int, stride: int, reach: int) -> None:
+    rng = np.random.default_rng(side)
+    coarse = np.asarray(picture(3, 168).resize((side, side)), np.float32)
+    coarse[: side // 2, : side // 2] = 128  # without structure
+    warped = np.roll(coarse, (1, -1), (0, 1)) + rng.normal(0, 3, (side, side)).astype(np.float32)
+    usable = rng.random((side, side)) < 0.97
+    found = pixels._compared(coarse, warped, usable, reach, stride)
+    rows = []
+    padded = np.pad(warped.astype(np.float64), reach, mode="edge")
+    for top in range(0, side - 15, stride):
+        for left in range(0, side - 15, stride):
+            here = np.s_[top : top + 16, left : left + 16]
+            block = coarse[here].astype(np.float64)
+            if usable[here].sum() < 0.9 * 256 or block.std() <= 6:
+                continue
+            best = (-2.0, 0, 0)
+            for dy in range(-reach, reach + 1):
+                for dx in range(-reach, reach + 1):
+                    other = padded[top + dy + reach : top + dy + reach + 16, left + dx + reach : left + dx + reach + 16]
+                    product = ((block - block.mean()) * (other - other.mean())).mean()
+                    best = max(best, (product / (block.std() * max(other.std(), 2)), dx, dy), key=lambda one: one[0])
+            rows.append((left + 8, top + 8, best[1], best[2], best[0]))
+    assert len(rows) > 0
+    np.testing.assert_allclose(found, np.array(rows, np.float64), atol=1e-4)

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from copynce.compiled_cache import njit
+
 Array = NDArray[np.float64]
 
 _COPIED = 0.9  # s: the share of patches within a copied region that show it; the rest is covered
@@ -61,9 +63,10 @@ class Evidence:
         return forth, _looked_up(self.query, forth), back, _looked_up(self.reference, back)
 
     def total(self, maps: Array) -> Array:
-        """All that is said for each of the maps, [K]."""
-        _, query, _, reference = self.heard(maps)
-        total: Array = query.sum(1) + reference.sum(1)
+        """All that is said for each of the maps, [K]: the sums of `heard`, without its arrays."""
+        gq, gr = self.grids
+        maps = np.ascontiguousarray(maps)
+        total: Array = _said(self.query, maps, centres(gq)) + _said(self.reference, np.linalg.inv(maps), centres(gr))
         return total
 
 
@@ -142,6 +145,30 @@ def _looked_up(spoken: Array, places: Array) -> Array:
     lower = (1 - px) * flat[corner + grid] + px * flat[corner + grid + 1]
     found = (1 - py) * upper + py * lower
     return np.where(inside, found, 0.0)
+
+
+@njit(cache=True, nogil=True)
+def _said(spoken: np.ndarray, maps: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """`_looked_up` of `transformed` points, summed over them: [K] of maps [K, 3, 3]."""
+    grid = spoken.shape[1]
+    out = np.zeros(len(maps))
+    for k in range(len(maps)):
+        m = maps[k]
+        for i in range(len(points)):
+            u, v = points[i]
+            depth = m[2, 0] * u + m[2, 1] * v + m[2, 2]
+            if not depth > 1e-6:
+                continue
+            x, y = (m[0, 0] * u + m[0, 1] * v + m[0, 2]) / depth, (m[1, 0] * u + m[1, 1] * v + m[1, 2]) / depth
+            if not (x >= 0 and x <= 1 and y >= 0 and y <= 1):
+                continue
+            x, y = min(max(x * grid - 0.5, 0.0), grid - 1.000001), min(max(y * grid - 0.5, 0.0), grid - 1.000001)
+            column, row = int(x), int(y)
+            px, py = x - column, y - row
+            upper = (1 - px) * spoken[i, row, column] + px * spoken[i, row, column + 1]
+            lower = (1 - px) * spoken[i, row + 1, column] + px * spoken[i, row + 1, column + 1]
+            out[k] += (1 - py) * upper + py * lower
+    return out
 
 
 def _between(affinities: Array, chosen: NDArray[np.int64], grid: int) -> Array:

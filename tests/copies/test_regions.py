@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from copynce.copies.geometry import centres
+from copynce.copies.geometry import Evidence, centres
 from copynce.copies.polygons import clipped, mapped, overlap, rectangle
-from copynce.copies.regions import CopiedRegion, copied_region
+from copynce.copies.regions import TEMPERATURE, CopiedRegion, copied_region
 
 Array = NDArray[np.float64]
 QUERY, REFERENCE = (400, 300), (320, 640)
@@ -118,3 +118,15 @@ def test_inputs_that_do_not_fit() -> None:
 
 def test_examples() -> None:
     assert doctest.testmod(importlib.import_module("copynce.copies.polygons")).failed == 0
+
+
+@pytest.mark.parametrize("grids", [(2, 2), (8, 8), (5, 9)])
+def test_what_is_said_in_all_is_the_sum_of_what_each_patch_says(grids: tuple[int, int]) -> None:
+    rng = np.random.default_rng(sum(grids))
+    evidence = Evidence.of(rng.uniform(-1, 1, (grids[0] ** 2, grids[1] ** 2)), TEMPERATURE)
+    maps = np.eye(3) + rng.normal(0, 0.4, (200, 3, 3))  # some squeeze, some fall outside, some have a horizon
+    _, query, _, reference = evidence.heard(maps)
+    said = evidence.total(maps)
+    assert (said == 0).any()
+    assert (said != 0).sum() > 100
+    np.testing.assert_allclose(said, query.sum(1) + reference.sum(1), rtol=1e-9, atol=1e-9)

@@ -24,7 +24,8 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         description="Evaluate a descriptor: exact search, predictions.csv (ISC2021), metrics.json, a table with "
         "bootstrap intervals, and report.html with the curves and the worst errors as pictures. With matcher= the "
         "descriptor's candidates are matched too, for the whole table: descriptor, + score normalisation, matcher, "
-        "+ local crops. A matcher by itself needs candidates=. The same command takes what was done from the folder; "
+        "+ local crops; with search=true, of a box such as default, what copynce search finds as well. A matcher by "
+        "itself needs candidates=. The same command takes what was done from the folder; "
         "under torchrun the processes share the work.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,12 +47,16 @@ def run(options: argparse.Namespace) -> None:
     from copynce.evaluation.protocols import evaluate
     from copynce.evaluation.settings import EvalConfig
     from copynce.evaluation.tables import text_table
+    from copynce.model import load_model
     from copynce.models.box import DESCRIPTOR, MATCHER
     from copynce.training.distributed import announced, world
 
     with announced():
         config = load_config(EvalConfig, None, options.overrides)
         model = _load(options.run_folder, DESCRIPTOR)
+        searching = load_model(options.run_folder, device=config.device) if config.search else None
+        if searching is not None:
+            searching.calibrated()
         matcher = None if config.matcher is None else _load(config.matcher, MATCHER)
         folder = Path(options.run_folder)
         # Two weights files in one folder have an evaluation each.
@@ -60,7 +65,16 @@ def run(options: argparse.Namespace) -> None:
         out = Path(config.out) if config.out else default.with_name(f"{default.name}-{split.name}")
     with world(config.device) as here, progress_bars("", "", shown=here.is_main) as report:
         result = evaluate(
-            config, split, model, matcher, out, device=here.device, processes=here, progress=report, say=_say
+            config,
+            split,
+            model,
+            matcher,
+            out,
+            searching=searching,
+            device=here.device,
+            processes=here,
+            progress=report,
+            say=_say,
         )
     if not here.is_main:
         return

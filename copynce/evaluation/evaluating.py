@@ -25,6 +25,7 @@ RESULTS = (
     "predictions.csv",
     "predictions-matcher.csv",
     "predictions-lce.csv",
+    "predictions-search.csv",
 )
 
 

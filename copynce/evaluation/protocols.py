@@ -8,7 +8,7 @@
     sscd      10 predictions a query, normalisation of ranks 0 to 2, raw and whitened (PROTOCOLS 13.1)
 
 A table is a row per result: the descriptor, with score normalisation, the matcher on the descriptor's candidates, with
-local crops ensembling.
+local crops ensembling, and a search with all that a box has.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from copynce.evaluation.evaluating import RESULTS, Evaluating, Judging
 from copynce.evaluation.matcher import MatcherOptions, judge_matcher
 from copynce.evaluation.metrics import Rule, mean_average_precision
 from copynce.evaluation.predictions import read_candidates
+from copynce.evaluation.searching import judge_search
 from copynce.evaluation.settings import CANDIDATES, START, EvalConfig
 from copynce.evaluation.tables import Metrics, Row, markdown_table, row_facts, told_in_rows
 from copynce.files import atomic_text
+from copynce.model import Model
 from copynce.models import Descriptor, Matcher
 from copynce.retrieval.extract import Precision, Processes
 from copynce.retrieval.matching import MEMORY
@@ -90,13 +92,15 @@ def evaluate(
     matcher: Loaded | None,
     out: Path,
     *,
+    searching: Model | None = None,
     device: torch.device | str = "cpu",
     processes: Processes | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Evaluate a descriptor, with a `matcher` on its candidates where one is given; or a matcher by itself on a file of
-    candidates. Leaves in `out`: predictions.csv, predictions-matcher.csv, predictions-lce.csv, metrics.json, table.md.
+    candidates; and `searching`, a descriptor with its calibration, where the config asks for a search. Leaves in `out`:
+    predictions.csv, predictions-matcher.csv, predictions-lce.csv, predictions-search.csv, metrics.json, table.md.
 
     processes: those that share the work; the first writes, and alone has the whole result.
     Raises ConfigError for models and settings that do not fit each other; other errors as of `evaluate_descriptor` and
@@ -118,6 +122,8 @@ def evaluate(
 
     name, settings = settle(config, split, descriptor=descriptor is not None, matcher=matcher is not None)
     _check_inputs(config, out)
+    if config.search and processes is not None and processes.size > 1:
+        raise ConfigError("search works in one process: start copynce eval without torchrun, or leave out search")
     evaluating = Evaluating(out, split, progress, say, processes)
     if note := PROTOCOLS[name].note:
         evaluating.say(f"protocol {name}: {note}")
@@ -167,6 +173,11 @@ def evaluate(
         if descriptor is None and found.rows:  # the first row of a table is at the top
             metrics = {"split": split.name, **found.rows[0].metrics, **metrics}
         rows += found.rows
+    if config.search:
+        assert searching is not None, "whoever asks for a search gives it"
+        facts, searched = judge_search(searching, evaluating, judging, config.threads, settings.pairs)
+        metrics |= facts
+        rows += searched
     with evaluating.processes.together():
         if evaluating.is_main:
             _write(evaluating, metrics, rows, settings.rule, {"protocol": name, "ap": settings.rule,

@@ -81,6 +81,9 @@ class EvalConfig:
     local_crops: bool | None = None
     """A matcher also scores with local crops ensembling, some 35 times the work; false: only whole pictures; none:
     true."""
+    search: bool = False
+    """Also what copynce search does, a row of its own: queries asked whole, turned and in parts, and of each the five
+    references that are nearest judged by matcher, place and pixels. For a model with a calibration, as default."""
     memory: float | None = None
     """Gigabytes of a matcher's encodings that are held, see copynce match; none: 4."""
     out: str | None = None
@@ -152,7 +155,7 @@ class EvalConfig:
         `normalised`. False and 0, which ask for nothing, always fit."""
         if not descriptor:
             self._unused(
-                ("score_normalization", "whiten", "alpha", "start", "end", "k"),
+                ("score_normalization", "whiten", "alpha", "start", "end", "k", "search"),
                 "for a descriptor, but there is only a matcher",
             )
         if not matcher:

@@ -12,10 +12,13 @@ import pytest
 
 from copynce.cli import main
 from copynce.cli.main import BAD_INPUT
-from copynce.data import open_dataset
+from copynce.copies.calibration import FEATURES, Calibration
+from copynce.copies.searching import find_copies
+from copynce.data import Quarantine, open_dataset
 from copynce.data.synthetic import make_pictures
 from copynce.evaluation import read_predictions, score_predictions
 from copynce.evaluation.evaluating import RESULTS
+from copynce.model import load_model
 from copynce.models import build_descriptor, build_matcher, save_checkpoint
 
 WORKER = Path(__file__).parents[1] / "training" / "launch_worker.py"
@@ -210,3 +213,35 @@ def test_any_two_folders(place: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert metrics["whitened_dims"] == 2  # of three pictures
     assert np.isfinite([metrics["uap_sn"], metrics["uap_whitened"], metrics["uap_whitened_sn"]]).all()
+
+
+def test_a_box_is_also_judged_as_search_does_it(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = tmp_path / "box"
+    box.mkdir()
+    for name, own in (("d.safetensors", "descriptor.safetensors"), ("m.safetensors", "matcher.safetensors")):
+        (box / own).write_bytes((place / name).read_bytes())
+    out = tmp_path / "out"
+    assert evaluate(place, str(box), out, "search=true") == BAD_INPUT
+    assert "has no calibration" in capsys.readouterr().err
+    weights = np.linspace(0.1, 0.5, len(FEATURES))
+    Calibration(tuple(weights.tolist()), -1.0, fitted_on="nothing").save(box / "calibration.json")
+    assert evaluate(place, str(box), out, "search=true") == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[2:4]] == ["descriptor", "search"]
+    split = open_dataset(place / "ds", "a")
+    pairs = find_copies(load_model(box), split.queries.paths, split.references.paths, on_broken=lambda *_: None)
+    query, reference = (
+        dict(zip(map(str, side.paths), side.uuids, strict=True)) for side in (split.queries, split.references)
+    )
+    expected = {(query[pair.query], reference[pair.reference]): pair.probability for pair in pairs}
+    found = read_predictions(out / "predictions-search.csv")
+    assert len(found.scores) == 12, "3 queries of 5 references, one of which is the same file"
+    assert dict(zip(zip(found.queries, found.references, strict=True), found.scores, strict=True)) == pytest.approx(
+        expected, abs=1e-6
+    )
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["pairs_search"], metrics["calibrated_on"]) == (12, "nothing")
+    assert metrics["uap_search"] == score_predictions(found, split.ground_truth)["uap"] == metrics["rows"][1]["uap"]
+    assert len(Quarantine(out / "skipped.jsonl")) == 1
+    assert evaluate(place, "m.safetensors", tmp_path / "m", "candidates=no.csv", "search=true") == BAD_INPUT

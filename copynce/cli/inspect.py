@@ -68,6 +68,11 @@ def run(options: argparse.Namespace) -> None:
         "affinity_entropy": float(seen.entropy.mean()),
         "temperature": seen.temperature,
         **seen.region.to_json(),
+        "pixel_correlation": {
+            "coarse": round(seen.pixels.coarse, 4),
+            "fine": round(seen.pixels.fine, 4),
+            "blocks": seen.pixels.blocks,
+        },
     }
     with writing_into(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -86,6 +91,8 @@ def run(options: argparse.Namespace) -> None:
     else:
         print("copied: place unknown, too little speaks for one place")
     print(f"{region.inliers} of {region.matches} matches agree, evidence {region.evidence:.0f} nats")
+    print(f"pixels agree: {seen.pixels.coarse:.2f} coarsely, {seen.pixels.fine:.2f} finely, in {seen.pixels.blocks} "
+          "blocks")  # fmt: skip
     print(f"picture, page, numbers: {out / 'inspect.png'}, {out / 'inspect.html'}, {out / 'inspect.json'}")
 
 

@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
     parser.add_argument("references", metavar="REFERENCES", help="the pictures that may be originals, or an index")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
     add_judging(parser)
-    parser.add_argument("--whole", action="store_true", help="ask queries whole only, not in parts too: a tenth of "
+    parser.add_argument("--whole", action="store_true", help="ask queries whole only, not in parts too: a fraction of "
                         "their time, but a copy that was laid small on another picture may be missed")  # fmt: skip
     parser.add_argument("--fail-on-match", action="store_true", help=f"end with status {MATCHED} if anything is found")
     parser.set_defaults(run=run)

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from copynce.copies.calibration import Signals
 from copynce.copies.pair import CopyPair
-from copynce.copies.pixels import SIDE, PixelAgreement, pixel_agreement
+from copynce.copies.pixels import SIDE, agreeing
 from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.errors import DataError
 from copynce.model import Model
 from copynce.models.precision import bf16_in_hardware
-from copynce.retrieval.crops import one_of_four, one_of_one
+from copynce.retrieval.crops import one_of_four, one_of_one, one_of_two
 from copynce.retrieval.extract import Views
 from copynce.retrieval.features import Computed
 from copynce.retrieval.normalization import BIASES
@@ -35,25 +35,26 @@ from dali_pipelines.sources import AnyPath, BrokenPicture, read_picture
 
 _PICTURES = 512  # whose tokens are held at a time, 200 KB each at 8 x 8 patches and 384 channels
 _BATCH = 32
-_SQUARES = 8  # pictures at a time whose squares of `SIDE` px are made: of a query there may be 14, 600 KB each
+_SQUARES = 8  # pictures at a time whose squares of `SIDE` px are made: of a query there are 23, 600 KB each
 _FUSED = 64  # pairs that the matcher sees at a time
 
 OnBroken = Callable[[AnyPath, str], None]
 
 
 def query_views(width: int, height: int) -> list[Cut]:
-    """The views of a query: the whole picture, also by quarter turns, as files with an EXIF orientation are; and boxes
-    of half its sides in steps of a quarter, in which a copy that was laid small on another picture fills more patches.
+    """The 23 views of a query: the whole picture, also by quarter turns, as files with an EXIF orientation are; boxes
+    of half its sides in steps of a quarter, and of half its area, in which a copy that was laid small on another
+    picture fills more patches.
     """
     turned = [Cut(angle=angle) for angle in (90.0, 180.0, 270.0)]
-    return [*one_of_one(width, height), *turned, *one_of_four(width, height)]
+    quarters, halves = one_of_four(width, height), one_of_two(width, height, released=False)
+    return [*one_of_one(width, height), *turned, *quarters, *halves]
 
 
-QUERY_VIEWS = Views("whole, turned and halves", query_views)
+QUERY_VIEWS = Views("whole, turned and parts", query_views)
 _TURNED = 3
 
 _LUMA = 0.299, 0.587, 0.114
-_SURE = 0.6  # a correlation of pixels from which on their geometry is better than the patches'
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _encodings(
 def _squares(
     model: Model, pictures: Sequence[AnyPath], wanted: Iterable[tuple[int, int]], tell: OnBroken, threads: int
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.uint8]]]:
-    """((place, view), grey [`SIDE`, `SIDE`]) of those that can be used, for `pixel_agreement`."""
+    """((place, view), grey [`SIDE`, `SIDE`]) of those that can be used, for `agreeing`."""
     weights = torch.tensor(_LUMA, device=model.device)
     scale, offset = weights * torch.tensor(STD, device=model.device), (weights.cpu() * torch.tensor(MEAN)).sum().item()
     for keys, images in _images(pictures, wanted, SIDE, _SQUARES, model.device, tell, threads):
@@ -292,7 +293,7 @@ def _seen(
         raise DataError("the score of a pair is not finite; the model's weights are damaged")
     size, to_picture = query.cut.geometry(query.size[1], query.size[0])
     region = copied_region(query.tokens, reference.tokens, size, reference.size)
-    pixels, region = _agreeing(*squares, region, size, reference.size)
+    pixels, region = agreeing(*squares, region, size, reference.size)
     signals = Signals(
         cosine,
         cosine - query.bias,
@@ -308,19 +309,3 @@ def _seen(
     if view:
         region = region.through(to_picture, size, query.size)
     return SeenPair(signals, region, query.size, reference.size)
-
-
-def _agreeing(
-    query: NDArray[np.uint8],
-    reference: NDArray[np.uint8],
-    region: CopiedRegion,
-    query_size: tuple[int, int],
-    reference_size: tuple[int, int],
-) -> tuple[PixelAgreement, CopiedRegion]:
-    """How the pixels agree in the region, and the region, where they do by the geometry that they say."""
-    to_query, to_reference = np.diag([*query_size, 1.0]), np.diag([*reference_size, 1.0])
-    geometry = np.linalg.inv(to_reference) @ region.geometry @ to_query
-    pixels = pixel_agreement(query, reference, geometry, region.query / query_size)
-    if pixels.coarse >= _SURE:
-        region = region.moved(to_reference @ pixels.geometry @ np.linalg.inv(to_query), reference_size)
-    return pixels, region

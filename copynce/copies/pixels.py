@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from copynce.compiled_cache import njit
 from copynce.copies.geometry import centres, transformed
 from copynce.copies.polygons import Points, contains, mapped
+from copynce.copies.regions import CopiedRegion
 
 SIDE = 224
 """Pixels a side of the squares that are compared, and of their halves and quarters."""
@@ -47,6 +48,7 @@ _FEWEST, _FEWEST_BENT = 3, 8  # blocks, to fit an affine map to their moves, and
 _DOUBT = 0.3  # a correlation that pulls at the geometry no more
 _STIFF = np.array([1e-3, 1e-3, 1e-9, 1e-3, 1e-3, 1e-9, 1e-2, 1e-2])  # as if so many of the blocks had not moved
 _FINEST = 8  # samples a side for a pixel
+_SURE = 0.6  # a coarse correlation from which on the pixels' geometry is better than the patches'
 
 _FAST = {"reassoc", "contract", "nsz"}
 
@@ -104,6 +106,25 @@ def pixel_agreement(query: ArrayLike, reference: ArrayLike, geometry: ArrayLike,
         correlations.append(blocks[:, 4])
     _, coarsely, finely = (float(each.mean()) if len(each) else 0.0 for each in correlations)
     return PixelAgreement(coarsely, finely, len(correlations[-1]), _inverse(found) if turned else found)
+
+
+def agreeing(
+    query: ArrayLike,
+    reference: ArrayLike,
+    region: CopiedRegion,
+    query_size: tuple[int, int],
+    reference_size: tuple[int, int],
+) -> tuple[PixelAgreement, CopiedRegion]:
+    """How the pixels agree in a region, and the region, by their geometry where they do.
+
+    query, reference: as of `pixel_agreement`; sizes: (width, height) of the files, in whose pixels the region is.
+    """
+    to_query, to_reference = np.diag([*query_size, 1.0]), np.diag([*reference_size, 1.0])
+    geometry = _inverse(to_reference) @ region.geometry @ to_query
+    pixels = pixel_agreement(query, reference, geometry, region.query / query_size)
+    if pixels.coarse >= _SURE:
+        region = region.moved(to_reference @ pixels.geometry @ _inverse(to_query), reference_size)
+    return pixels, region
 
 
 def _inverse(geometry: Array) -> Array:

@@ -20,7 +20,7 @@ from copynce.retrieval.search import pair_cosines, search
 from dali_pipelines.sources import AnyPath
 
 #: Candidates of a query that are judged.
-K = 5
+K = 10
 
 WHOLE = Views("whole", one_of_one)
 
@@ -103,7 +103,7 @@ def candidates(
     (`Calibration.floor`).
 
     references: files, or an index made with this model. A file is no candidate for itself. in_parts: False asks
-    queries whole, in a tenth of the time. on_broken: told of each picture that cannot be used as on_broken(path,
+    queries whole, in a fraction of the time. on_broken: told of each picture that cannot be used as on_broken(path,
     reason). progress: called as progress(what, done, total).
     """
     places, rows = described(

@@ -82,7 +82,7 @@ class EvalConfig:
     """A matcher also scores with local crops ensembling, some 35 times the work; false: only whole pictures; none:
     true."""
     search: bool = False
-    """Also what copynce search does, a row of its own: queries asked whole, turned and in parts, and of each the five
+    """Also what copynce search does, a row of its own: queries asked whole, turned and in parts, and of each the ten
     references that are nearest judged by matcher, place and pixels. For a model with a calibration, as default."""
     memory: float | None = None
     """Gigabytes of a matcher's encodings that are held, see copynce match; none: 4."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from copynce.copies.geometry import centres
+from copynce.copies.pixels import SIDE, PixelAgreement, agreeing
 from copynce.copies.polygons import contains
 from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.errors import ConfigError
@@ -33,7 +34,7 @@ class Inspection:
 
     names: of the files. pictures: uint8 RGB [H, W, 3], as the model reads them. score: the cosine of descriptors, or a
     matcher's. cosines [Lq, Lr] of patch tokens; affinities [Lq, Lr], their softmax at `temperature`; entropy [Lq] in
-    nats. probes: patches of the query, row-major.
+    nats. pixels: how those of the region agree. probes: patches of the query, row-major.
     """
 
     names: tuple[str, str]
@@ -45,6 +46,7 @@ class Inspection:
     entropy: NDArray[np.float64]
     temperature: float
     region: CopiedRegion
+    pixels: PixelAgreement
     probes: list[int]
 
     @property
@@ -69,6 +71,7 @@ def inspect_pair(
     pictures = _pixels(query), _pixels(reference)
     sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
     region = copied_region(pair.query, pair.reference, sizes[0], sizes[1], temperature=temperature)
+    pixels, region = agreeing(_square(pictures[0]), _square(pictures[1]), region, sizes[0], sizes[1])
     tokens = torch.from_numpy(pair.query), torch.from_numpy(pair.reference)
     affinities = affinity(*tokens, temperature)
     unit = [
@@ -89,6 +92,7 @@ def inspect_pair(
         entropy=affinity_entropy(affinities).numpy().astype(np.float64),
         temperature=temperature,
         region=region,
+        pixels=pixels,
         probes=chosen or peaks(cosines, temperature, allowed, _PROBES),
     )
 
@@ -143,6 +147,10 @@ def _place_table(seen: Inspection) -> Table:
     rows = [
         ["verdict", region.verdict],
         ["evidence", f"{region.evidence:.1f} nats"],
+        [
+            "pixels agree",
+            f"{seen.pixels.coarse:.2f} coarsely, {seen.pixels.fine:.2f} finely, of {seen.pixels.blocks} blocks",
+        ],
         ["mean affinity entropy", f"{seen.entropy.mean():.3f} of at most {np.log(seen.affinities.shape[1]):.3f} nats"],
         ["temperature", f"{seen.temperature:.4g}"],
     ]
@@ -168,6 +176,11 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
     """The picture as the model reads it: EXIF orientation not applied, alpha over white."""
     with Image.open(io.BytesIO(read_picture(path).data.tobytes())) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def _square(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey, squashed to the square on which pixels are compared."""
+    return np.asarray(Image.fromarray(picture).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _patch_at(place: tuple[float, float], size: tuple[int, int], grid: int, path: Path) -> int:

@@ -13,6 +13,8 @@ from PIL import Image
 from copynce.copies import judging
 from copynce.copies.calibration import FEATURES, Calibration
 from copynce.copies.judging import judge, look
+from copynce.copies.pixels import SIDE as SIDE_PX
+from copynce.copies.pixels import agreeing
 from copynce.copies.polygons import area, mapped, rectangle
 from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.data.synthetic import make_picture
@@ -20,6 +22,7 @@ from copynce.errors import DataError
 from copynce.model import Model
 from copynce.models import build_descriptor, build_matcher
 from dali_pipelines import LoaderOptions, PictureLoader
+from dali_pipelines.options import MEAN, STD
 
 OPTIONS = {"embed_dim": 24, "num_heads": 2}
 SIZE = 32
@@ -65,8 +68,9 @@ def model() -> Model:
     )
 
 
-def plainly(model: Model, query: Path, reference: Path) -> tuple[float, float, float, float]:
-    """Cosine, normalised cosine, matcher's logit and the region's evidence of a pair, by the models' own methods."""
+def plainly(model: Model, query: Path, reference: Path) -> tuple[float, float, float, float, float, float]:
+    """Cosine, normalised cosine, matcher's logit, the region's evidence, and how its pixels agree, coarsely and finely,
+    of a pair, by the models' own methods."""
     with torch.inference_mode():
         options = LoaderOptions(size=SIZE, batch_size=1)
         loaders = [PictureLoader([path], options, on_broken=lambda *_: None) for path in (query, reference)]
@@ -81,7 +85,13 @@ def plainly(model: Model, query: Path, reference: Path) -> tuple[float, float, f
     bias = float(np.sort(rows @ q)[::-1][1:5].mean())
     sizes = [Image.open(path).size for path in (query, reference)]
     region = copied_region(*tokens, sizes[0], sizes[1])
-    return float(q @ r), float(q @ r) - bias, logit, region.evidence
+    squares = []
+    for path in (query, reference):
+        loader = PictureLoader([path], LoaderOptions(size=SIDE_PX, batch_size=1), on_broken=lambda *_: None)
+        rgb = next(iter(loader))[1][0].numpy() * np.reshape(STD, (3, 1, 1)) + np.reshape(MEAN, (3, 1, 1))
+        squares.append(np.round(np.tensordot([0.299, 0.587, 0.114], rgb, 1) * 255).clip(0, 255))
+    pixels, _ = agreeing(*squares, region, sizes[0], sizes[1])
+    return float(q @ r), float(q @ r) - bias, logit, region.evidence, pixels.coarse, pixels.fine
 
 
 def test_every_pair_equals_the_plain_way_whatever_the_blocks(
@@ -95,7 +105,9 @@ def test_every_pair_equals_the_plain_way_whatever_the_blocks(
         found = dict(look(model, pictures, pictures, pairs, on_broken=lambda *_: pytest.fail("none is")))
         for row, want in enumerate(expected):
             seen = found[row].signals
-            np.testing.assert_allclose((seen.cosine, seen.normalised, seen.logit, seen.evidence), want, atol=2e-4)
+            told = seen.cosine, seen.normalised, seen.logit, seen.evidence
+            np.testing.assert_allclose(told, want[:4], atol=2e-4)
+            np.testing.assert_allclose((seen.coarse, seen.fine), want[4:], atol=1e-3)
             assert found[row].query_size == (60 + pairs[row, 0], 40), "width and height"
     slow = dataclasses.replace(model, one_pass=False)
     other = dict(look(slow, pictures, pictures, pairs, on_broken=lambda *_: pytest.fail("none is")))

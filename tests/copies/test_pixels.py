@@ -9,8 +9,9 @@ from PIL import Image, ImageFilter
 
 from copynce.copies import pixels
 from copynce.copies.geometry import transformed
-from copynce.copies.pixels import SIDE, pixel_agreement
-from copynce.copies.polygons import mapped, rectangle
+from copynce.copies.pixels import SIDE, agreeing, pixel_agreement
+from copynce.copies.polygons import mapped, overlap, rectangle
+from copynce.copies.regions import CopiedRegion
 from copynce.data.synthetic import make_picture
 
 WHOLE = rectangle(1, 1)
@@ -120,6 +121,28 @@ def test_flat_pictures_tell_nothing() -> None:
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"must be \[224, 224\], got \[224, 224\] and \[112, 112\]"):
         pixel_agreement(np.zeros((SIDE, SIDE)), np.zeros((112, 112)), np.eye(3), WHOLE)
+
+
+def test_a_region_takes_the_geometry_of_pixels_that_agree() -> None:
+    original, true = picture(5), GEOMETRIES["crop"]
+    query, size, other = square(seen_through(original, true)), (300, 200), (400, 500)
+    off = true @ np.array([[0.98, 0, 0.03], [0, 1.02, -0.02], [0, 0, 1.0]])
+
+    def region(geometry: NDArray[np.float64]) -> CopiedRegion:
+        pixels = np.diag([*other, 1.0]) @ geometry @ np.linalg.inv(np.diag([*size, 1.0]))
+        corners = rectangle(*size)
+        return CopiedRegion("found", corners, mapped(pixels, corners), pixels, 1.0, 0.4, 90.0, 0.9, 30, 28)
+
+    told, wanted = region(off), region(true)
+    pixels, found = agreeing(query, square(original), told, size, other)
+    assert pixels.coarse > 0.9
+    assert np.array_equal(found.query, told.query)
+    assert overlap(found.reference, wanted.reference) > 0.98 > overlap(told.reference, wanted.reference)
+    assert found.reference_share == pytest.approx(0.42, abs=0.005)
+    np.testing.assert_allclose(mapped(found.geometry, found.query), wanted.reference, atol=3)
+    pixels, kept = agreeing(query, square(picture(8)), told, size, other)
+    assert pixels.coarse < 0.6
+    assert kept is told
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -1,7 +1,7 @@
 """Pairs of pictures judged: how likely each is a copy, and where.
 
 every picture, or view of a query, once: descriptor, patch tokens, and what the matcher encodes (in the same pass,
-where the matcher has the descriptor's blocks)
+where the matcher has the descriptor's blocks); and its grey as a square
 every pair: cosine, normalised against the background, matcher's logit, copied region, and whether the pixels agree
 there -> `Signals` -> probability
 """
@@ -9,7 +9,9 @@ there -> `Signals` -> probability
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +35,8 @@ from dali_pipelines import CropLoader, Cut, LoaderOptions, PictureLoader
 from dali_pipelines.options import MEAN, STD
 from dali_pipelines.sources import AnyPath, BrokenPicture, read_picture
 
-_PICTURES = 512  # whose tokens are held at a time, 200 KB each at 8 x 8 patches and 384 channels
+_PICTURES = 512  # that a block of pairs asks for, 250 KB each at 8 x 8 patches and 384 channels
+_HELD = 400 << 20  # bytes of references that are kept for the next blocks
 _BATCH = 32
 _SQUARES = 8  # pictures at a time whose squares of `SIDE` px are made: of a query there are 23, 600 KB each
 _FUSED = 64  # pairs that the matcher sees at a time
@@ -117,42 +120,76 @@ def look(
             on_broken(path, reason)
 
     seen_as = np.zeros(len(pairs), np.int64) if views is None else views
+    held = _Held(lambda wanted: _encodings(model, references, wanted, tell, threads))
     done = 0
-    for rows in _blocks(pairs, seen_as):
-        query_side = dict(_encodings(model, queries, zip(pairs[rows, 0], seen_as[rows], strict=True), tell, threads))
-        reference_side = dict(_encodings(model, references, ((place, 0) for place in pairs[rows, 1]), tell, threads))
-        query_squares = dict(_squares(model, queries, query_side, tell, threads))
-        reference_squares = dict(_squares(model, references, reference_side, tell, threads))
-        both = [
-            (row, asked, near)
-            for row in rows.tolist()
-            if (asked := (int(pairs[row, 0]), int(seen_as[row]))) in query_squares
-            and (near := (int(pairs[row, 1]), 0)) in reference_squares
-        ]
-        for start in range(0, len(both), _FUSED):
-            part = both[start : start + _FUSED]
-            logits = _logits(model, [(query_side[asked], reference_side[near]) for _, asked, near in part])
-            for (row, asked, near), logit in zip(part, logits, strict=True):
-                squares = query_squares[asked], reference_squares[near]
-                yield row, _seen(query_side[asked], reference_side[near], squares, logit, int(seen_as[row]))
+    with ThreadPoolExecutor(threads, thread_name_prefix="copynce pairs") as pool:
+        for rows in _blocks(pairs, seen_as):
+            asked = zip(pairs[rows, 0].tolist(), seen_as[rows].tolist(), strict=True)
+            query_side = dict(_encodings(model, queries, asked, tell, threads))
+            reference_side = held.of((place, 0) for place in pairs[rows, 1].tolist())
+            both = [
+                (row, query_side[query], reference_side[reference])
+                for row in rows.tolist()
+                if (query := (int(pairs[row, 0]), int(seen_as[row]))) in query_side
+                and (reference := (int(pairs[row, 1]), 0)) in reference_side
+            ]
+            for start in range(0, len(both), _FUSED):
+                part = both[start : start + _FUSED]
+                logits = _logits(model, [(query, reference) for _, query, reference in part])
+                places, sides, others = zip(*part, strict=True)
+                yield from zip(
+                    places, pool.map(_seen, sides, others, logits, seen_as[list(places)].tolist()), strict=True
+                )
+                if progress is not None:
+                    progress(done + start + len(part))
+            done += len(rows)
             if progress is not None:
-                progress(done + start + len(part))
-        done += len(rows)
-        if progress is not None:
-            progress(done)
+                progress(done)
 
 
 @dataclass(frozen=True)
 class _Encoded:
     """Of one picture or view: descriptor [D], its bias (what score normalisation subtracts), patch tokens [L, C], what
-    the matcher encodes [P + L, C], (width, height) of the file, and the view of it."""
+    the matcher encodes [P + L, C], grey as a square [`SIDE`, `SIDE`], (width, height) of the file, and the view of it.
+    """
 
     descriptor: NDArray[np.float32]
     bias: float
     tokens: NDArray[np.float32]
     encoding: Tensor | None
+    square: NDArray[np.uint8]
     size: tuple[int, int]
     cut: Cut
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + self.square.nbytes + (0 if self.encoding is None else self.encoding.nbytes)
+
+
+_Key = tuple[int, int]  # place of a picture, and the view of it
+
+
+class _Held:
+    """What was encoded, the last asked for, up to `_HELD` bytes and what one asks for at a time: the same references
+    are near to many queries. encode: as `_encodings` of what is asked for."""
+
+    def __init__(self, encode: Callable[[list[_Key]], Iterable[tuple[_Key, _Encoded]]]) -> None:
+        self._encode = encode
+        self._held: OrderedDict[_Key, _Encoded] = OrderedDict()
+        self._bytes = 0
+
+    def of(self, wanted: Iterable[_Key]) -> dict[_Key, _Encoded]:
+        """Of all that can be used."""
+        keys = sorted(set(wanted))
+        for key, encoded in self._encode([key for key in keys if key not in self._held]):
+            self._held[key] = encoded
+            self._bytes += encoded.nbytes
+        found = {key: self._held[key] for key in keys if key in self._held}
+        for key in found:
+            self._held.move_to_end(key)
+        while self._bytes > _HELD and len(self._held) > len(found):
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        return found
 
 
 def _blocks(pairs: NDArray[np.int64], views: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -171,13 +208,14 @@ def _blocks(pairs: NDArray[np.int64], views: NDArray[np.int64]) -> Iterator[NDAr
 
 
 def _encodings(
-    model: Model, pictures: Sequence[AnyPath], wanted: Iterable[tuple[int, int]], tell: OnBroken, threads: int
-) -> Iterator[tuple[tuple[int, int], _Encoded]]:
+    model: Model, pictures: Sequence[AnyPath], wanted: Iterable[_Key], tell: OnBroken, threads: int
+) -> Iterator[tuple[_Key, _Encoded]]:
     """((place, view), encoded) of those that can be used; wanted: which views of which pictures."""
+    squares = dict(_squares(model, pictures, wanted, tell, threads))
     module, device = model.module.to(model.device).eval(), model.device
     matcher = None if model.matcher is None else model.matcher.to(device).eval()
     sizes: dict[int, tuple[int, int]] = {}  # (height, width) of each file
-    for keys, images in _images(pictures, wanted, module.img_size, _BATCH, device, tell, threads):
+    for keys, images in _images(pictures, squares, module.img_size, _BATCH, device, tell, threads):
         encoded: Tensor | None = None
         with torch.inference_mode(), _computing(device):
             if matcher is None:
@@ -198,13 +236,13 @@ def _encodings(
                 continue
             height, width = sizes[place]
             own = None if encoded is None else encoded[i]
-            cut = query_views(width, height)[view]
-            yield (place, view), _Encoded(rows[i], float(biases[i]), patches[i], own, (width, height), cut)
+            cut, square = query_views(width, height)[view], squares[place, view]
+            yield (place, view), _Encoded(rows[i], float(biases[i]), patches[i], own, square, (width, height), cut)
 
 
 def _squares(
-    model: Model, pictures: Sequence[AnyPath], wanted: Iterable[tuple[int, int]], tell: OnBroken, threads: int
-) -> Iterator[tuple[tuple[int, int], NDArray[np.uint8]]]:
+    model: Model, pictures: Sequence[AnyPath], wanted: Iterable[_Key], tell: OnBroken, threads: int
+) -> Iterator[tuple[_Key, NDArray[np.uint8]]]:
     """((place, view), grey [`SIDE`, `SIDE`]) of those that can be used, for `agreeing`."""
     weights = torch.tensor(_LUMA, device=model.device)
     scale, offset = weights * torch.tensor(STD, device=model.device), (weights.cpu() * torch.tensor(MEAN)).sum().item()
@@ -215,13 +253,13 @@ def _squares(
 
 def _images(
     pictures: Sequence[AnyPath],
-    wanted: Iterable[tuple[int, int]],
+    wanted: Iterable[_Key],
     size: int,
     batch_size: int,
     device: torch.device,
     tell: OnBroken,
     threads: int,
-) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
+) -> Iterator[tuple[list[_Key], Tensor]]:
     """([(place, view), ...] of b views, their pixels [b, 3, S, S], normalised, on the device). wanted: the (place,
     view) of each."""
     views: dict[int, list[int]] = {}
@@ -281,19 +319,13 @@ def _logits(model: Model, pairs: Sequence[tuple[_Encoded, _Encoded]]) -> list[fl
     return logits
 
 
-def _seen(
-    query: _Encoded,
-    reference: _Encoded,
-    squares: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-    logit: float,
-    view: int,
-) -> SeenPair:
+def _seen(query: _Encoded, reference: _Encoded, logit: float, view: int) -> SeenPair:
     cosine = float(query.descriptor @ reference.descriptor)
     if not np.isfinite([cosine, logit]).all():
         raise DataError("the score of a pair is not finite; the model's weights are damaged")
     size, to_picture = query.cut.geometry(query.size[1], query.size[0])
     region = copied_region(query.tokens, reference.tokens, size, reference.size)
-    pixels, region = agreeing(*squares, region, size, reference.size)
+    pixels, region = agreeing(query.square, reference.square, region, size, reference.size)
     signals = Signals(
         cosine,
         cosine - query.bias,

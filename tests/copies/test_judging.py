@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +114,34 @@ def test_every_pair_equals_the_plain_way_whatever_the_blocks(
     slow = dataclasses.replace(model, one_pass=False)
     other = dict(look(slow, pictures, pictures, pairs, on_broken=lambda *_: pytest.fail("none is")))
     assert other[0].signals.logit == pytest.approx(found[0].signals.logit, abs=1e-5)
+
+
+def test_a_reference_is_encoded_once_while_there_is_room(
+    model: Model, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, asked = judging._encodings, list[int]()
+
+    def counted(model: Model, files: Sequence[Path], wanted: Iterable[tuple[int, int]], *rest: Any) -> Any:
+        keys = list(wanted)
+        if files is references:
+            asked.extend(place for place, _ in keys)
+        return encode(model, files, keys, *rest)
+
+    monkeypatch.setattr(judging, "_encodings", counted)
+    monkeypatch.setattr(judging, "_PICTURES", 3)
+    references = list(pictures)
+    pairs = np.array([(query, (query + step) % 6) for query in range(6) for step in (1, 2)])
+
+    def evidence() -> list[float]:
+        seen = dict(look(model, pictures, references, pairs, on_broken=lambda *_: pytest.fail("none is")))
+        return [seen[row].signals.evidence for row in range(len(pairs))]
+
+    kept = evidence()
+    assert sorted(asked) == list(range(6))
+    asked.clear()
+    monkeypatch.setattr(judging, "_HELD", 0)
+    assert evidence() == pytest.approx(kept, abs=1e-3)
+    assert len(asked) > 6, "what is asked for together stays, and no more"
 
 
 def test_broken_pictures_leave_their_pairs_out_and_are_told_once(

@@ -4,7 +4,7 @@
 
 Prints, and leaves as OUT/folders.json: uAP and copies found at 95 % precision (the largest recall at which the
 precision of the pairs above is still as high) by probability, by cosine and by pHash (`pip install imagehash`; Hamming
-distance, each query's nearest five of all references too); what `search` lists without more said; seconds of both; the
+distance, each query's nearest ten of all references too); what `search` lists without more said; seconds of both; the
 expected calibration error of the judged pairs, and over each query's best alone; with MiniDISC's queries_meta.jsonl the
 IoU of the copied regions. OUT/reliability.png is the calibration as a picture.
 """

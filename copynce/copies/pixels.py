@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from copynce.compiled_cache import njit
-from copynce.copies.geometry import centres, transformed
-from copynce.copies.polygons import Points, contains, mapped
+from copynce.copies.geometry import transformed
+from copynce.copies.polygons import Points, mapped
 from copynce.copies.regions import CopiedRegion
 
 SIDE = 224
@@ -47,6 +47,7 @@ _NOISE = 2.0  # the least that a standard deviation counts for
 _FEWEST, _FEWEST_BENT = 3, 8  # blocks, to fit an affine map to their moves, and a projective one
 _DOUBT = 0.3  # a correlation that pulls at the geometry no more
 _STIFF = np.array([1e-3, 1e-3, 1e-9, 1e-3, 1e-3, 1e-9, 1e-2, 1e-2])  # as if so many of the blocks had not moved
+_EPS = 1e-9
 _FINEST = 8  # samples a side for a pixel
 _SURE = 0.6  # a coarse correlation from which on the pixels' geometry is better than the patches'
 
@@ -95,7 +96,7 @@ def pixel_agreement(query: ArrayLike, reference: ArrayLike, geometry: ArrayLike,
     correlations = []
     for level in LEVELS:
         coarse, fine = (_smaller(side, SIDE // level.side) for side in sides)
-        inside = contains(there, centres(level.side)).reshape(coarse.shape)
+        inside = _inside(there, level.side)
         for reach in (*level.reaches, 1):
             warped, seen = _warped(fine, found, samples)
             blocks = _compared(coarse, warped, inside & seen, reach, level.stride)
@@ -171,6 +172,24 @@ def _move(blocks: Array, middle: Array, side: int, bent: bool) -> Array:
     to_middle[:2, 2] = -middle
     found: Array = _inverse(to_middle) @ moved @ to_middle
     return found
+
+
+@njit(cache=True, nogil=True)
+def _inside(polygon: np.ndarray, side: int) -> np.ndarray:
+    """Which pixels of a unit square have their centre in a convex polygon, bool [side, side]; `polygons.contains` for
+    so many points."""
+    out = np.empty((side, side), np.bool_)
+    for row in range(side):
+        for column in range(side):
+            x, y = (column + 0.5) / side, (row + 0.5) / side
+            left = right = True
+            for k in range(len(polygon)):
+                x0, y0 = polygon[k]
+                x1, y1 = polygon[(k + 1) % len(polygon)]
+                turn = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)
+                left, right = left and turn >= -_EPS, right and turn <= _EPS
+            out[row, column] = left or right
+    return out
 
 
 @njit(cache=True, nogil=True)

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from copynce.copies import pixels
-from copynce.copies.geometry import transformed
+from copynce.copies.geometry import centres, transformed
 from copynce.copies.pixels import SIDE, agreeing, pixel_agreement
-from copynce.copies.polygons import mapped, overlap, rectangle
+from copynce.copies.polygons import contains, mapped, overlap, rectangle
 from copynce.copies.regions import CopiedRegion
 from copynce.data.synthetic import make_picture
 
@@ -143,6 +143,15 @@ def test_a_region_takes_the_geometry_of_pixels_that_agree() -> None:
     pixels, kept = agreeing(query, square(picture(8)), told, size, other)
     assert pixels.coarse < 0.6
     assert kept is told
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_pixels_inside_are_those_that_the_polygon_contains(turn: int) -> None:
+    corners = np.array([[0.1, 0.2], [0.9, -0.1], [1.2, 0.6], [0.4, 0.95]])[::turn].copy()
+    expected = contains(corners, centres(56)).reshape(56, 56)
+    assert 0.3 < expected.mean() < 0.9
+    assert np.array_equal(pixels._inside(corners, 56), expected)
+    assert pixels._inside(WHOLE, 4).all()
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -147,3 +147,13 @@ def test_no_module_needs_itself() -> None:
         if target in modules and (module, target) not in UPWARDS:
             needed.setdefault(module, set()).add(target)
     graphlib.TopologicalSorter(needed).prepare()  # raises CycleError, which tells the cycle
+
+
+def test_training_and_its_evaluations_start_no_threads() -> None:
+    """An index's engine does, where it is imported; a process with threads must not fork (`benchmarks.kills` does)."""
+    code = (
+        "import sys, threading, copynce.training.trainer, copynce.evaluation.protocols\n"
+        "print(threading.active_count(), sorted(sys.modules.keys() & {'lancedb', 'copynce.index'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split("\n")[0] == "1 []", done.stdout

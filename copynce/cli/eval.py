@@ -47,15 +47,17 @@ def run(options: argparse.Namespace) -> None:
     from copynce.evaluation.protocols import evaluate
     from copynce.evaluation.settings import EvalConfig
     from copynce.evaluation.tables import text_table
-    from copynce.model import load_model
     from copynce.models.box import DESCRIPTOR, MATCHER
     from copynce.training.distributed import announced, world
 
     with announced():
         config = load_config(EvalConfig, None, options.overrides)
         model = _load(options.run_folder, DESCRIPTOR)
-        searching = load_model(options.run_folder, device=config.device) if config.search else None
-        if searching is not None:
+        searching = None
+        if config.search:
+            from copynce.model import load_model
+
+            searching = load_model(options.run_folder, device=config.device)
             searching.calibrated()
         matcher = None if config.matcher is None else _load(config.matcher, MATCHER)
         folder = Path(options.run_folder)

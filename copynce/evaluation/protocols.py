@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,14 +27,15 @@ from copynce.evaluation.evaluating import RESULTS, Evaluating, Judging
 from copynce.evaluation.matcher import MatcherOptions, judge_matcher
 from copynce.evaluation.metrics import Rule, mean_average_precision
 from copynce.evaluation.predictions import read_candidates
-from copynce.evaluation.searching import judge_search
 from copynce.evaluation.settings import CANDIDATES, START, EvalConfig
 from copynce.evaluation.tables import Metrics, Row, markdown_table, row_facts, told_in_rows
 from copynce.files import atomic_text
-from copynce.model import Model
 from copynce.models import Descriptor, Matcher
 from copynce.retrieval.extract import Precision, Processes
 from copynce.retrieval.matching import MEMORY
+
+if TYPE_CHECKING:
+    from copynce.model import Model
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,9 @@ def evaluate(
             metrics = {"split": split.name, **found.rows[0].metrics, **metrics}
         rows += found.rows
     if config.search:
+        # Not before: an index's engine starts threads, which a training that evaluates, and forks, must not have.
+        from copynce.evaluation.searching import judge_search
+
         assert searching is not None, "whoever asks for a search gives it"
         facts, searched = judge_search(searching, evaluating, judging, config.threads, settings.pairs)
         metrics |= facts

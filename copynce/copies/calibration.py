@@ -3,7 +3,8 @@
     p = 1 / (1 + exp(-(a + sum_i w_i f_i)))      logistic regression over the signals f_i of a pair (`Signals`)
 
 fitted on pairs whose truth is known, as they come out of a search: a query with its nearest references. So it is the
-probability for a pair that a search proposes, where about as many queries have a copy as there.
+probability for a pair that a search proposes, where about as many queries have a copy as there; with look-alikes among
+the pairs (`python -m scripts.make_box --distinct-references`) it is less.
 """
 
 from __future__ import annotations

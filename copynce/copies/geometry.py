@@ -29,9 +29,14 @@ Array = NDArray[np.float64]
 
 _COPIED = 0.9  # s: the share of patches within a copied region that show it; the rest is covered
 _PAIRS, _TRIPLES = 24, 9  # strongest matches of which all pairs, and all triples, give maps
-_KEPT = 6  # maps that are improved
+_CONSIDERED, _KEPT = 400, 6  # the best maps, and how many of them, all different, are improved
+_NEAR = 0.06  # maps are different which send a point of `_POINTS` further apart
+_ROUNDS, _STEPS = 24, (0.06, 0.001)  # of improving: rounds at most, the first step and the last
 _SCALES = 0.12, 8.0  # how many times larger the map may draw a side
 _SHEAR = 4.0  # ratio of the longest to the shortest stretch
+_HORIZON = 1e-6  # depth from which on a point is seen
+_CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+_POINTS = np.array([[0.2, 0.2], [0.8, 0.2], [0.8, 0.8], [0.2, 0.8]])  # by whose images a map is moved
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,13 @@ class Evidence:
 
     def total(self, maps: Array) -> Array:
         """All that is said for each of the maps, [K]: the sums of `heard`, without its arrays."""
+        return np.asarray(_totals(self.query, self.reference, np.ascontiguousarray(maps), *self.centres))
+
+    @property
+    def centres(self) -> tuple[Array, Array]:
+        """Of the query's patches [Lq, 2] and the reference's [Lr, 2]."""
         gq, gr = self.grids
-        maps = np.ascontiguousarray(maps)
-        total: Array = _said(self.query, maps, centres(gq)) + _said(self.reference, np.linalg.inv(maps), centres(gr))
-        return total
+        return centres(gq), centres(gr)
 
 
 @lru_cache(maxsize=16)
@@ -82,7 +90,7 @@ def centres(grid: int) -> Array:
 def transformed(maps: NDArray[Any], points: Array) -> Array:
     """Points [n, 2] under maps [K, 3, 3], [K, n, 2]; those on or beyond the horizon are nan."""
     out = np.column_stack([points, np.ones(len(points))]) @ np.swapaxes(maps, 1, 2)
-    depth = np.where(out[..., 2:] > 1e-6, out[..., 2:], np.nan)
+    depth = np.where(out[..., 2:] > _HORIZON, out[..., 2:], np.nan)
     result: Array = out[..., :2] / depth
     return result
 
@@ -113,10 +121,12 @@ def fit(evidence: Evidence, query: Array, reference: Array, shapes: tuple[float,
     maps = maps[_sane(maps)]
     if not len(maps):
         return np.eye(3)
-    best = maps[_distinct(maps, evidence.total(maps))]
-    affine, score = _improved(evidence, best, projective=False)
+    score = evidence.total(maps)
+    order = np.argsort(-score, kind="stable")[:_CONSIDERED]
+    best = maps[order[_distinct(maps[order], _KEPT)]]
+    affine, score = _improved(evidence, best, _AFFINE)
     order = np.argsort(-score, kind="stable")[:3]
-    bent, bent_score = _improved(evidence, affine[order], projective=True)
+    bent, bent_score = _improved(evidence, affine[order], _PROJECTIVE)
     # Two more numbers than an affine map has must be worth it.
     if bent_score.max() > score.max() + 4.0:
         chosen: Array = bent[int(bent_score.argmax())]
@@ -148,26 +158,43 @@ def _looked_up(spoken: Array, places: Array) -> Array:
 
 
 @njit(cache=True, nogil=True)
-def _said(spoken: np.ndarray, maps: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """`_looked_up` of `transformed` points, summed over them: [K] of maps [K, 3, 3]."""
-    grid = spoken.shape[1]
-    out = np.zeros(len(maps))
+def _said(spoken: np.ndarray, m: np.ndarray, points: np.ndarray) -> float:
+    """`_looked_up` of `transformed` points, summed over them, under one map [3, 3]."""
+    grid, total = spoken.shape[1], 0.0
+    for i in range(len(points)):
+        u, v = points[i]
+        depth = m[2, 0] * u + m[2, 1] * v + m[2, 2]
+        if not depth > _HORIZON:
+            continue
+        x, y = (m[0, 0] * u + m[0, 1] * v + m[0, 2]) / depth, (m[1, 0] * u + m[1, 1] * v + m[1, 2]) / depth
+        if not (x >= 0 and x <= 1 and y >= 0 and y <= 1):
+            continue
+        x, y = min(max(x * grid - 0.5, 0.0), grid - 1.000001), min(max(y * grid - 0.5, 0.0), grid - 1.000001)
+        column, row = int(x), int(y)
+        px, py = x - column, y - row
+        upper = (1 - px) * spoken[i, row, column] + px * spoken[i, row, column + 1]
+        lower = (1 - px) * spoken[i, row + 1, column] + px * spoken[i, row + 1, column + 1]
+        total += (1 - py) * upper + py * lower
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _total(query: np.ndarray, reference: np.ndarray, m: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
+    """`Evidence.total` of one map; here, there: the centres of the query's and the reference's patches."""
+    back = np.empty((3, 3))
+    for i in range(3):
+        for j in range(3):
+            a, b, c, d = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
+            back[j, i] = m[a, c] * m[b, d] - m[a, d] * m[b, c]
+    back /= m[0, 0] * back[0, 0] + m[0, 1] * back[1, 0] + m[0, 2] * back[2, 0]
+    return _said(query, m, here) + _said(reference, back, there)
+
+
+@njit(cache=True, nogil=True)
+def _totals(query: np.ndarray, reference: np.ndarray, maps: np.ndarray, here: np.ndarray, there: np.ndarray) -> Any:
+    out = np.empty(len(maps))
     for k in range(len(maps)):
-        m = maps[k]
-        for i in range(len(points)):
-            u, v = points[i]
-            depth = m[2, 0] * u + m[2, 1] * v + m[2, 2]
-            if not depth > 1e-6:
-                continue
-            x, y = (m[0, 0] * u + m[0, 1] * v + m[0, 2]) / depth, (m[1, 0] * u + m[1, 1] * v + m[1, 2]) / depth
-            if not (x >= 0 and x <= 1 and y >= 0 and y <= 1):
-                continue
-            x, y = min(max(x * grid - 0.5, 0.0), grid - 1.000001), min(max(y * grid - 0.5, 0.0), grid - 1.000001)
-            column, row = int(x), int(y)
-            px, py = x - column, y - row
-            upper = (1 - px) * spoken[i, row, column] + px * spoken[i, row, column + 1]
-            lower = (1 - px) * spoken[i, row + 1, column] + px * spoken[i, row + 1, column + 1]
-            out[k] += (1 - py) * upper + py * lower
+        out[k] = _total(query, reference, maps[k], here, there)
     return out
 
 
@@ -232,79 +259,139 @@ def _stretched(q0: Array, q1: Array, r0: Array, r1: Array) -> list[Array]:
     return found
 
 
-def _sane(maps: Array) -> NDArray[np.bool_]:
-    """Maps that an edit may make: no side drawn beyond measure, none squeezed into a line, no corner at infinity."""
-    corners = transformed(maps, np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]]))
-    finite = np.isfinite(corners).all((1, 2))
-    sides = np.roll(corners, -1, 1) - corners
-    after = np.roll(sides, -1, 1)
-    turns = sides[..., 0] * after[..., 1] - sides[..., 1] * after[..., 0]
-    with np.errstate(invalid="ignore"):
-        convex = (turns > 0).all(1) | (turns < 0).all(1)
-        a, b = np.nan_to_num(sides[:, 0]), np.nan_to_num(sides[:, 1])
-        # The singular values of the 2 x 2 matrix of two sides.
-        squares, product = (a**2 + b**2).sum(1), np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
-        plus, minus = np.sqrt(squares + 2 * product), np.sqrt(np.maximum(squares - 2 * product, 0))
-        largest, least = (plus + minus) / 2, (plus - minus) / 2
-    good: NDArray[np.bool_] = finite & convex & (least >= _SCALES[0]) & (largest <= _SCALES[1])
-    return good & (largest <= _SHEAR * least)
+@njit(cache=True, nogil=True)
+def _image(m: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """`transformed` points of one map, [n, 2]."""
+    out = np.empty((len(points), 2))
+    for i in range(len(points)):
+        u, v = points[i]
+        depth = m[2, 0] * u + m[2, 1] * v + m[2, 2]
+        if not depth > _HORIZON:
+            depth = np.nan
+        out[i, 0] = (m[0, 0] * u + m[0, 1] * v + m[0, 2]) / depth
+        out[i, 1] = (m[1, 0] * u + m[1, 1] * v + m[1, 2]) / depth
+    return out
 
 
-def _distinct(maps: Array, score: Array) -> NDArray[np.int64]:
-    """The numbers of the best maps, none of which sends the picture's corners about where a better one does."""
-    corners = transformed(maps, np.array([[0.2, 0.2], [0.8, 0.2], [0.8, 0.8], [0.2, 0.8]]))
-    chosen: list[int] = []
-    for k in np.argsort(-score, kind="stable")[:400]:
-        if all(np.abs(corners[k] - corners[other]).max() > 0.06 for other in chosen):
-            chosen.append(int(k))
-            if len(chosen) == _KEPT:
+@njit(cache=True, nogil=True)
+def _is_sane(m: np.ndarray) -> bool:
+    """Whether an edit may make a map: no side drawn beyond measure, none squeezed into a line, no corner at infinity,
+    none turned inwards."""
+    corners = _image(m, _CORNERS)
+    if not np.isfinite(corners).all():
+        return False
+    turned = 0
+    for i in range(4):
+        (x0, y0), (x1, y1), (x2, y2) = corners[i], corners[(i + 1) % 4], corners[(i + 2) % 4]
+        turn = (x1 - x0) * (y2 - y1) - (y1 - y0) * (x2 - x1)
+        turned += 1 if turn > 0 else -1 if turn < 0 else 0
+    if abs(turned) < 4:
+        return False
+    # The singular values of the 2 x 2 matrix of two sides.
+    (ax, ay), (bx, by) = corners[1] - corners[0], corners[2] - corners[1]
+    squares, product = ax * ax + ay * ay + bx * bx + by * by, abs(ax * by - ay * bx)
+    plus, minus = np.sqrt(squares + 2 * product), np.sqrt(max(squares - 2 * product, 0.0))
+    largest, least = (plus + minus) / 2, (plus - minus) / 2
+    return bool(least >= _SCALES[0] and largest <= _SCALES[1] and largest <= _SHEAR * least)
+
+
+@njit(cache=True, nogil=True)
+def _sane(maps: np.ndarray) -> np.ndarray:
+    """`_is_sane` of each, bool [K]."""
+    out = np.empty(len(maps), np.bool_)
+    for k in range(len(maps)):
+        out[k] = _is_sane(maps[k])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _distinct(maps: np.ndarray, most: int) -> np.ndarray:
+    """The numbers of at most so many maps, none of which sends `_POINTS` about where one before does."""
+    chosen, images = np.empty(most, np.int64), np.empty((most, 4, 2))
+    count = 0
+    for k in range(len(maps)):
+        image = _image(maps[k], _POINTS)
+        new = True
+        for other in range(count):
+            new = new and np.abs(image - images[other]).max() > _NEAR
+        if new:
+            chosen[count], images[count] = k, image
+            count += 1
+            if count == most:
                 break
-    return np.array(chosen, np.int64)
+    return chosen[:count]
 
 
-def _improved(evidence: Evidence, maps: Array, *, projective: bool) -> tuple[Array, Array]:
-    """Each map moved uphill, (maps, their evidence): the images of four points of the query go by steps that shrink."""
-    points = np.array([[0.2, 0.2], [0.8, 0.2], [0.8, 0.8], [0.2, 0.8]])
+def _improved(evidence: Evidence, maps: Array, moves: Array) -> tuple[Array, Array]:
+    """Each map moved uphill, (maps [K, 3, 3], their evidence [K]): the images of `_POINTS` go by moves [n, 4, 2] times
+    a step that shrinks."""
+    found, score = _climbed(evidence.query, evidence.reference, np.ascontiguousarray(maps), moves, *evidence.centres)
+    return found, score
+
+
+@njit(cache=True, nogil=True)
+def _climbed(
+    query: np.ndarray, reference: np.ndarray, maps: np.ndarray, moves: np.ndarray, here: np.ndarray, there: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    found, scores = maps.copy(), np.empty(len(maps))
+    for k in range(len(maps)):
+        score, step = _total(query, reference, found[k], here, there), _STEPS[0]
+        image = _image(found[k], _POINTS)
+        for _ in range(_ROUNDS):
+            best, chosen = score + 1e-6, -1
+            for n in range(len(moves)):
+                tried = _through(image + step * moves[n])
+                if _is_sane(tried):
+                    value = _total(query, reference, tried, here, there)
+                    if value > best:
+                        best, chosen = value, n
+            if chosen >= 0:
+                image += step * moves[chosen]
+                found[k], score = _through(image), best
+            else:
+                step /= 2
+                if step < _STEPS[1]:
+                    break
+        scores[k] = score
+    return found, scores
+
+
+@njit(cache=True, nogil=True)
+def _through(images: np.ndarray) -> np.ndarray:
+    """The projective map [3, 3] of `_POINTS` to images [4, 2]; of nan, where three of them lie on a line.
+
+    Of the unit square it is known in closed form (Heckbert 1989, "Fundamentals of Texture Mapping and Image Warping");
+    the points are a smaller square.
+    """
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = images[0], images[1], images[2], images[3]
+    ax, bx, cx = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
+    ay, by, cy = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
+    out, area = np.full((3, 3), np.nan), ax * by - bx * ay
+    if area == 0:
+        return out
+    g, h = (cx * by - bx * cy) / area, (ax * cy - cx * ay) / area
+    scale, offset = 1 / (_POINTS[2, 0] - _POINTS[0, 0]), _POINTS[0, 0]
+    out[0, 0], out[0, 1], out[0, 2] = (x1 - x0 + g * x1) * scale, (x3 - x0 + h * x3) * scale, x0
+    out[1, 0], out[1, 1], out[1, 2] = (y1 - y0 + g * y1) * scale, (y3 - y0 + h * y3) * scale, y0
+    out[2, 0], out[2, 1], out[2, 2] = g * scale, h * scale, 1.0
+    for row in range(3):
+        out[row, 2] -= offset * (out[row, 0] + out[row, 1])
+    if out[2, 2] == 0:
+        out[:] = np.nan
+        return out
+    return out / out[2, 2]
+
+
+def _steps(projective: bool) -> Array:
+    """Moves [n, 4, 2] of the images of `_POINTS`."""
     moves: NDArray[Any] = np.eye(8).reshape(8, 4, 2)
     if not projective:
-        u, v, one = points[:, :1] - 0.5, points[:, 1:] - 0.5, np.ones((4, 1))
+        u, v, one = _POINTS[:, :1] - 0.5, _POINTS[:, 1:] - 0.5, np.ones((4, 1))
         basis = [one, u * 2, v * 2]
         moves = np.array([np.hstack([b, 0 * b]) for b in basis] + [np.hstack([0 * b, b]) for b in basis])
         # Growing, turning: the steps that an edit takes.
         moves = np.concatenate([moves, [np.hstack([u, v]) * 2, np.hstack([-v, u]) * 2]])
-    moves = np.concatenate([moves, -moves])
-    score = evidence.total(maps)
-    image = transformed(maps, points)
-    step = np.full(len(maps), 0.06)
-    for _ in range(24):
-        tried = image[:, None] + step[:, None, None, None] * moves[None]
-        candidates = _through(points, tried.reshape(-1, 4, 2))
-        good = _sane(candidates)
-        found = np.full(len(candidates), -np.inf)
-        if good.any():
-            found[good] = evidence.total(candidates[good])
-        value = found.reshape(len(maps), -1)
-        best = value.argmax(1)
-        better = value.max(1) > score + 1e-6
-        rows = np.arange(len(maps))
-        maps = np.where(better[:, None, None], candidates.reshape(len(maps), -1, 3, 3)[rows, best], maps)
-        image = np.where(better[:, None, None], tried[rows, best], image)
-        score = np.maximum(score, value.max(1))
-        step = np.where(better, step, step / 2)
-        if (step < 0.004).all():
-            break
-    return maps, score
+    return np.concatenate([moves, -moves])
 
 
-def _through(points: Array, images: Array) -> Array:
-    """The projective maps [K, 3, 3] of four points [4, 2] to images [K, 4, 2]."""
-    count = len(images)
-    system = np.zeros((count, 8, 8))
-    x, y = points.T
-    u, v = images[..., 0], images[..., 1]
-    for row, (start, value) in enumerate(((0, u), (3, v))):
-        rows = slice(row * 4, row * 4 + 4)
-        system[:, rows, start], system[:, rows, start + 1], system[:, rows, start + 2] = x, y, 1
-        system[:, rows, 6], system[:, rows, 7] = -x * value, -y * value
-    solved = np.linalg.solve(system, np.concatenate([u, v], 1)[..., None])[..., 0]
-    return np.concatenate([solved, np.ones((count, 1))], 1).reshape(count, 3, 3)
+_AFFINE, _PROJECTIVE = _steps(projective=False), _steps(projective=True)

@@ -40,7 +40,8 @@ class Level(NamedTuple):
 
 LEVELS = Level(SIDE // 4, 4, (6, 4, 3)), Level(SIDE // 2, 8, (3, 2)), Level(SIDE, 16, (2,))
 
-_BLOCK = 16
+_BLOCK = 16  # a multiple of every stride
+_MIDDLE = 128.0  # of grey
 _COVERED = 0.9  # share of a block that must lie in the region and in both pictures
 _STRUCTURE = 6.0  # standard deviation of a block, of 255 grey levels, from which it tells anything
 _NOISE = 2.0  # the least that a standard deviation counts for
@@ -93,16 +94,16 @@ def pixel_agreement(query: ArrayLike, reference: ArrayLike, geometry: ArrayLike,
     if not np.isfinite(there).all():
         return nothing
     samples = int(min(np.ceil(scale - 0.05), _FINEST))
+    halves = [_halved(side) for side in sides]
     correlations = []
-    for level in LEVELS:
-        coarse, fine = (_smaller(side, SIDE // level.side) for side in sides)
+    for level, (coarse, fine) in zip(LEVELS, ([_halved(half) for half in halves], halves, sides), strict=True):
         inside = _inside(there, level.side)
         for reach in (*level.reaches, 1):
-            warped, seen = _warped(fine, found, samples)
+            warped, seen = _warped(fine, found, samples, *_window(there, level.side, reach))
             blocks = _compared(coarse, warped, inside & seen, reach, level.stride)
             if reach > 1 and len(blocks) >= _FEWEST:
                 bent = level.side > LEVELS[0].side and len(blocks) >= _FEWEST_BENT
-                found = found @ _move(blocks, there.mean(0), level.side, bent)
+                found = found @ _move(blocks, there.mean(0), level.side, 8 if bent else 6)
                 found /= found[2, 2]
         correlations.append(blocks[:, 4])
     _, coarsely, finely = (float(each.mean()) if len(each) else 0.0 for each in correlations)
@@ -132,10 +133,10 @@ def _inverse(geometry: Array) -> Array:
     return np.asarray(np.linalg.inv(geometry), np.float64)
 
 
-def _smaller(picture: NDArray[np.float32], by: int) -> NDArray[np.float32]:
-    """Means of by x by pixels."""
-    side = len(picture) // by
-    return np.ascontiguousarray(picture.reshape(side, by, side, by).mean((1, 3)))
+def _halved(picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means of 2 x 2 pixels."""
+    upper, lower = picture[::2], picture[1::2]
+    return np.ascontiguousarray((upper[:, ::2] + upper[:, 1::2] + lower[:, ::2] + lower[:, 1::2]) / 4)
 
 
 def _scale(geometry: Array, at: Array) -> float:
@@ -146,32 +147,84 @@ def _scale(geometry: Array, at: Array) -> float:
         return float(np.sqrt(abs(np.linalg.det(places[1:] - places[0]))) / step)
 
 
-def _move(blocks: Array, middle: Array, side: int, bent: bool) -> Array:
-    """The map [3, 3] of the unit square, affine or `bent`, that moves blocks as they moved, the surer ones first.
+def _window(region: Points, side: int, reach: int) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right): the pixels of which the blocks in a region ask, or more."""
+    (left, top), (right, bottom) = region.min(0) * side, region.max(0) * side
+    beside = _BLOCK + reach
+    low, high = np.clip([top - beside, left - beside], 0, side), np.clip([bottom + beside, right + beside], 0, side)
+    return int(low[0]), int(np.ceil(high[0])), int(low[1]), int(np.ceil(high[1]))
+
+
+@njit(cache=True, nogil=True)
+def _move(blocks: np.ndarray, middle: np.ndarray, side: int, used: int) -> np.ndarray:
+    """The map [3, 3] of the unit square, with 6 numbers (affine) or 8 (projective), that moves blocks as they moved,
+    the surer ones first: by least squares, five times over, where blocks that are far off count less.
 
     blocks: rows (x, y, dx, dy, correlation) in pixels.
     """
-    places = blocks[:, :2] / side - middle
-    moves, (x, y), one, zero = blocks[:, 2:4] / side, places.T, np.ones(len(places)), np.zeros(len(places))
-    u, v = (places + moves).T  # (1 + h0) x + h1 y + h2 = u (1 + h6 x + h7 y), and so on
-    rows = np.stack([[x, y, one, zero, zero, zero, -x * u, -y * u], [zero, zero, zero, x, y, one, -x * v, -y * v]])
-    used = 8 if bent else 6
-    columns, wanted = rows[:, :used].transpose(0, 2, 1), moves.T
-    sure = np.maximum(blocks[:, 4] - _DOUBT, 0) ** 2 + 1e-6
-    weight, h = sure, np.zeros(8)
-    for _ in range(5):  # those that are far off count less
-        pulled = columns * weight[:, None]
-        stiff = np.diag(_STIFF[:used]) * weight.sum()
-        h[:used] = np.linalg.solve(
-            np.einsum("anh,ank->hk", pulled, columns) + stiff, np.einsum("anh,an->h", pulled, wanted)
-        )
-        off = np.abs(columns @ h[:used] - wanted).max(0) * side
-        weight = sure / np.maximum(off, 1)
+    n = len(blocks)
+    columns, wanted = np.zeros((2 * n, used)), np.empty(2 * n)
+    sure = np.empty(n)
+    for i in range(n):
+        x, y = blocks[i, 0] / side - middle[0], blocks[i, 1] / side - middle[1]
+        dx, dy = blocks[i, 2] / side, blocks[i, 3] / side
+        # (1 + h0) x + h1 y + h2 = (x + dx) (1 + h6 x + h7 y), and so on
+        columns[2 * i, 0], columns[2 * i, 1], columns[2 * i, 2] = x, y, 1
+        columns[2 * i + 1, 3], columns[2 * i + 1, 4], columns[2 * i + 1, 5] = x, y, 1
+        if used == 8:
+            columns[2 * i, 6], columns[2 * i, 7] = -x * (x + dx), -y * (x + dx)
+            columns[2 * i + 1, 6], columns[2 * i + 1, 7] = -x * (y + dy), -y * (y + dy)
+        wanted[2 * i], wanted[2 * i + 1] = dx, dy
+        sure[i] = max(blocks[i, 4] - _DOUBT, 0.0) ** 2 + 1e-6
+    weight, h = sure.copy(), np.zeros(8)
+    for _ in range(5):
+        products, right = np.zeros((used, used)), np.zeros(used)
+        for k in range(used):
+            products[k, k] = _STIFF[k] * weight.sum()
+        for row in range(2 * n):
+            for k in range(used):
+                pulled = columns[row, k] * weight[row // 2]
+                right[k] += pulled * wanted[row]
+                for j in range(k + 1):
+                    products[k, j] += pulled * columns[row, j]
+        h[:used] = _solved(products, right)
+        for i in range(n):
+            off = 0.0
+            for row in range(2 * i, 2 * i + 2):
+                there = 0.0
+                for k in range(used):
+                    there += columns[row, k] * h[k]
+                off = max(off, abs(there - wanted[row]) * side)
+            weight[i] = sure[i] / max(off, 1.0)
     moved = np.array([[1 + h[0], h[1], h[2]], [h[3], 1 + h[4], h[5]], [h[6], h[7], 1.0]])
-    to_middle = np.eye(3)
-    to_middle[:2, 2] = -middle
-    found: Array = _inverse(to_middle) @ moved @ to_middle
-    return found
+    x, y = middle  # from the middle, and back to it
+    for row in range(3):
+        moved[row, 2] -= moved[row, 0] * x + moved[row, 1] * y
+    for column in range(3):
+        moved[0, column] += x * moved[2, column]
+        moved[1, column] += y * moved[2, column]
+    return moved
+
+
+@njit(cache=True, nogil=True)
+def _solved(products: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """x of A x = b, A [n, n] positive definite, of which the lower triangle is read, and overwritten (Cholesky)."""
+    n, x = len(right), right.copy()
+    for i in range(n):
+        for j in range(i):
+            for k in range(j):
+                products[i, j] -= products[i, k] * products[j, k]
+            products[i, j] /= products[j, j]
+            products[i, i] -= products[i, j] ** 2
+        products[i, i] = np.sqrt(products[i, i])
+        for j in range(i):
+            x[i] -= products[i, j] * x[j]
+        x[i] /= products[i, i]
+    for i in range(n - 1, -1, -1):
+        for j in range(i + 1, n):
+            x[i] -= products[j, i] * x[j]
+        x[i] /= products[i, i]
+    return x
 
 
 @njit(cache=True, nogil=True)
@@ -193,16 +246,19 @@ def _inside(polygon: np.ndarray, side: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _warped(picture: np.ndarray, geometry: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """(the picture under the map, float32 [S, S]; which pixels have their centre in it, bool [S, S]).
+def _warped(
+    picture: np.ndarray, geometry: np.ndarray, samples: int, top: int, bottom: int, left: int, right: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the picture under the map, float32 [S, S]; which pixels have their centre in it, bool [S, S]), within a window,
+    beyond which it is 0 and none.
 
     A pixel is the mean of samples x samples places in it, each between pixels bilinearly, at the border the nearest.
     """
     side = picture.shape[0]
     out = np.zeros((side, side), np.float32)
     seen = np.zeros((side, side), np.bool_)
-    for row in range(side):
-        for column in range(side):
+    for row in range(top, bottom):
+        for column in range(left, right):
             u, v = (column + 0.5) / side, (row + 0.5) / side
             depth = geometry[2, 0] * u + geometry[2, 1] * v + geometry[2, 2]
             if depth <= 1e-6:
@@ -220,10 +276,10 @@ def _warped(picture: np.ndarray, geometry: np.ndarray, samples: int) -> tuple[np
                     x = (geometry[0, 0] * u + geometry[0, 1] * v + geometry[0, 2]) / depth * side - 0.5
                     y = (geometry[1, 0] * u + geometry[1, 1] * v + geometry[1, 2]) / depth * side - 0.5
                     x, y = min(max(x, 0.0), side - 1.0), min(max(y, 0.0), side - 1.0)
-                    left, top = min(int(x), side - 2), min(int(y), side - 2)
-                    px, py = x - left, y - top
-                    upper = (1 - px) * picture[top, left] + px * picture[top, left + 1]
-                    lower = (1 - px) * picture[top + 1, left] + px * picture[top + 1, left + 1]
+                    i0, j0 = min(int(y), side - 2), min(int(x), side - 2)
+                    px, py = x - j0, y - i0
+                    upper = (1 - px) * picture[i0, j0] + px * picture[i0, j0 + 1]
+                    lower = (1 - px) * picture[i0 + 1, j0] + px * picture[i0 + 1, j0 + 1]
                     total += (1 - py) * upper + py * lower
             out[row, column] = total / (samples * samples)
     return out, seen
@@ -232,51 +288,84 @@ def _warped(picture: np.ndarray, geometry: np.ndarray, samples: int) -> tuple[np
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _compared(coarse: np.ndarray, warped: np.ndarray, usable: np.ndarray, reach: int, stride: int) -> np.ndarray:
     """Rows (x, y of the block's middle, dx, dy, correlation), float64 [n, 5], of the blocks that tell anything, at the
-    move that correlates best; beyond its border `warped` goes on as at the border."""
-    side, count = coarse.shape[0], 0
-    across = (side - _BLOCK) // stride + 1
-    out = np.empty((across * across, 5))
+    move that correlates best; beyond its border `warped` goes on as at the border.
+
+    Blocks overlap, so products are summed once over cells of stride x stride pixels, of which a block has several.
+    """
+    side, pixels = coarse.shape[0], _BLOCK * _BLOCK
+    across, cells = (side - _BLOCK) // stride + 1, _BLOCK // stride
+    here = coarse - np.float32(_MIDDLE)  # so that sums lose fewer digits
     padded = np.empty((side + 2 * reach, side + 2 * reach), np.float32)
     for row in range(side + 2 * reach):
         for column in range(side + 2 * reach):
-            padded[row, column] = warped[min(max(row - reach, 0), side - 1), min(max(column - reach, 0), side - 1)]
-    block = np.empty((_BLOCK, _BLOCK), np.float32)
-    pixels = np.float32(_BLOCK * _BLOCK)
-    for top in range(0, side - _BLOCK + 1, stride):
-        for left in range(0, side - _BLOCK + 1, stride):
-            covered, mean = 0, np.float32(0)
-            for i in range(_BLOCK):
-                for j in range(_BLOCK):
-                    covered += usable[top + i, left + j]
-                    mean += coarse[top + i, left + j]
-            if covered < _COVERED * _BLOCK * _BLOCK:
+            beside = warped[min(max(row - reach, 0), side - 1), min(max(column - reach, 0), side - 1)]
+            padded[row, column] = beside - np.float32(_MIDDLE)
+    out, count = np.empty((across * across, 5)), 0
+    means, deviations = np.empty(across * across), np.empty(across * across)
+    ones = np.ones((side, side), np.float32)
+    sums, squares = _summed(_products(here, ones, 0, 0, stride)), _summed(_products(here, here, 0, 0, stride))
+    covered = _summed(_products(usable.astype(np.float32), ones, 0, 0, stride))
+    for row in range(across):
+        for column in range(across):
+            if _within(covered, row, column, cells) < _COVERED * pixels:
                 continue
-            mean /= pixels
-            square = np.float32(0)
-            for i in range(_BLOCK):
-                for j in range(_BLOCK):
-                    block[i, j] = coarse[top + i, left + j] - mean
-                    square += block[i, j] * block[i, j]
-            deviation = np.sqrt(square / pixels)
-            if deviation <= _STRUCTURE:
-                continue
-            best, best_x, best_y = -2.0, 0, 0
-            for dy in range(2 * reach + 1):
-                for dx in range(2 * reach + 1):
-                    # About the grey at the block's middle, so that squares lose no digits.
-                    about = padded[top + dy + _BLOCK // 2, left + dx + _BLOCK // 2]
-                    total, squares, product = np.float32(0), np.float32(0), np.float32(0)
-                    for i in range(_BLOCK):
-                        for j in range(_BLOCK):
-                            grey = padded[top + dy + i, left + dx + j] - about
-                            total += grey
-                            squares += grey * grey
-                            product += grey * block[i, j]
-                    spread = np.sqrt(max((squares - total * total / pixels) / pixels, np.float32(0)))
-                    value = product / pixels / (deviation * max(spread, np.float32(_NOISE)))
-                    if value > best:
-                        best, best_x, best_y = value, dx - reach, dy - reach
-            out[count, 0], out[count, 1] = left + _BLOCK / 2, top + _BLOCK / 2
-            out[count, 2], out[count, 3], out[count, 4] = best_x, best_y, best
-            count += 1
+            mean = _within(sums, row, column, cells) / pixels
+            deviation = np.sqrt(max(_within(squares, row, column, cells) / pixels - mean * mean, 0.0))
+            if deviation > _STRUCTURE:
+                out[count, 0], out[count, 1] = column * stride + _BLOCK / 2, row * stride + _BLOCK / 2
+                out[count, 4] = -2.0
+                means[count], deviations[count] = mean, deviation
+                count += 1
+    sums, squares = _summed(padded), _summed(padded * padded)
+    for dy in range(2 * reach + 1):
+        for dx in range(2 * reach + 1):
+            products = _summed(_products(here, padded, dy, dx, stride))
+            for n in range(count):
+                top, left = int(out[n, 1]) - _BLOCK // 2, int(out[n, 0]) - _BLOCK // 2
+                mean = _within(sums, top + dy, left + dx, _BLOCK) / pixels
+                variance = _within(squares, top + dy, left + dx, _BLOCK) / pixels - mean * mean
+                product = _within(products, top // stride, left // stride, cells) / pixels - means[n] * mean
+                value = product / (deviations[n] * max(np.sqrt(max(variance, 0.0)), _NOISE))
+                if value > out[n, 4]:
+                    out[n, 2], out[n, 3], out[n, 4] = dx - reach, dy - reach, value
     return out[:count]
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _products(one: np.ndarray, other: np.ndarray, dy: int, dx: int, stride: int) -> np.ndarray:
+    """The sums, over cells of stride x stride pixels of `one` [S, S], of its products with the pixels of `other` that
+    are (dx, dy) further, float32 [S // stride, S // stride]."""
+    side, bands = len(one), len(one) // stride
+    line, out = np.empty(side, np.float32), np.empty((bands, bands), np.float32)
+    for band in range(bands):
+        line[:] = 0
+        for row in range(band * stride, (band + 1) * stride):
+            here, there = one[row], other[row + dy][dx : dx + side]
+            for column in range(side):
+                line[column] += here[column] * there[column]
+        for cell in range(bands):
+            total = np.float32(0)
+            for column in range(cell * stride, (cell + 1) * stride):
+                total += line[column]
+            out[band, cell] = total
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _summed(picture: np.ndarray) -> np.ndarray:
+    """The sums of all that is above and left of each corner, float64 [H + 1, W + 1] of [H, W]."""
+    height, width = picture.shape
+    sums = np.zeros((height + 1, width + 1))
+    for row in range(height):
+        total = 0.0
+        for column in range(width):
+            total += picture[row, column]
+            sums[row + 1, column + 1] = sums[row, column + 1] + total
+    return sums
+
+
+@njit(cache=True, nogil=True)
+def _within(sums: np.ndarray, top: int, left: int, side: int) -> float:
+    """The sum of a square, of what `_summed` returns."""
+    low, right = top + side, left + side
+    return sums[low, right] - sums[top, right] - sums[low, left] + sums[top, left]

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from copynce.copies import pixels
 from copynce.copies.geometry import centres, transformed
-from copynce.copies.pixels import SIDE, agreeing, pixel_agreement
+from copynce.copies.pixels import LEVELS, SIDE, agreeing, pixel_agreement
 from copynce.copies.polygons import contains, mapped, overlap, rectangle
 from copynce.copies.regions import CopiedRegion
 from copynce.data.synthetic import make_picture
@@ -159,7 +159,7 @@ def test_warping_is_the_plain_way(samples: int) -> None:
     rng = np.random.default_rng(samples)
     image = rng.uniform(0, 255, (20, 20)).astype(np.float32)
     geometry = np.array([[1.1, 0.2, -0.2], [-0.1, 0.9, 0.1], [0.2, 0.1, 1.0]])
-    warped, seen = pixels._warped(image, geometry, samples)
+    warped, seen = pixels._warped(image, geometry, samples, 0, 20, 0, 20)
     at = (np.arange(20) + 0.5) / 20
     fine = (np.arange(20 * samples) + 0.5) / (20 * samples)
 
@@ -175,6 +175,66 @@ def test_warping_is_the_plain_way(samples: int) -> None:
     expected = sampled(fine)[0].reshape(20, samples, 20, samples).mean((1, 3))
     assert np.array_equal(seen, inside)
     np.testing.assert_allclose(warped, np.where(inside, expected, 0), atol=1e-3)
+    part, known = pixels._warped(image, geometry, samples, 3, 15, 6, 20)
+    window = np.zeros((20, 20), bool)
+    window[3:15, 6:20] = True
+    assert np.array_equal(part, np.where(window, warped, 0))
+    assert np.array_equal(known, seen & window)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_window_holds_all_that_the_blocks_of_a_region_ask_for(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    region = rectangle(*rng.uniform(0.1, 0.5, 2), *rng.uniform(-0.1, 0.6, 2))
+    for level in LEVELS:
+        inside = pixels._inside(region, level.side)
+        for reach in level.reaches:
+            top, bottom, left, right = pixels._window(region, level.side, reach)
+            coarse = square(picture(seed)).reshape(level.side, SIDE // level.side, level.side, -1).mean((1, 3))
+            warped = np.roll(coarse, (2, -1), (0, 1))
+            kept = np.zeros_like(warped)
+            kept[top:bottom, left:right] = warped[top:bottom, left:right]
+            found, every = (pixels._compared(coarse, one, inside, reach, level.stride) for one in (kept, warped))
+            np.testing.assert_allclose(found, every, atol=1e-4)
+
+
+@pytest.mark.parametrize("used", [6, 8])
+def test_moves_of_blocks_are_fitted_as_by_least_squares(used: int) -> None:
+    rng = np.random.default_rng(used)
+    true = np.array([[1.02, 0.01, 0.01], [-0.02, 0.97, -0.01], [0.03, -0.02, 1.0]])
+    if used == 6:
+        true[2, :2] = 0
+    places = rng.uniform(10, 46, (30, 2))
+    moves = mapped(true, places / 56 - 0.5) * 56 + 28 - places
+    moves[:3] += 5  # outliers
+    blocks = np.column_stack([places, moves, rng.uniform(0.2, 1, 30)])
+    middle = np.array([0.5, 0.5])
+    found = pixels._move(blocks, middle, 56, used)
+
+    at, there = places / 56 - middle, (places + moves) / 56 - middle
+    rows, wanted = [], []
+    for (x, y), (u, v) in zip(at, there, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -x * u, -y * u][:used], [0, 0, 0, x, y, 1, -x * v, -y * v][:used]]
+        wanted += [u - x, v - y]
+    columns, moved = np.array(rows), np.array(wanted)
+    sure = np.maximum(blocks[:, 4] - 0.3, 0) ** 2 + 1e-6
+    weight = sure.copy()
+    for _ in range(5):
+        root = np.sqrt(np.repeat(weight, 2))[:, None]
+        stiff = np.diag(np.sqrt(pixels._STIFF[:used] * weight.sum()))
+        h = np.linalg.lstsq(
+            np.concatenate([columns * root, stiff]), np.concatenate([moved * root[:, 0], np.zeros(used)])
+        )[0]
+        off = np.abs(columns @ h - moved).reshape(-1, 2).max(1) * 56
+        weight = sure / np.maximum(off, 1)
+    h = np.append(h, np.zeros(8 - used))
+    fitted = np.array([[1 + h[0], h[1], h[2]], [h[3], 1 + h[4], h[5]], [h[6], h[7], 1]])
+    to_middle = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
+    np.testing.assert_allclose(found, np.linalg.inv(to_middle) @ fitted @ to_middle, atol=1e-9)
+    inner = np.array([[0.3, 0.4], [0.6, 0.7]])
+    np.testing.assert_allclose(
+        mapped(found, inner), mapped(np.linalg.inv(to_middle) @ true @ to_middle, inner), atol=0.02
+    )
 
 
 @pytest.mark.parametrize(("side", "stride", "reach"), [(56, 4, 3), (40, 16, 1), (16, 8, 2)])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,29 +121,26 @@ def look(
     seen_as = np.zeros(len(pairs), np.int64) if views is None else views
     held = _Held(lambda wanted: _encodings(model, references, wanted, tell, threads))
     done = 0
-    with ThreadPoolExecutor(threads, thread_name_prefix="copynce pairs") as pool:
-        for rows in _blocks(pairs, seen_as):
-            asked = zip(pairs[rows, 0].tolist(), seen_as[rows].tolist(), strict=True)
-            query_side = dict(_encodings(model, queries, asked, tell, threads))
-            reference_side = held.of((place, 0) for place in pairs[rows, 1].tolist())
-            both = [
-                (row, query_side[view], reference_side[whole])
-                for row in rows.tolist()
-                if (view := (int(pairs[row, 0]), int(seen_as[row]))) in query_side
-                and (whole := (int(pairs[row, 1]), 0)) in reference_side
-            ]
-            for start in range(0, len(both), _FUSED):
-                part = both[start : start + _FUSED]
-                logits = _logits(model, [(query, reference) for _, query, reference in part])
-                shown = pool.map(
-                    lambda pair, logit: (pair[0], _seen(pair[1], pair[2], logit, int(seen_as[pair[0]]))), part, logits
-                )
-                yield from shown
-                if progress is not None:
-                    progress(done + start + len(part))
-            done += len(rows)
+    for rows in _blocks(pairs, seen_as):
+        asked = zip(pairs[rows, 0].tolist(), seen_as[rows].tolist(), strict=True)
+        query_side = dict(_encodings(model, queries, asked, tell, threads))
+        reference_side = held.of((place, 0) for place in pairs[rows, 1].tolist())
+        both = [
+            (row, query_side[view], reference_side[whole])
+            for row in rows.tolist()
+            if (view := (int(pairs[row, 0]), int(seen_as[row]))) in query_side
+            and (whole := (int(pairs[row, 1]), 0)) in reference_side
+        ]
+        for start in range(0, len(both), _FUSED):
+            part = both[start : start + _FUSED]
+            logits = _logits(model, [(query, reference) for _, query, reference in part])
+            for (row, query, reference), logit in zip(part, logits, strict=True):
+                yield row, _seen(query, reference, logit, int(seen_as[row]))
             if progress is not None:
-                progress(done)
+                progress(done + start + len(part))
+        done += len(rows)
+        if progress is not None:
+            progress(done)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,19 @@ from copynce.recipes.base import Run
 
 def box_descriptor(run: Run) -> Run:
     """The descriptor in the package, `default`, with data.train=LIST and weights=BACKBONE, a pretrained ViT-S/14; its
-    head is then solved for (scripts/refit_head.py)."""
+    head is then solved for (scripts/refit_head.py --second-block 7)."""
     return descriptor.vits14_112(run) | {"optim.steps": 1000, "checkpoint_every": 100}
+
+
+def box_descriptor_second_stage(run: Run) -> Run:
+    """Its last four blocks trained on from there, with weights= what refit_head made, which then solves for the head
+    again; the first eight stay as the matcher has them."""
+    return box_descriptor(run) | {
+        "model.second_class_block": 7,
+        "model.freeze_blocks": 8,
+        "optim.lr": 5e-4,  # .88e-4 at 32 pairs a step
+        "optim.steps": 2200,
+    }
 
 
 def box_matcher(run: Run) -> Run:

@@ -358,7 +358,7 @@ def _climbed(
 
 @njit(cache=True, nogil=True)
 def _through(images: np.ndarray) -> np.ndarray:
-    """The projective map [3, 3] of `_POINTS` to images [4, 2]; of nan, where three of them lie on a line.
+    """The projective map [3, 3] of `_POINTS` to images [4, 2]; of nan, where the last three lie on a line.
 
     Of the unit square it is known in closed form (Heckbert 1989, "Fundamentals of Texture Mapping and Image Warping");
     the points are a smaller square.

@@ -24,9 +24,10 @@ def add(commands: argparse._SubParsersAction[Command]) -> None:
         description="Evaluate a descriptor: exact search, predictions.csv (ISC2021), metrics.json, a table with "
         "bootstrap intervals, and report.html with the curves and the worst errors as pictures. With matcher= the "
         "descriptor's candidates are matched too, for the whole table: descriptor, + score normalisation, matcher, "
-        "+ local crops; with search=true, of a box such as default, what copynce search finds as well. A matcher by "
-        "itself needs candidates=. The same command takes what was done from the folder; "
-        "under torchrun the processes share the work.",
+        "+ local crops; with local_views=true queries are asked in parts as well, which finds more of these "
+        "candidates; with search=true, of a box such as default, what copynce search finds. A matcher by itself needs "
+        "candidates=. The same command takes what was done from the folder; under torchrun the processes share the "
+        "work.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", metavar="RUN", help="a run, one of its checkpoints, or a weights file")

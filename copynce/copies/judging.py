@@ -25,10 +25,9 @@ from copynce.copies.regions import CopiedRegion, copied_region
 from copynce.errors import DataError
 from copynce.model import Model
 from copynce.models.precision import bf16_in_hardware
-from copynce.retrieval.crops import one_of_four, one_of_one, one_of_two
-from copynce.retrieval.extract import Views
 from copynce.retrieval.features import Computed
 from copynce.retrieval.normalization import BIASES
+from copynce.retrieval.query_views import query_views
 from copynce.retrieval.search import search
 from dali_pipelines import CropLoader, Cut, LoaderOptions, PictureLoader
 from dali_pipelines.options import MEAN, STD
@@ -43,17 +42,6 @@ _FUSED = 64  # pairs that the matcher sees at a time
 OnBroken = Callable[[AnyPath, str], None]
 
 
-def query_views(width: int, height: int) -> list[Cut]:
-    """The 23 views of a query: the whole picture, also by quarter turns, as files with an EXIF orientation are; boxes
-    of half its sides in steps of a quarter, and of half its area, in which a copy that was laid small on another
-    picture fills more patches.
-    """
-    turned = [Cut(angle=angle) for angle in (90.0, 180.0, 270.0)]
-    quarters, halves = one_of_four(width, height), one_of_two(width, height, released=False)
-    return [*one_of_one(width, height), *turned, *quarters, *halves]
-
-
-QUERY_VIEWS = Views("whole, turned and parts", query_views)
 _TURNED = 3
 
 _LUMA = 0.299, 0.587, 0.114

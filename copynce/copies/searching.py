@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from copynce.copies.calibration import NO_FLOOR
-from copynce.copies.judging import QUERY_VIEWS, biases_of, judge, quickest
+from copynce.copies.judging import biases_of, judge, quickest
 from copynce.copies.pair import CopyPair
 from copynce.index.index import Index
 from copynce.model import Model
 from copynce.retrieval.crops import one_of_one
 from copynce.retrieval.extract import Views
+from copynce.retrieval.query_views import QUERY_VIEWS
 from copynce.retrieval.search import pair_cosines, search
 from dali_pipelines.sources import AnyPath
 

@@ -22,7 +22,7 @@ from copynce.evaluation.predictions import Candidates, best_of_all, ranked_predi
 from copynce.evaluation.tables import Metrics, Row
 from copynce.files import file_sha256
 from copynce.provenance import processor_name, running_commit
-from copynce.retrieval.extract import FeatureStore, Precision, extract
+from copynce.retrieval.extract import FeatureStore, Precision, Views, extract
 from copynce.retrieval.features import Features
 from copynce.retrieval.normalization import Whitening, check_ranks
 from copynce.retrieval.normalization import score_normalization as normalise_scores
@@ -126,24 +126,12 @@ def judge_descriptor(
     model_hash: str | None,
 ) -> DescriptorResult:
     """As `evaluate_descriptor`, but for metrics.json, which is the caller's. model_hash: of `model_file`."""
-    split, out_dir, say = evaluating.split, evaluating.out, evaluating.say
+    split = evaluating.split
     _check(split, options)
     evaluating.prepare("features")
 
     def features(role: str, manifest: Manifest, precision: Precision) -> Features:
-        return extract(
-            model,
-            manifest,
-            batch_size=options.batch_size,
-            device=options.device,
-            precision=precision,
-            quarantine=evaluating.quarantine,
-            threads=options.threads,
-            processes=evaluating.processes,
-            keep=None if model_hash is None else FeatureStore(out_dir / "features", role, model_hash),
-            progress=lambda done: evaluating.progress(role, done, len(manifest)),
-            say=say,
-        )
+        return described(model, evaluating, options, role, manifest, precision, model_hash)
 
     query = features("query", split.queries, options.precision)
     reference = features("reference", split.references, query.precision)
@@ -169,6 +157,33 @@ def judge_descriptor(
                 }
             )
     return evaluating.processes.broadcast_object(result)  # type: ignore[return-value]
+
+
+def described(
+    model: nn.Module,
+    evaluating: Evaluating,
+    options: DescriptorOptions,
+    role: str,
+    manifest: Manifest,
+    precision: Precision,
+    model_hash: str | None,
+    views: Views | None = None,
+) -> Features:
+    """The descriptors of pictures, or of views of them, kept in the folder features as they are made."""
+    return extract(
+        model,
+        manifest,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=precision,
+        quarantine=evaluating.quarantine,
+        threads=options.threads,
+        processes=evaluating.processes,
+        keep=None if model_hash is None else FeatureStore(evaluating.out / "features", role, model_hash),
+        views=views,
+        progress=lambda done: evaluating.progress(role, done, len(manifest)),
+        say=evaluating.say,
+    )
 
 
 def _judged(

@@ -23,6 +23,7 @@ RESULTS = (
     "report.html",
     "precision_recall.png",
     "predictions.csv",
+    "predictions-local-views.csv",
     "predictions-matcher.csv",
     "predictions-lce.csv",
     "predictions-search.csv",

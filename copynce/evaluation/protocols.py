@@ -7,8 +7,8 @@
     copydays  100 predictions a query, trapezoid rule, "strong" by itself (PROTOCOLS 13.2)
     sscd      10 predictions a query, normalisation of ranks 0 to 2, raw and whitened (PROTOCOLS 13.1)
 
-A table is a row per result: the descriptor, with score normalisation, the matcher on the descriptor's candidates, with
-local crops ensembling, and a search with all that a box has.
+A table is a row per result: the descriptor, with score normalisation, by local views of the queries, the matcher on
+the descriptor's candidates, with local crops ensembling, and a search with all that a box has.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from copynce.data import EvaluationSplit
 from copynce.errors import ConfigError
 from copynce.evaluation.descriptor import DescriptorOptions, judge_descriptor
 from copynce.evaluation.evaluating import RESULTS, Evaluating, Judging
+from copynce.evaluation.local_views import judge_local_views
 from copynce.evaluation.matcher import MatcherOptions, judge_matcher
 from copynce.evaluation.metrics import Rule, mean_average_precision
 from copynce.evaluation.predictions import read_candidates
@@ -102,7 +103,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a descriptor, with a `matcher` on its candidates where one is given; or a matcher by itself on a file of
     candidates; and `searching`, a descriptor with its calibration, where the config asks for a search. Leaves in `out`:
-    predictions.csv, predictions-matcher.csv, predictions-lce.csv, predictions-search.csv, metrics.json, table.md.
+    predictions.csv, predictions-local-views.csv, predictions-matcher.csv, predictions-lce.csv, predictions-search.csv,
+    metrics.json, table.md.
 
     processes: those that share the work; the first writes, and alone has the whole result.
     Raises ConfigError for models and settings that do not fit each other; other errors as of `evaluate_descriptor` and
@@ -156,7 +158,15 @@ def evaluate(
         )
         result = judge_descriptor(descriptor.model, evaluating, options, descriptor.file, descriptor.sha256)
         metrics, rows = dict(result.metrics), list(result.rows)
-        candidates = candidates or result.candidates
+        found_by = result.candidates
+        if config.local_views:
+            local = judge_local_views(
+                descriptor.model, evaluating, options, result.metrics["precision"], descriptor.sha256
+            )
+            metrics |= local.metrics
+            rows += local.rows
+            found_by = local.candidates
+        candidates = candidates or found_by
     if matcher is not None:
         assert isinstance(matcher.model, Matcher), "checked above"
         assert candidates is not None, "as well"

@@ -75,12 +75,15 @@ class EvalConfig:
     """With a descriptor: a run, checkpoint or weights file of a matcher that scores its candidates: a whole table."""
     candidates: str | None = None
     """For a matcher, by itself or with a descriptor: file of the pairs to score; none: the descriptor's, the first
-    candidates_k of each query."""
+    candidates_k of each query, by local_views where they are asked for."""
     candidates_k: int | None = None
     """How many of the descriptor's pairs of each query the matcher scores; none: 10."""
     local_crops: bool | None = None
     """A matcher also scores with local crops ensembling, some 35 times the work; false: only whole pictures; none:
     true."""
+    local_views: bool = False
+    """Queries are also asked in parts, as copynce search does: the highest cosine of 23 views is the score of a pair,
+    in rows of their own, and the best of these pairs are a matcher's candidates."""
     search: bool = False
     """Also what copynce search does, a row of its own: queries asked whole, turned and in parts, and of each the ten
     references that are nearest judged by matcher, place and pixels. For a model with a calibration, as default."""
@@ -155,7 +158,7 @@ class EvalConfig:
         `normalised`. False and 0, which ask for nothing, always fit."""
         if not descriptor:
             self._unused(
-                ("score_normalization", "whiten", "alpha", "start", "end", "k", "search"),
+                ("score_normalization", "whiten", "alpha", "start", "end", "k", "local_views", "search"),
                 "for a descriptor, but there is only a matcher",
             )
         if not matcher:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from copynce.cli import main
 from copynce.cli.main import BAD_INPUT
@@ -51,6 +52,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+#: Settings of a whole table, and its rows.
+WHOLE = ["matcher={}/m.safetensors", "candidates_k=3", "local_views=true"]
+ROWS = [
+    *("descriptor", "+ score normalisation", "local views", "local views + score normalisation"),
+    *("matcher", "+ local crops"),
+]
+
+
 def evaluate(place: Path, weights: str, out: Path, *settings: str) -> int:
     fixed = [f"dataset={place / 'ds'}", "split=a", "device=cpu", "precision=fp32", "repetitions=20", f"out={out}"]
     return main(["eval", str(place / weights), *fixed, *settings])
@@ -59,15 +68,13 @@ def evaluate(place: Path, weights: str, out: Path, *settings: str) -> int:
 @pytest.fixture(scope="module")
 def table(place: Path) -> Path:
     """The folder of a whole table."""
-    assert evaluate(place, "d.safetensors", place / "t", f"matcher={place / 'm.safetensors'}", "candidates_k=3") == 0
+    assert evaluate(place, "d.safetensors", place / "t", *(setting.format(place) for setting in WHOLE)) == 0
     return place / "t"
 
 
 def test_a_whole_table_is_one_command(place: Path, table: Path) -> None:
     metrics = json.loads((table / "metrics.json").read_text())
-    assert [row["name"] for row in metrics["rows"]] == [
-        "descriptor", "+ score normalisation", "matcher", "+ local crops"
-    ]  # fmt: skip
+    assert [row["name"] for row in metrics["rows"]] == ROWS
     assert (metrics["candidates"], metrics["k"], metrics["start"], metrics["end"]) == (9, 10, 1, 5)
     truth = open_dataset(place / "ds", "a").ground_truth
     for name, suffix in (("matcher", "_matcher"), ("lce", "_lce")):
@@ -77,8 +84,31 @@ def test_a_whole_table_is_one_command(place: Path, table: Path) -> None:
     assert metrics["uap"] == metrics["rows"][0]["uap"]
     lines = (table / "table.md").read_text().splitlines()
     assert lines[0] == "|  | uAP | RP90 | recall@1 |"
-    assert len(lines) == 6
+    assert len(lines) == 2 + len(ROWS)
     assert all(line.count("[") == 3 for line in lines[2:])
+
+
+def test_local_views_are_all_views_with_all_references(table: Path) -> None:
+    """Each query view normalised by itself; the best three pairs of a query are matched."""
+    columns = {}
+    for role in ("query-views", "reference", "training"):
+        (file,) = (table / "features").glob(f"{role}-0*.safetensors")
+        columns[role] = load_file(file)["values"].astype(np.float64)
+    query = columns["query-views"].reshape(3, 23, -1)
+    similar = np.einsum("qvd,rd->qvr", query, columns["reference"])
+    background = -np.sort(-np.einsum("qvd,td->qvt", query, columns["training"]))
+    normal = (similar - background[..., 1:5].mean(-1, keepdims=True)).max(1)
+    found = read_predictions(table / "predictions-local-views.csv")
+    assert len(found.scores) == 15
+    for name, reference, score in zip(*found, strict=True):
+        assert score == pytest.approx(similar[int(name[1]), :, int(reference[1])].max(), abs=1e-5)
+    matched = read_predictions(table / "predictions-matcher.csv")
+    for place in range(3):
+        best = {f"R{at}" for at in np.argsort(-normal[place])[:3]}
+        assert {r for q, r in zip(matched.queries, matched.references, strict=True) if q == f"Q{place}"} == best
+    metrics = json.loads((table / "metrics.json").read_text())
+    rows = metrics["rows"]
+    assert (metrics["uap_local_views"], metrics["uap_local_views_sn"]) == (rows[2]["uap"], rows[3]["uap"])
 
 
 def test_local_crops_score_at_least_as_high(table: Path) -> None:
@@ -98,18 +128,15 @@ def test_what_was_done_is_taken_from_the_folder(
     for loader in ("copynce.retrieval.extract.PictureLoader", "copynce.retrieval.matcher_passes.PictureLoader",
                    "copynce.retrieval.matcher_passes.CropLoader"):  # fmt: skip
         monkeypatch.setattr(loader, lambda *_, **__: pytest.fail("a picture was read"))
-    settings = [f"matcher={place / 'm.safetensors'}", "candidates_k=3"]
-    assert evaluate(place, "d.safetensors", table, *settings) == 0
+    assert evaluate(place, "d.safetensors", table, *(setting.format(place) for setting in WHOLE)) == 0
     assert json.loads((table / "metrics.json").read_text()) == before
     printed = capsys.readouterr().out
-    assert [line.split("  ")[0] for line in printed.splitlines()[2:6]] == [
-        "descriptor", "+ score normalisation", "matcher", "+ local crops"
-    ]  # fmt: skip
+    assert [line.split("  ")[0] for line in printed.splitlines()[2 : 2 + len(ROWS)]] == ROWS
 
 
 def test_two_processes_leave_what_one_leaves(place: Path, table: Path, tmp_path: Path) -> None:
     settings = [f"dataset={place / 'ds'}", "split=a", "device=cpu", "precision=fp32", "repetitions=20"]
-    settings += [f"matcher={place / 'm.safetensors'}", "candidates_k=3", f"out={tmp_path / 'two'}"]
+    settings += [*(setting.format(place) for setting in WHOLE), f"out={tmp_path / 'two'}"]
     command = ["eval", str(place / "d.safetensors"), *settings]
     (tmp_path / "logs").mkdir()
     arguments = [sys.executable, "-c", SMALL, str(WORKER), str(tmp_path / "logs"), json.dumps([[command, command]])]
@@ -164,6 +191,7 @@ def test_a_matcher_by_itself(place: Path, tmp_path: Path, table: Path) -> None:
         ("m.safetensors", ["candidates=e/predictions.csv", "out=e"], "predictions.csv is a file that this evaluation"),
         ("m.safetensors", ["candidates=c.csv"], "c.csv, line 2: reference 'R9' is not among the 5 references"),
         ("m.safetensors", ["candidates=empty.csv"], "empty.csv: no candidate pair in this file"),
+        ("m.safetensors", ["candidates=good.csv", "local_views=true"], "local_views=true is for a descriptor, but"),
         ("d.safetensors", ["queries=x"], "has its own; leave out one"),
         ("d.safetensors", ["ground_truth=other.csv"], "1 queries of the ground truth are not in the query list"),
         ("d.safetensors", ["protocol=sscd", "end=0"], "end must be above start"),

@@ -23,6 +23,7 @@ from copynce.data.synthetic import make_picture
 from copynce.errors import DataError
 from copynce.model import Model
 from copynce.models import build_descriptor, build_matcher
+from copynce.retrieval.query_views import query_views
 from dali_pipelines import LoaderOptions, PictureLoader
 from dali_pipelines.options import MEAN, STD
 
@@ -186,7 +187,7 @@ def test_a_view_of_the_query_is_that_picture_saved_by_itself(
 ) -> None:
     with Image.open(pictures[0]) as picture:
         size = picture.size
-        cut = judging.query_views(*size)[view]
+        cut = query_views(*size)[view]
         part = picture.rotate(cut.angle, expand=True) if cut.box is None else picture.crop(cut.box)
         part.save(tmp_path / "part.png")
     (_, seen), (_, plain) = (
@@ -201,7 +202,7 @@ def test_a_view_of_the_query_is_that_picture_saved_by_itself(
 @pytest.mark.parametrize("view", [1, 2, 3, 8])
 def test_a_region_of_a_view_is_told_in_pixels_of_the_picture(view: int) -> None:
     size = 60, 40
-    shown, to_picture = judging.query_views(*size)[view].geometry(size[1], size[0])
+    shown, to_picture = query_views(*size)[view].geometry(size[1], size[0])
     square = rectangle(shown[0] / 2, shown[1] / 4, 3, 2)
     geometry = np.array([[2.0, 0.1, 5], [0.2, 1.5, 7], [1e-3, 2e-3, 1]])
     region = CopiedRegion("found", square, mapped(geometry, square), geometry, 1 / 8, 0.3, 100, 0.9, 9, 9)
@@ -214,6 +215,6 @@ def test_a_region_of_a_view_is_told_in_pixels_of_the_picture(view: int) -> None:
 
 
 def test_the_corner_of_a_turned_view_is_the_pictures_next() -> None:
-    size, to_picture = judging.query_views(60, 40)[1].geometry(40, 60)  # by 90 degrees, counter-clockwise
+    size, to_picture = query_views(60, 40)[1].geometry(40, 60)  # by 90 degrees, counter-clockwise
     assert size == (40, 60)
     np.testing.assert_allclose(mapped(to_picture, [[0, 0], [40, 0], [0, 60]]), [[60, 0], [60, 40], [0, 0]], atol=1e-9)

@@ -1,0 +1,48 @@
+"""Queries asked in parts: 23 views of each, and of the references that any of them is near to the nearest.
+
+A copy that was laid on another picture, or into a screenshot, is a part of the query: of a box around it the descriptor
+is nearer to the original's than that of the whole query.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from copynce.retrieval.crops import one_of_four, one_of_one, one_of_two
+from copynce.retrieval.extract import Views
+from dali_pipelines import Cut
+
+
+def query_views(width: int, height: int) -> list[Cut]:
+    """The 23 views of a query: the whole picture, also by quarter turns, as files with an EXIF orientation are; boxes
+    of half its sides in steps of a quarter, and of half its area, in which a copy that was laid small on another
+    picture fills more patches.
+    """
+    turned = [Cut(angle=angle) for angle in (90.0, 180.0, 270.0)]
+    quarters, halves = one_of_four(width, height), one_of_two(width, height, released=False)
+    return [*one_of_one(width, height), *turned, *quarters, *halves]
+
+
+QUERY_VIEWS = Views("whole, turned and parts", query_views)
+
+
+def best_references(
+    scores: NDArray[np.floating], at: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """(query, reference, score), each [P]: the `k` references of each query whose best view is the nearest, query by
+    query; of equal scores the reference that comes first.
+
+    scores, at: [Nq, V, K], what a search found for each of V views of each query.
+    """
+    count, *each = scores.shape
+    query = np.repeat(np.arange(count), np.prod(each))
+    reference, score = at.ravel(), scores.ravel().astype(np.float32)
+    order = np.lexsort((-score, reference, query))
+    query, reference, score = query[order], reference[order], score[order]
+    first = np.append(True, (query[1:] != query[:-1]) | (reference[1:] != reference[:-1]))[: len(query)]
+    query, reference, score = query[first], reference[first], score[first]
+    order = np.lexsort((reference, -score, query))
+    query, reference, score = query[order], reference[order], score[order]
+    kept = np.arange(len(query)) - np.searchsorted(query, query) < k
+    return query[kept], reference[kept], score[kept]

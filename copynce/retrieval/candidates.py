@@ -32,6 +32,7 @@ from copynce.files import atomic_text, whole_file
 from copynce.retrieval.crops import CANDIDATE_QUERY, candidate_query, candidate_reference
 from copynce.retrieval.extract import Alone, Processes, Views
 from copynce.retrieval.features import Features
+from copynce.retrieval.query_views import best_pairs
 
 Mode = Literal["M:N", "1:N"]
 
@@ -195,16 +196,7 @@ def _rows(features: Features, pictures: slice, device: torch.device) -> Tensor:
 
 def _merged(entries: Mapping[str, NDArray[Any]], k: int | None) -> dict[str, NDArray[Any]]:
     """Each pair once, with its highest score, the `k` best of each query by decreasing score."""
-    query, reference, score = (entries[name] for name in ("query", "reference", "score"))
-    order = np.lexsort((-score, reference, query))
-    query, reference, score = query[order], reference[order], score[order]
-    first = np.append(True, (query[1:] != query[:-1]) | (reference[1:] != reference[:-1]))
-    query, reference, score = query[first], reference[first], score[first]
-    order = np.lexsort((reference, -score, query))
-    query, reference, score = query[order], reference[order], score[order]
-    if k is not None:
-        kept = np.arange(len(query)) - np.searchsorted(query, query) < k
-        query, reference, score = query[kept], reference[kept], score[kept]
+    query, reference, score = best_pairs(entries["query"], entries["reference"], entries["score"], k)
     return {"query": query, "reference": reference, "score": score}
 
 

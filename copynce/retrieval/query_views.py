@@ -37,12 +37,21 @@ def best_references(
     """
     count, *each = scores.shape
     query = np.repeat(np.arange(count), np.prod(each))
-    reference, score = at.ravel(), scores.ravel().astype(np.float32)
+    return best_pairs(query, at.ravel(), scores.ravel().astype(np.float32), k)
+
+
+def best_pairs(
+    query: NDArray[np.int64], reference: NDArray[np.int64], score: NDArray[np.float32], k: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Of pairs (columns [N]) each once, with its highest score, the `k` best of each query (None: all) by decreasing
+    score, query by query; of equal scores the reference that comes first."""
     order = np.lexsort((-score, reference, query))
     query, reference, score = query[order], reference[order], score[order]
     first = np.append(True, (query[1:] != query[:-1]) | (reference[1:] != reference[:-1]))[: len(query)]
     query, reference, score = query[first], reference[first], score[first]
     order = np.lexsort((reference, -score, query))
     query, reference, score = query[order], reference[order], score[order]
+    if k is None:
+        return query, reference, score
     kept = np.arange(len(query)) - np.searchsorted(query, query) < k
     return query[kept], reference[kept], score[kept]

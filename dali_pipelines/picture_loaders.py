@@ -20,6 +20,9 @@ from dali_pipelines.sources import AnyPath, EncodedPicture
 if TYPE_CHECKING:
     import torch
 
+#: The views of a picture of that width and height.
+Cuts = Callable[[int, int], Sequence[Cut]]
+
 
 def render_programs(
     paths: Sequence[AnyPath],
@@ -130,21 +133,23 @@ class PictureLoader(_EvaluationLoader):
 class CropLoader(_EvaluationLoader):
     """Iterates (indices int64 [b], views [b, V, 3, S, S]): views of each picture, cut from one decode.
 
-    ``cuts(width, height)`` gives the V views of a picture of that size, as many for every picture. Each is resized to
-    S x S as by :class:`PictureLoader`, boxes to the bit as ``crop`` and ``resize`` of Pillow would. Runs on the CPU
-    only; broken files are told as there.
+    ``cuts(width, height)`` gives the V views of a picture of that size, as many for every picture; a sequence has such
+    a function for each path. Each view is resized to S x S as by :class:`PictureLoader`, boxes to the bit as ``crop``
+    and ``resize`` of Pillow would. Runs on the CPU only; broken files are told as there.
     """
 
     def __init__(
         self,
         paths: Sequence[AnyPath],
-        cuts: Callable[[int, int], Sequence[Cut]],
+        cuts: Cuts | Sequence[Cuts],
         options: LoaderOptions,
         *,
         on_broken: Callable[[AnyPath, str], None],
     ) -> None:
         if options.device != "cpu":
             raise ValueError(f"crops are cut on the CPU: device must be 'cpu', got {options.device!r}")
+        if not callable(cuts) and len(cuts) != len(paths):
+            raise ValueError(f"cuts must be one function, or one for each of {len(paths)} paths, got {len(cuts)}")
         super().__init__(paths, options, on_broken)
         # One replica: its graph has two operators, and its batches are large.
         self._renderer = _Cutter(self._prepare, self._quarantine, options, views=1, cuts=cuts)
@@ -158,14 +163,15 @@ class CropLoader(_EvaluationLoader):
 class _Cutter(Renderer[range, np.ndarray]):
     """Scenes without views, cut by ``cuts``."""
 
-    cuts: Callable[[int, int], Sequence[Cut]]
+    cuts: Cuts | Sequence[Cuts]
 
     def arrays(self, batch: Batch[np.ndarray], arena: Arena) -> list[object]:
         size = self.options.size
         pictures = [scene.pictures[0] for scene in batch.scenes]
         rows = []
-        for height, width in (picture.shape for picture in pictures):
-            rows.append(np.array([cut.row(height, width) for cut in self.cuts(width, height)], np.float64))
+        for i, (height, width) in zip(batch.payload.tolist(), (picture.shape for picture in pictures), strict=True):
+            cuts = self.cuts if callable(self.cuts) else self.cuts[i]
+            rows.append(np.array([cut.row(height, width) for cut in cuts(width, height)], np.float64))
             if rows[-1].shape != rows[0].shape or not len(rows[0]):
                 raise ValueError(f"cuts must give as many views for every picture, got {len(rows[-1])}, {len(rows[0])}")
         like = np.zeros((len(rows[0]) * size, size, 0), np.uint8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from copynce.evaluation.descriptor import DescriptorOptions, described
@@ -27,11 +28,13 @@ from copynce.retrieval.search import search
 @dataclass(frozen=True)
 class LocalViewsResult:
     """metrics: facts for metrics.json. rows: by local views, with score normalisation too where asked for; none where
-    there is no ground truth. candidates: the best pairs of each query, by the last of these."""
+    there is no ground truth. candidates: the best pairs of each query, by the last of these. views: int64, which of
+    `QUERY_VIEWS` was the nearest in each."""
 
     metrics: Metrics
     rows: list[Row]
     candidates: Candidates
+    views: NDArray[np.int64]
 
 
 def judge_local_views(
@@ -67,13 +70,13 @@ def _judged(
     metrics: Metrics = {}
     rows: list[Row] = []
 
-    def best(scores: np.ndarray, k: int) -> Predictions:
-        queries, references, highest = best_references(scores, at, k)
+    def best(scores: np.ndarray, k: int) -> tuple[Predictions, NDArray[np.int64]]:
+        queries, references, views, highest = best_references(scores, at, k)
         names = np.asarray(query.uuids, object), np.asarray(reference.uuids, object)
-        return Predictions(names[0][queries], names[1][references], highest.astype(np.float64))
+        return Predictions(names[0][queries], names[1][references], highest.astype(np.float64)), views
 
     def add(title: str, suffix: str, scores: np.ndarray) -> Predictions:
-        predictions = best_of_all(best(scores, options.k), options.global_candidates)
+        predictions = best_of_all(best(scores, options.k)[0], options.global_candidates)
         if evaluating.positives:
             rows.append(options.judging.row(title, predictions, evaluating.split.ground_truth))
             keys = ("uap", "rp90", "rp90_threshold", "map", "recall_at_1", "recall_at_10")
@@ -87,5 +90,5 @@ def _judged(
         bias = Bias(options.start, options.end, options.alpha).of(similarities)
         scores = scores - bias.reshape(*shape[:2], 1)
         add("local views + score normalisation", "_local_views_sn", scores)
-    found = best(scores, options.candidates)
-    return LocalViewsResult(metrics, rows, Candidates(found.queries, found.references))
+    found, views = best(scores, options.candidates)
+    return LocalViewsResult(metrics, rows, Candidates(found.queries, found.references), views)

@@ -103,8 +103,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a descriptor, with a `matcher` on its candidates where one is given; or a matcher by itself on a file of
     candidates; and `searching`, a descriptor with its calibration, where the config asks for a search. Leaves in `out`:
-    predictions.csv, predictions-local-views.csv, predictions-matcher.csv, predictions-lce.csv, predictions-search.csv,
-    metrics.json, table.md.
+    predictions.csv, predictions-local-views.csv, predictions-matcher.csv, predictions-lce.csv,
+    predictions-matcher-local-views.csv, predictions-search.csv, metrics.json, table.md.
 
     processes: those that share the work; the first writes, and alone has the whole result.
     Raises ConfigError for models and settings that do not fit each other; other errors as of `evaluate_descriptor` and
@@ -131,7 +131,7 @@ def evaluate(
     evaluating = Evaluating(out, split, progress, say, processes)
     if note := PROTOCOLS[name].note:
         evaluating.say(f"protocol {name}: {note}")
-    candidates = None
+    candidates = views = None
     if config.candidates is not None:
         candidates = read_candidates(
             config.candidates, queries=set(split.queries.uuids), references=set(split.references.uuids)
@@ -158,15 +158,16 @@ def evaluate(
         )
         result = judge_descriptor(descriptor.model, evaluating, options, descriptor.file, descriptor.sha256)
         metrics, rows = dict(result.metrics), list(result.rows)
-        found_by = result.candidates
+        found_by, found_in = result.candidates, None
         if config.local_views:
             local = judge_local_views(
                 descriptor.model, evaluating, options, result.metrics["precision"], descriptor.sha256
             )
             metrics |= local.metrics
             rows += local.rows
-            found_by = local.candidates
-        candidates = candidates or found_by
+            found_by, found_in = local.candidates, local.views
+        if candidates is None:
+            candidates, views = found_by, found_in
     if matcher is not None:
         assert isinstance(matcher.model, Matcher), "checked above"
         assert candidates is not None, "as well"
@@ -180,7 +181,7 @@ def evaluate(
             global_candidates=settings.pairs,
             judging=judging,
         )
-        found = judge_matcher(matcher.model, candidates, evaluating, matching, matcher.file, matcher.sha256)
+        found = judge_matcher(matcher.model, candidates, evaluating, matching, matcher.file, matcher.sha256, views)
         metrics |= found.metrics
         if descriptor is None and found.rows:  # the first row of a table is at the top
             metrics = {"split": split.name, **found.rows[0].metrics, **metrics}

@@ -83,7 +83,8 @@ class EvalConfig:
     true."""
     local_views: bool = False
     """Queries are also asked in parts, as copynce search does: the highest cosine of 23 views is the score of a pair,
-    in rows of their own, and the best of these pairs are a matcher's candidates."""
+    in rows of their own, and the best of these pairs are a matcher's candidates, which it also scores in the view that
+    was the nearest."""
     search: bool = False
     """Also what copynce search does, a row of its own: queries asked whole, turned and in parts, and of each the ten
     references that are nearest judged by matcher, place and pixels. For a model with a calibration, as default."""

@@ -196,8 +196,8 @@ def _rows(features: Features, pictures: slice, device: torch.device) -> Tensor:
 
 def _merged(entries: Mapping[str, NDArray[Any]], k: int | None) -> dict[str, NDArray[Any]]:
     """Each pair once, with its highest score, the `k` best of each query by decreasing score."""
-    query, reference, score = best_pairs(entries["query"], entries["reference"], entries["score"], k)
-    return {"query": query, "reference": reference, "score": score}
+    rows = best_pairs(entries["query"], entries["reference"], entries["score"], k)
+    return {name: column[rows] for name, column in entries.items()}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,10 +31,10 @@ _REPEATED = 14  # the query's middle tile, which is its central box
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of a picture of either side are encoded, how many they are, and which are fused: (query view,
-    reference view) of each fusion pass of a pair."""
+    """Which views of a picture of either side are encoded (a function for all, or for each picture of the manifest its
+    own), how many they are, and which are fused: (query view, reference view) of each fusion pass of a pair."""
 
-    cuts: Mapping[Role, Cuts]
+    cuts: Mapping[Role, Cuts | Sequence[Cuts]]
     count: Mapping[Role, int]
     forwards: list[tuple[int, int]]
 
@@ -161,7 +161,10 @@ class Passes:
             for indices, pictures in PictureLoader(paths, options, on_broken=on_broken):
                 yield indices.numpy(), pictures.unsqueeze(1)
         else:
-            for indices, views in CropLoader(paths, self.views.cuts[role], options, on_broken=on_broken):
+            cuts = self.views.cuts[role]
+            if not callable(cuts):
+                cuts = [cuts[place] for place in places]
+            for indices, views in CropLoader(paths, cuts, options, on_broken=on_broken):
                 yield indices.numpy(), views.to(self.device, non_blocking=True)
 
     def _encode(self, images: Tensor, precision: Literal["fp32", "bf16"]) -> Tensor:

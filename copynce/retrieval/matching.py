@@ -3,11 +3,13 @@
 Vanilla (PROTOCOLS 4.1): score = sigmoid(logit) of both whole pictures. With local crops ensembling (PROTOCOLS 4.3) it
 is the highest of 35 such scores: 26 views of the query with the whole reference, the whole query with 9 more views of
 the reference. One view of the query is there twice (its central box is the middle tile), so a pair costs 25 + 10
-encoder passes where its pictures are in no other pair, and 34 fusion passes.
+encoder passes where its pictures are in no other pair, and 34 fusion passes. Or of each pair one view of the query is
+named, that by which it was near to the reference, and is matched with the whole reference.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import time
@@ -23,8 +25,10 @@ from copynce.errors import DataError
 from copynce.models import Matcher
 from copynce.models.memory import keep_heap
 from copynce.retrieval.extract import Alone, Precision, Processes, picture_state
-from copynce.retrieval.matcher_passes import LOCAL_CROPS, WHOLE, Held, Passes
+from copynce.retrieval.matcher_passes import LOCAL_CROPS, WHOLE, Held, Passes, Views
 from copynce.retrieval.pair_scores import ROLES, PairPlan, PairScores, Role, ScoredPart, ScoreStore, plan_pairs
+from copynce.retrieval.query_views import QUERY_VIEWS
+from dali_pipelines import Cut
 
 #: How scores are made, as a number: views, preparation, passes. Whoever changes scores adds one, and kept scores of
 #: other numbers are made anew; a test holds scores that belong to this number.
@@ -51,6 +55,7 @@ def score_pairs(
     references: Manifest,
     *,
     local_crops: bool = False,
+    query_views: NDArray[np.int64] | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     precision: Precision = "auto",
@@ -69,6 +74,8 @@ def score_pairs(
     has no score: it is in the result's `unscored`, and its picture in `quarantine`.
 
     local_crops: the highest score of all views' (see the module's text).
+    query_views: [N], which of `QUERY_VIEWS` stands for the query in each pair; None: the whole picture. Each of them
+        that is in a pair is encoded, once. Not with local_crops.
     batch_size: views of an encoder pass (at least those of one picture), and pairs of views of a fusion pass.
     device: of the passes, "cpu" or a CUDA device. Whole pictures are decoded there too, views on the CPU.
     precision: of both passes. "auto": bf16 where the hardware multiplies it and where the logits of the first pairs
@@ -101,6 +108,10 @@ def score_pairs(
     columns: dict[Role, NDArray[Any]] = dict(zip(ROLES, map(np.asarray, candidates), strict=True))
     places = {role: _places(role, columns[role], manifests[role]) for role in ROLES}
     views = LOCAL_CROPS if local_crops else WHOLE
+    if query_views is not None:
+        if local_crops:
+            raise ValueError("query_views names one view for each pair, local_crops means all: give one of them")
+        manifests["query"], places["query"], views = _in_views(queries, places["query"], query_views)
     encoding = 4 * (matcher.prefix_tokens + matcher.grid**2) * matcher.channels
     plan = plan_pairs(places, views.count, capacity=memory // encoding, pairs=max(1, part // len(views.forwards)))
 
@@ -151,6 +162,29 @@ def _places(role: Role, ids: NDArray[Any], manifest: Manifest) -> NDArray[np.int
             f"{role} {error.args[0]!r} of the candidates is not among the {len(manifest)} {_PLURAL[role]} in "
             f"{manifest.root}"
         ) from None
+
+
+def _in_views(
+    queries: Manifest, places: NDArray[np.int64], query_views: NDArray[np.int64]
+) -> tuple[Manifest, NDArray[np.int64], Views]:
+    """Each view that is in a pair as if it were a picture: their manifest, the place of each pair's in it, and how they
+    are cut. places: of the pairs' pictures in `queries`."""
+    count = QUERY_VIEWS.count
+    if query_views.shape != places.shape or not ((query_views >= 0) & (query_views < count)).all():
+        raise ValueError(f"query_views must be {len(places)} numbers from 0 to {count - 1}, one for each pair")
+    named, number = np.unique(places * count + query_views, return_inverse=True)
+    pictures = list(zip(*(column.tolist() for column in np.divmod(named, count)), strict=True))
+    manifest = Manifest(
+        [f"{queries.uuids[place]} in view {view}" for place, view in pictures],
+        [queries.paths[place] for place, _ in pictures],
+        queries.root,
+    )
+    cuts = [functools.partial(_one_of_views, view) for _, view in pictures]
+    return manifest, number, Views({**WHOLE.cuts, "query": cuts}, WHOLE.count, WHOLE.forwards)
+
+
+def _one_of_views(view: int, width: int, height: int) -> list[Cut]:
+    return [QUERY_VIEWS.cuts(width, height)[view]]
 
 
 class _Work:

@@ -29,29 +29,28 @@ QUERY_VIEWS = Views("whole, turned and parts", query_views)
 
 def best_references(
     scores: NDArray[np.floating], at: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """(query, reference, score), each [P]: the `k` references of each query whose best view is the nearest, query by
-    query; of equal scores the reference that comes first.
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """(query, reference, view, score), each [P]: the `k` references of each query whose best view is the nearest, query
+    by query, and that view; of equal scores the reference that comes first, and the first view.
 
     scores, at: [Nq, V, K], what a search found for each of V views of each query.
     """
-    count, *each = scores.shape
-    query = np.repeat(np.arange(count), np.prod(each))
-    return best_pairs(query, at.ravel(), scores.ravel().astype(np.float32), k)
+    query, view = (place.ravel() for place in np.indices(scores.shape)[:2])
+    reference, score = at.ravel(), scores.ravel().astype(np.float32)
+    rows = best_pairs(query, reference, score, k)
+    return query[rows], reference[rows], view[rows], score[rows]
 
 
 def best_pairs(
     query: NDArray[np.int64], reference: NDArray[np.int64], score: NDArray[np.float32], k: int | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Of pairs (columns [N]) each once, with its highest score, the `k` best of each query (None: all) by decreasing
-    score, query by query; of equal scores the reference that comes first."""
-    order = np.lexsort((-score, reference, query))
-    query, reference, score = query[order], reference[order], score[order]
-    first = np.append(True, (query[1:] != query[:-1]) | (reference[1:] != reference[:-1]))[: len(query)]
-    query, reference, score = query[first], reference[first], score[first]
-    order = np.lexsort((reference, -score, query))
-    query, reference, score = query[order], reference[order], score[order]
+) -> NDArray[np.int64]:
+    """Of pairs (columns [N]) the rows [P] of each once, where its score is the highest, and of these the `k` best of
+    each query (None: all) by decreasing score, query by query; of equal scores the reference that comes first."""
+    rows = np.lexsort((-score, reference, query))
+    asked, found = query[rows], reference[rows]
+    rows = rows[np.append(True, (asked[1:] != asked[:-1]) | (found[1:] != found[:-1]))[: len(rows)]]
+    rows = rows[np.lexsort((reference[rows], -score[rows], query[rows]))]
     if k is None:
-        return query, reference, score
-    kept = np.arange(len(query)) - np.searchsorted(query, query) < k
-    return query[kept], reference[kept], score[kept]
+        return rows
+    asked = query[rows]
+    return rows[np.arange(len(rows)) - np.searchsorted(asked, asked) < k]

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from safetensors.numpy import load_file
 
 from copynce.cli import main
 from copynce.cli.main import BAD_INPUT
 from copynce.copies.calibration import FEATURES, Calibration
 from copynce.copies.searching import find_copies
-from copynce.data import Quarantine, open_dataset
+from copynce.data import Manifest, Quarantine, open_dataset
 from copynce.data.synthetic import make_pictures
 from copynce.evaluation import read_predictions, score_predictions
 from copynce.evaluation.evaluating import RESULTS
 from copynce.model import load_model
-from copynce.models import build_descriptor, build_matcher, save_checkpoint
+from copynce.models import build_descriptor, build_matcher, load_matcher, save_checkpoint
+from copynce.retrieval.query_views import query_views
+from dali_pipelines import CropLoader, Cut, LoaderOptions
 
 WORKER = Path(__file__).parents[1] / "training" / "launch_worker.py"
 #: The worker with smaller parts, so that there is something to share.
@@ -56,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WHOLE = ["matcher={}/m.safetensors", "candidates_k=3", "local_views=true"]
 ROWS = [
     *("descriptor", "+ score normalisation", "local views", "local views + score normalisation"),
-    *("matcher", "+ local crops"),
+    *("matcher", "+ local crops", "matcher, local views"),
 ]
 
 
@@ -77,7 +81,7 @@ def test_a_whole_table_is_one_command(place: Path, table: Path) -> None:
     assert [row["name"] for row in metrics["rows"]] == ROWS
     assert (metrics["candidates"], metrics["k"], metrics["start"], metrics["end"]) == (9, 10, 1, 5)
     truth = open_dataset(place / "ds", "a").ground_truth
-    for name, suffix in (("matcher", "_matcher"), ("lce", "_lce")):
+    for name, suffix in (("matcher", "_matcher"), ("lce", "_lce"), ("matcher-local-views", "_matcher_local_views")):
         found = read_predictions(table / f"predictions-{name}.csv")
         assert len(found.scores) == 9
         assert score_predictions(found, truth)["uap"] == metrics[f"uap{suffix}"]
@@ -109,6 +113,35 @@ def test_local_views_are_all_views_with_all_references(table: Path) -> None:
     metrics = json.loads((table / "metrics.json").read_text())
     rows = metrics["rows"]
     assert (metrics["uap_local_views"], metrics["uap_local_views_sn"]) == (rows[2]["uap"], rows[3]["uap"])
+
+
+def test_the_nearest_view_is_matched(place: Path, table: Path) -> None:
+    """With the whole reference; scores of plain passes."""
+    (query,) = (load_file(file)["values"] for file in (table / "features").glob("query-views-0*.safetensors"))
+    (reference,) = (load_file(file)["values"] for file in (table / "features").glob("reference-0*.safetensors"))
+    (training,) = (load_file(file)["values"] for file in (table / "features").glob("training-0*.safetensors"))
+    bias = -np.sort(-(query @ training.T).astype(np.float64))[:, 1:5].mean(-1)
+    normal = ((query @ reference.T) - bias[:, None]).reshape(3, 23, -1)
+    split, matcher = open_dataset(place / "ds", "a"), load_matcher(place / "m.safetensors").eval()
+
+    def picture(manifest: Manifest, at: int, view: Cut) -> torch.Tensor:
+        options = LoaderOptions(size=32, batch_size=1)
+        loader = CropLoader([manifest.paths[at]], lambda *_: [view], options, on_broken=lambda path, why: None)
+        ((_, found),) = loader
+        return found[0]
+
+    found = read_predictions(table / "predictions-matcher-local-views.csv")
+    views = set()
+    for name, other, score in zip(*found, strict=True):
+        at, to = int(name[1]), int(other[1])
+        with Image.open(split.queries.paths[at]) as opened:
+            cuts = query_views(*opened.size)
+        nearest = int(normal[at, :, to].argmax())
+        views.add(nearest)
+        with torch.inference_mode():
+            both = picture(split.queries, at, cuts[nearest]), picture(split.references, to, Cut())
+            assert score == pytest.approx(float(matcher(*both).sigmoid()), abs=1e-5)
+    assert len(views) > 2
 
 
 def test_local_crops_score_at_least_as_high(table: Path) -> None:

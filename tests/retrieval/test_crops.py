@@ -118,6 +118,25 @@ def test_wrong_cuts_are_named(make: object, message: str) -> None:
         make()  # type: ignore[operator]
 
 
+def test_each_path_may_have_cuts_of_its_own(picture: Path, tmp_path: Path) -> None:
+    """Also one picture twice in a batch; those after a broken one keep theirs."""
+    (tmp_path / "broken.jpg").write_text("nothing")
+    paths = [picture, tmp_path / "broken.jpg", picture, picture]
+    boxes = [Cut((0, 0, 20, 20)), Cut((1, 1, 9, 9)), Cut((5, 7, 30, 31)), Cut(angle=90.0)]
+    options = LoaderOptions(size=SIZE, batch_size=3)
+
+    def views(paths: list[Path], cuts: object) -> dict[int, np.ndarray]:
+        loader = CropLoader(paths, cuts, options, on_broken=lambda path, why: None)  # type: ignore[arg-type]
+        return {i: view.numpy() for at, found in loader for i, view in zip(at.tolist(), found, strict=True)}
+
+    found = views(paths, [lambda w, h, box=box: [box] for box in boxes])
+    assert sorted(found) == [0, 2, 3]
+    for i, view in found.items():
+        np.testing.assert_array_equal(view, views([picture], lambda w, h, i=i: [boxes[i]])[0])
+    with pytest.raises(ValueError, match="cuts must be one function, or one for each of 4 paths, got 1"):
+        views(paths, [one_of_one])
+
+
 def test_every_picture_needs_as_many_views(picture: Path, tmp_path: Path) -> None:
     Image.open(picture).resize((50, 50)).save(tmp_path / "square.png")
     paths = [picture, tmp_path / "square.png"]

@@ -21,6 +21,7 @@ from copynce.models import Matcher, build_matcher
 from copynce.retrieval.crops import lce_forwards, lce_query, lce_reference, one_of_one
 from copynce.retrieval.matching import score_pairs
 from copynce.retrieval.pair_scores import ROLES, PairScores, Role, ScoreStore, plan_pairs
+from copynce.retrieval.query_views import QUERY_VIEWS
 from dali_pipelines import CropLoader, LoaderOptions
 
 SIZE = 32
@@ -127,6 +128,46 @@ def test_local_crops_equal_35_plain_forward_passes(model: Matcher, folder: Path)
     vanilla = score(model, folder).scores
     assert (found.scores >= vanilla - 1e-6).all()
     assert (found.scores > vanilla + 1e-3).any()
+
+
+def chosen_views(count: int, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, QUERY_VIEWS.count, count)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(("memory", "part"), [(10**6, 100), (2 * ENCODING, 4)])
+def test_a_view_of_each_pair_equals_plain_forward_passes(
+    model: Matcher, folder: Path, tmp_path: Path, memory: int, part: int
+) -> None:
+    """Whole, turned or a box; two views of one query in different pairs; each encoded once where all can be held."""
+    pairs = every_pair()
+    chosen = chosen_views(len(pairs[0]))
+    keep = ScoreStore(tmp_path, "m")
+    whole = score(model, folder, keep=keep, part=part)
+    found = score(model, folder, query_views=chosen, keep=keep, memory=memory, part=part)
+    for query, reference, view, value in zip(*pairs, chosen, found.scores, strict=True):
+        query_views = views(folder, query, QUERY_VIEWS.cuts)
+        with torch.inference_mode():
+            logit = model(query_views[view, None], views(folder, reference, one_of_one))
+        assert value == pytest.approx(float(logit.sigmoid()), abs=1e-6), (query, reference, view)
+    assert found.queries.tolist() == pairs[0].tolist()
+    assert found.fusions == len(chosen)
+    if memory > 10**5:
+        assert found.encodings == len(set(zip(pairs[0], chosen, strict=True))) + REFERENCES
+    again = score(model, folder, query_views=chosen, keep=keep, memory=memory, part=part)
+    np.testing.assert_array_equal(again.scores, found.scores)
+    assert np.abs(found.scores - whole.scores).max() > 1e-3
+    first = score(model, folder, query_views=np.zeros(len(chosen), np.int64))
+    np.testing.assert_allclose(first.scores, whole.scores, atol=1e-6)
+
+
+def test_a_broken_query_has_no_score_in_any_view(model: Matcher, folder: Path) -> None:
+    lists = manifest(folder, "q", broken=1), manifest(folder, "r")
+    quarantine = Quarantine()
+    chosen = chosen_views(QUERIES * REFERENCES)
+    found = score(model, folder, lists=lists, query_views=chosen, quarantine=quarantine)
+    assert sorted(found.unscored) == [("Q1", f"R{i}") for i in range(REFERENCES)]
+    assert [path for path, _ in quarantine.entries()] == [str(folder / "broken.jpg")]
 
 
 def test_one_pair_takes_no_more_than_36_and_34_passes(model: Matcher, folder: Path) -> None:
@@ -343,6 +384,10 @@ def test_what_cannot_be_scored_is_a_sentence(model: Matcher, folder: Path) -> No
         score(model, folder, pairs=strange)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         score(model, folder, batch_size=0)
+    with pytest.raises(ValueError, match="query_views must be 15 numbers from 0 to 22, one for each pair"):
+        score(model, folder, query_views=np.full(15, 23))
+    with pytest.raises(ValueError, match="query_views names one view for each pair, local_crops means all"):
+        score(model, folder, query_views=chosen_views(15), local_crops=True)
     with pytest.raises(ValueError, match="precision must be auto, fp32 or bf16"):
         score(model, folder, precision="fp16")
     damaged = matcher()
@@ -362,4 +407,5 @@ def test_scores_of_this_way(folder: Path) -> None:
             weights.copy_(noise / weights.shape[-1] ** 0.5 if weights.ndim > 1 else 1 + 0.1 * noise)
     pairs = np.array(["Q0", "Q1"], object), np.array(["R0", "R3"], object)
     found = [score(model, folder, pairs=pairs, local_crops=crops).scores.tolist() for crops in (False, True)]
-    np.testing.assert_allclose(found, [[0.280198, 0.272210], [0.326103, 0.312029]], atol=1e-4)
+    found.append(score(model, folder, pairs=pairs, query_views=np.array([2, 13])).scores.tolist())
+    np.testing.assert_allclose(found, [[0.280198, 0.272210], [0.326103, 0.312029], [0.290870, 0.264597]], atol=1e-4)

@@ -25,5 +25,6 @@ def box_descriptor_second_stage(run: Run) -> Run:
 
 def box_matcher(run: Run) -> Run:
     """The matcher in the package, whose encoder is the descriptor's first blocks: data.train=LIST, weights= that
-    descriptor, data.neighbours= a table that it mined (`copynce knn`)."""
+    descriptor, data.neighbours= a table that it mined (`copynce knn`). Where the descriptor is trained on,
+    scripts/share_encoder.py makes of both what weights= is then."""
     return matcher.vits14_112(run) | {"optim.steps": 3600}

@@ -28,6 +28,7 @@ RECIPES: Mapping[str, Recipe] = {
     "matcher-vits14-112": matcher.vits14_112,
     "box-descriptor": box.box_descriptor,
     "box-descriptor-stage2": box.box_descriptor_second_stage,
+    "box-descriptor-stage3": box.box_descriptor_third_stage,
     "box-matcher": box.box_matcher,
     **ablations.RECIPES,
 }

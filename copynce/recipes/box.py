@@ -23,6 +23,17 @@ def box_descriptor_second_stage(run: Run) -> Run:
     }
 
 
+def box_descriptor_third_stage(run: Run) -> Run:
+    """The same four blocks at 126 px (9 x 9 patches), without KoLeo, with weights= what refit_head made of the stage
+    before, which then solves for the head again; scripts/share_encoder.py brings the matcher to this size."""
+    return box_descriptor_second_stage(run) | {
+        "model.img_size": 126,
+        "loss.koleo_weight": 0.0,
+        "data.batch_size": 48,
+        "optim.steps": 400,
+    }
+
+
 def box_matcher(run: Run) -> Run:
     """The matcher in the package, whose encoder is the descriptor's first blocks: data.train=LIST, weights= that
     descriptor, data.neighbours= a table that it mined (`copynce knn`). Where the descriptor is trained on,

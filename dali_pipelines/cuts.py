@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,10 @@ class Cut:
         row = self.row(height, width)
         to_picture = np.vstack([row[CUT_MAP:].reshape(2, 3), (0.0, 0.0, 1.0)])
         return (int(row[CUT_WIDTH]), int(row[CUT_HEIGHT])), to_picture
+
+
+#: The views of a picture of (width, height) pixels.
+Cuts = Callable[[int, int], Sequence[Cut]]
 
 
 def _row(width: float, height: float, *to_picture: tuple[float, float, float]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from copynce.pixtrace import EditProgram
 from dali_pipelines.arena import Arena
-from dali_pipelines.cuts import Cut
+from dali_pipelines.cuts import Cuts
 from dali_pipelines.options import Device, LoaderOptions
 from dali_pipelines.packing import Scene, View
 from dali_pipelines.reading import Quarantine, Reader
@@ -19,9 +19,6 @@ from dali_pipelines.sources import AnyPath, EncodedPicture
 
 if TYPE_CHECKING:
     import torch
-
-#: The views of a picture of that width and height.
-Cuts = Callable[[int, int], Sequence[Cut]]
 
 
 def render_programs(

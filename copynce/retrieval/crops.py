@@ -6,12 +6,7 @@ Each function of (width, height) gives the views of a picture of that size, in t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from dali_pipelines import Cut
-
-#: The views of a picture of (width, height) pixels.
-Cuts = Callable[[int, int], list[Cut]]
+from dali_pipelines.cuts import Cut, Cuts
 
 _WHOLE = Cut()
 

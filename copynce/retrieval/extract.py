@@ -21,12 +21,12 @@ from copynce.errors import DataError
 from copynce.models import Descriptor
 from copynce.models.memory import keep_heap
 from copynce.models.precision import bf16_in_hardware
-from copynce.retrieval.crops import Cuts
 from copynce.retrieval.features import Computed, FeatureFile, Features, write_features
 from copynce.retrieval.features import FeatureStore as FeatureStore
 from copynce.retrieval.rows import joined
 from copynce.retrieval.search import normalised
 from dali_pipelines import CropLoader, LoaderOptions, PictureLoader
+from dali_pipelines.cuts import Cuts
 from dali_pipelines.sources import AnyPath, ShardMember
 
 Precision = Literal["auto", "fp32", "bf16"]

@@ -16,10 +16,11 @@ from copynce.data import Manifest
 from copynce.errors import DataError
 from copynce.models import Matcher
 from copynce.models.precision import bf16_in_hardware
-from copynce.retrieval.crops import Cuts, lce_forwards, lce_query, lce_reference, one_of_one
+from copynce.retrieval.crops import lce_forwards, lce_query, lce_reference, one_of_one
 from copynce.retrieval.features import Computed
 from copynce.retrieval.pair_scores import ROLES, Role
 from dali_pipelines import CropLoader, Cut, LoaderOptions, PictureLoader
+from dali_pipelines.cuts import Cuts
 from dali_pipelines.sources import AnyPath
 
 #: The largest change of a logit by bfloat16 for which it is taken: odds within a tenth.

@@ -174,20 +174,23 @@ def outputs_of(encoder: VisionTransformer, images: Tensor, blocks: list[int]) ->
 def first_token_of(block: Any, tokens: Tensor) -> Tensor:
     """The first of the tokens that `block` makes of tokens [B, N, C], [B, C]: its query against all keys.
 
-    Makes no other token where the block's form is known, and then leaves stochastic depth out.
+    Makes no other token where the block's form is known, and then leaves stochastic depth out. Keys and values are not
+    made either: of one query q_h = W_q x_1 a head, q_h (W_k x_j + b_k) is (W_k' q_h) x_j and the same for all j, which
+    the softmax does not see, and the sum of a_j (W_v x_j + b_v) is W_v (sum of a_j x_j) + b_v.
     """
-    if not isinstance(block, TrainingBlock) or type(block.attn) is not Attention:
+    attn = block.attn if isinstance(block, TrainingBlock) else None
+    if type(attn) is not Attention or not isinstance(attn.k_norm, nn.Identity):
         made: Tensor = block(tokens)
         return made[:, 0]
-    attn = block.attn
     normal = block.norm1(tokens)
     width = attn.num_heads * attn.head_dim
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    query = F.linear(normal[:, :1], weight[:width], None if bias is None else bias[:width])
-    key, value = F.linear(normal, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-    query, key, value = (x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    seen = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
-    seen = attn.norm(seen.transpose(1, 2).flatten(2))
+    weights = attn.qkv.weight.split(width)
+    biases = (None, None, None) if attn.qkv.bias is None else attn.qkv.bias.split(width)
+    query = attn.q_norm(F.linear(normal[:, 0], weights[0], biases[0]).unflatten(-1, (attn.num_heads, -1)))
+    asked = torch.einsum("bhd,hdc->bhc", query, weights[1].unflatten(0, (attn.num_heads, -1)))
+    seen = F.scaled_dot_product_attention(asked, normal, normal, scale=attn.scale)
+    seen = torch.einsum("bhc,hdc->bhd", seen, weights[2].unflatten(0, (attn.num_heads, -1))).flatten(1)
+    seen = attn.norm(seen if biases[2] is None else seen + biases[2]).unsqueeze(1)
     if attn.gate is not None:
         seen = seen * attn.gate(normal[:, :1]).sigmoid()
     token = tokens[:, :1] + block.ls1(attn.proj(seen))

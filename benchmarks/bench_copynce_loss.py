@@ -19,6 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from copynce.losses import copynce_loss
+from copynce.losses.copynce import Backend
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -48,13 +49,14 @@ def make_batch(pairs: int, side: int, patch_size: int, channels: int) -> Batch:
     return query.requires_grad_(), reference.requires_grad_(), forward, backward
 
 
-def full(batch: Batch, patch_size: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def full(batch: Batch, patch_size: int, backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
     query, reference = batch[:2]
     loss = copynce_loss(*batch, patch_size=patch_size, gamma=3.0, backend=backend)
-    return loss.detach(), *torch.autograd.grad(loss, (query, reference))
+    of_query, of_reference = torch.autograd.grad(loss, (query, reference))
+    return loss.detach(), of_query, of_reference
 
 
-def forward(batch: Batch, patch_size: int, backend: str) -> Tensor:
+def forward(batch: Batch, patch_size: int, backend: Backend) -> Tensor:
     with torch.no_grad():
         return copynce_loss(*batch, patch_size=patch_size, gamma=3.0, backend=backend)
 
@@ -97,7 +99,8 @@ def bench_copynce_loss(
             torch.bmm(affinity.mT, query)
 
     def loss() -> object:
-        return (full if mode == "full" else forward)(batch, patch_size, provider)
+        backend: Backend = "reference" if provider == "reference" else "cpu"
+        return (full if mode == "full" else forward)(batch, patch_size, backend)
 
     call = floor if provider == "gemm-floor" else loss
     benchmark.extra_info.update(peak_mib=peak_mib(call), threads=torch.get_num_threads(), torch=torch.__version__)

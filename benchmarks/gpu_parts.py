@@ -112,10 +112,11 @@ def fixed_batch(config: TrainConfig) -> PairBatch:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if bf16_in_hardware(device) else "fp32"
-    tables = make_batch(pairs, side, side, 1)[2:]
-    views = torch.randn(2, pairs, 3, side, side).to(getattr(torch, DTYPES[precision]))
+    _, _, forward, backward = make_batch(pairs, side, side, 1)
+    query, reference = torch.randn(2, pairs, 3, side, side).to(getattr(torch, DTYPES[precision]))
     every = torch.ones(pairs, dtype=torch.bool)
-    return PairBatch(*views, *tables, every, every, [str(i) for i in range(pairs)]).to(device)
+    uuids = [str(i) for i in range(pairs)]
+    return PairBatch(query, reference, forward, backward, every, every, uuids).to(device)
 
 
 def measure_steps(config: TrainConfig, seconds: float, emit: Emit) -> None:
@@ -236,8 +237,7 @@ KINDS = {
 
 def measure_profile(config: TrainConfig, emit: Emit, *, steps: int = 3, rows: int = 25) -> None:
     """Where the time of an eager step goes: kinds, then what takes longest. On a GPU its kernels, else operators."""
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import DeviceType, ProfilerActivity, profile
 
     batch = fixed_batch(config)
     on_gpu = batch.query.is_cuda

@@ -25,6 +25,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ import torch
 import copynce.index.index  # before the forks
 from copynce.data.synthetic import make_pictures
 from copynce.files import file_sha256
+from copynce.index.table import PictureTable
 from copynce.models import build_descriptor, save_checkpoint
 from dali_pipelines.graph import build_pipeline
 
@@ -84,7 +86,7 @@ def add(index: Path, pictures: Path, weights: Path, reported: Path) -> None:
 
 def look(index: Path, out: Path) -> None:
     """Leave what the index holds: its rows but for the descriptors, and these."""
-    table = copynce.index.index.PictureTable.open(str(index))
+    table = PictureTable.open(str(index))
     rows = [] if table is None else table.columns(["path", "sha256", "size"]).to_pylist()
     out.with_suffix(".json").write_text(json.dumps(rows))
     np.save(out.with_suffix(".npy"), np.empty((0, 0)) if table is None else table.descriptors()[1])
@@ -117,7 +119,7 @@ class Run:
     def go(self, seconds: float) -> tuple[bool, list[int]]:
         """Start the writers and kill them after so long: whether there were any left, and how the others ended."""
         processes = [
-            start(lambda n=n: add(self.index, self._pictures, self._weights, self._reported(n)), self._told)
+            start(partial(add, self.index, self._pictures, self._weights, self._reported(n)), self._told)
             for n in range(self._writers)
         ]
         statuses = ended(processes, seconds)

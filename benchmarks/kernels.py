@@ -155,12 +155,11 @@ def record_step(shape: Shape) -> list[Launch]:
     """Launches of prior, forward and backward of one step, on tensors without memory."""
     stage = "prior"
     size = (shape.side, shape.side)
-    settings = PATCH, shape.gamma, shape.released
     with torch.device("meta"), recorder(lambda: stage) as launches:
         overlaps = [empty_outputs(torch.empty(0), shape.pairs, size, size, PATCH, shape.gamma) for _ in range(2)]
         tables = [torch.empty(shape.pairs, *size, dtype=torch.int32) for _ in range(2)]
         for table, overlap in zip(tables, overlaps, strict=True):
-            patch_overlap_fwd(table, *overlap, size, *settings)
+            patch_overlap_fwd(table, *overlap, size, PATCH, shape.gamma, shape.released)
         query, reference = (torch.empty(shape.pairs, shape.patches, shape.channels, dtype=shape.dtype) for _ in "qr")
         pair_weight, upstream = torch.empty(shape.pairs), torch.empty(())
         mode = power_mode(shape.gamma)
@@ -168,13 +167,12 @@ def record_step(shape: Shape) -> list[Launch]:
         common = (*overlaps[0], *overlaps[1])
         stage = "forward"
         stash = keeps_cosines(query, reference)
-        _, cosine, *factors = copynce_fwd(
+        _, cosine, of_query, of_reference = copynce_fwd(
             query, reference, *common, pair_weight, powers, 1 / 16, mode, shape.released, stash
         )
         stage = "backward"
-        copynce_bwd(
-            upstream, query, reference, *common, *factors, pair_weight, powers, cosine, 1 / 16, mode, shape.released
-        )
+        sides = (query, reference, *common, of_query, of_reference)
+        copynce_bwd(upstream, *sides, pair_weight, powers, cosine, 1 / 16, mode, shape.released)
     return launches
 
 
@@ -251,6 +249,7 @@ def compile_launch(launch: Launch, arch: int) -> Any:
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
+            assert isinstance(value, int)
             signature[name] = "i32" if value < 2**31 else "i64"
             if value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
@@ -399,8 +398,8 @@ def ahead_of_time(patches: list[int], channels: list[int], gammas: list[float], 
     if launches > LAUNCHES_BAR or len(operators) > ATEN_BAR:
         faults.append(f"{launches} Triton launches and {len(operators)} ATen operators")
     print()
-    columns = ("kernel", "sm", "L", "D", "gamma", "tokens", "reg", "stack", "LDL/STL", "shared", "mma", "wgmma")
-    columns += ("cp.async", "v4 loads", "warps")
+    columns = ["kernel", "sm", "L", "D", "gamma", "tokens", "reg", "stack", "LDL/STL", "shared", "mma", "wgmma"]
+    columns += ["cp.async", "v4 loads", "warps"]
     widths = (21, 3, 5, 4, 6, 9, 4, 6, 8, 7, 4, 6, 9, 9, 6)
     print(" ".join(name.rjust(width) for name, width in zip(columns, widths, strict=True)))
     rows = []
@@ -417,17 +416,9 @@ def ahead_of_time(patches: list[int], channels: list[int], gammas: list[float], 
                 faults += [
                     f"{row.kernel} sm_{arch} L={row.patches} D={row.channels} gamma={row.gamma:g}: {m}" for m in missed
                 ]
-                values = (row.kernel, arch, row.patches, row.channels, f"{row.gamma:g}", row.dtype, row.registers)
-                values += (
-                    row.stack,
-                    row.local,
-                    row.shared,
-                    row.mma,
-                    row.wgmma,
-                    row.cp_async,
-                    row.vector_loads,
-                    row.warps,
-                )
+                values = [row.kernel, arch, row.patches, row.channels, f"{row.gamma:g}", row.dtype, row.registers]
+                values += [row.stack, row.local, row.shared, row.mma, row.wgmma, row.cp_async, row.vector_loads]
+                values += [row.warps]
                 line = " ".join(str(value).rjust(width) for value, width in zip(values, widths, strict=True))
                 print(line + "".join(f"   <- {m}" for m in missed), flush=True)
     print(

@@ -18,8 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from copynce.errors import DataError
 from copynce.provenance import processor_name
@@ -45,7 +47,7 @@ def make(folder: Path, name: str, rows: int, columns: int, seed: int) -> Feature
     for part, start in enumerate(range(0, rows, PART)):
         generator = np.random.default_rng([seed, part])
         count = min(PART, rows - start)
-        drawn = centres[generator.integers(len(centres), size=count)]
+        drawn: NDArray[Any] = centres[generator.integers(len(centres), size=count)]
         drawn = (drawn + 0.7 * generator.normal(size=drawn.shape)) @ spread
         drawn += 0.1 * generator.normal(size=drawn.shape)
         names = [f"{name[0].upper()}{start + i:07d}" for i in range(count)]

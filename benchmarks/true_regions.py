@@ -83,7 +83,8 @@ def _frame(
     edits: Sequence[Mapping[str, Any]], reference_size: tuple[int, int], query_size: tuple[int, int], shape: float
 ) -> _Frame | None:
     """The picture after all edits, None for a crop of this shape that leaves it."""
-    frame = _Frame(*map(float, reference_size), np.eye(3), rectangle(*reference_size))
+    width, height = reference_size
+    frame = _Frame(float(width), float(height), np.eye(3), rectangle(width, height))
     for edit in edits:
         name, w, h = edit["op"], frame.width, frame.height
         if name in _STILL:

@@ -36,6 +36,7 @@ from copynce.models.box import BACKGROUND, CALIBRATION, DESCRIPTOR, MATCHER
 from copynce.models.checkpoints import load_descriptor, load_matcher, read_checkpoint_metadata, save_checkpoint
 from copynce.models.descriptor import Descriptor
 from copynce.models.eight_bits import quantized
+from copynce.models.layers import LinearHead
 from copynce.models.weight_files import EIGHT_BITS
 from copynce.training import find_model
 from dali_pipelines import LoaderOptions, PictureLoader
@@ -122,10 +123,12 @@ def recentre(model: Descriptor, rounded: Descriptor, paths: Sequence[AnyPath]) -
     with torch.inference_mode():
         for at, images in PictureLoader(paths, options, on_broken=_tell):
             for total, side, head in zip(sums, (model, rounded), heads, strict=True):
+                assert isinstance(head, LinearHead)
                 total += head.fc1(side.class_token(images).float()).sum(0)
             count += len(at)
     with torch.no_grad():
-        heads[0].bn.running_mean += (sums[1] - sums[0]) / max(count, 1)
+        moved = heads[0].get_buffer("bn.running_mean")
+        moved += (sums[1] - sums[0]) / max(count, 1)
 
 
 def spread(manifest: Manifest, most: int) -> list[AnyPath]:

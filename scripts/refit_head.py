@@ -28,6 +28,7 @@ from copynce.data import read_manifest
 from copynce.models import load_descriptor, save_checkpoint
 from copynce.models.checkpoints import read_checkpoint_metadata
 from copynce.models.descriptor import Descriptor
+from copynce.models.layers import LinearHead
 from copynce.pixtrace import EditProgram, sample_program
 from copynce.training import find_model
 from dali_pipelines import LoaderOptions, Pair, PairLoader
@@ -129,10 +130,11 @@ def with_head(model: Descriptor, weight: Tokens, mean: Tokens) -> Descriptor:
     made = Descriptor(replace(model.config, head="linear_bn", dim=weight.shape[1]))
     made.encoder.load_state_dict(model.encoder.state_dict())
     head = made.heads["linear_head"]
+    assert isinstance(head, LinearHead)
     with torch.no_grad():
         head.fc1.weight.copy_(torch.from_numpy(weight.T))
-        head.bn.running_mean.copy_(torch.from_numpy(mean @ weight))
-        head.bn.running_var.fill_(1 - head.bn.eps)
+        head.bn.get_buffer("running_mean").copy_(torch.from_numpy(mean @ weight))
+        head.bn.get_buffer("running_var").fill_(1 - head.bn.eps)
     return made.eval()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from score_normalization import nearest_then, parser_of
+from score_normalization import nearest_then, parser_of  # type: ignore[import-not-found]  # run as a file
 
 if __name__ == "__main__":
     parser = parser_of(__doc__)
